@@ -1,0 +1,85 @@
+# DTX.  Variants: make SAN=address|undefined|thread, make CC=clang.  Everything is built under $(BUILD).
+SAN     ?=
+CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
+BUILD   ?= build$(if $(SAN),-$(SAN))$(if $(findstring clang,$(CC)),-clang)
+PKGS    := fuse3 jansson sqlite3 libpcre2-8 libutf8proc libcrypto zlib openblas
+
+# Goals that do not need the libraries to be there yet.
+BOOTSTRAP := deps demo test clean format check-all
+ifneq ($(filter-out $(BOOTSTRAP),$(or $(MAKECMDGOALS),all)),)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS   := $(shell pkg-config --libs $(PKGS))
+CHECK_LIBS  = $(shell pkg-config --libs check)
+endif
+
+CFLAGS  ?= -O2 -g
+WARN    := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter
+ALL_CFLAGS := -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
+              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+ALL_LIBS   := -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
+# The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
+KERNEL_CFLAGS := -O3 -mavx2 -mfma -mf16c
+
+src = $(wildcard $(addsuffix /*.c,$(1)))
+obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
+BASE_OBJ   := $(call obj,$(call src,scheduler/base))
+KERNEL_OBJ := $(call obj,$(call src,kernels kernels/cpu))
+LAYOUT_OBJ := $(call obj,$(call src,mnt-layout))
+SCHED_OBJ  := $(call obj,$(call src,scheduler scheduler/data scheduler/score scheduler/report))
+WORKER_OBJ := $(call obj,$(filter-out scheduler/worker/main.c,$(call src,scheduler/worker)))
+FSD_OBJ    := $(call obj,$(filter-out fsd/main.c,$(call src,fsd)))
+LIBS       := $(FSD_OBJ) $(WORKER_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(KERNEL_OBJ) $(BASE_OBJ)
+UNIT       := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
+FUZZ       := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+all: $(BUILD)/dtxd $(BUILD)/dtx-worker
+
+$(BUILD)/dtxd: $(BUILD)/fsd/main.o $(FSD_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
+
+$(BUILD)/dtx-worker: $(BUILD)/scheduler/worker/main.o $(WORKER_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
+
+$(BUILD)/kernels/%.o: CFLAGS += $(KERNEL_CFLAGS)
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/%: tests/unit/%.c $(LIBS)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIBS) $(CHECK_LIBS) $(ALL_LIBS)
+
+# Fuzz targets: with clang they are libFuzzer programs, with gcc a driver runs the files given to them.
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(LIBS) $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(ALL_LIBS)
+
+units: $(UNIT)
+fuzzers: $(FUZZ)
+
+deps:
+	packaging/deps.sh
+
+demo:
+	packaging/deps.sh --if-missing
+	$(MAKE) all
+	packaging/demo/run.sh
+
+test:
+	packaging/deps.sh --if-missing
+	$(MAKE) all units
+	BUILD=$(BUILD) tests/run.sh
+
+check-all:
+	packaging/deps.sh --if-missing --clang
+	tests/check-all.sh
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+clean:
+	rm -rf build build-*
+
+.PHONY: all units fuzzers deps demo test check-all format clean
+.SECONDARY:
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

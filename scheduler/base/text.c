@@ -1,0 +1,138 @@
+#include "scheduler/base/text.h"
+
+#include <fnmatch.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+
+size_t text_utf8_step(const char *s, size_t n)
+{
+    const unsigned char *u = (const unsigned char *)s;
+
+    if (n == 0)
+        return 0;
+    if (u[0] < 0x80)
+        return 1;
+    if (u[0] < 0xc2)
+        return 0;
+    if (u[0] < 0xe0)
+        return n >= 2 && (u[1] & 0xc0) == 0x80 ? 2 : 0;
+    if (u[0] < 0xf0) {
+        if (n < 3 || (u[1] & 0xc0) != 0x80 || (u[2] & 0xc0) != 0x80)
+            return 0;
+        if ((u[0] == 0xe0 && u[1] < 0xa0) || (u[0] == 0xed && u[1] >= 0xa0))
+            return 0;
+        return 3;
+    }
+    if (u[0] > 0xf4 || n < 4 || (u[1] & 0xc0) != 0x80 || (u[2] & 0xc0) != 0x80 || (u[3] & 0xc0) != 0x80)
+        return 0;
+    if ((u[0] == 0xf0 && u[1] < 0x90) || (u[0] == 0xf4 && u[1] >= 0x90))
+        return 0;
+    return 4;
+}
+
+size_t text_utf8_bad_at(const char *s, size_t n)
+{
+    size_t i = 0;
+
+    while (i < n) {
+        size_t step = text_utf8_step(s + i, n - i);
+        if (step == 0)
+            return i;
+        i += step;
+    }
+    return n;
+}
+
+bool text_utf8_valid(const char *s, size_t n)
+{
+    return text_utf8_bad_at(s, n) == n;
+}
+
+bool name_is_leftover(const char *name)
+{
+    static const char *const patterns[] = {".*", "*~", "*.sw?", "*.tmp", "*.part", "sed??????", "4913"};
+
+    for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++)
+        if (fnmatch(patterns[i], name, 0) == 0)
+            return true;
+    return false;
+}
+
+int name_check(const char *name, struct dtx_err *e)
+{
+    size_t n = strlen(name);
+
+    if (n == 0)
+        return dtx_fail(e, -EINVAL, "empty name: an object's name has 1 to 63 bytes");
+    if (n > 63)
+        return dtx_fail(e, -ENAMETOOLONG, "name \"%.40s...\" has %zu bytes: an object's name has 1 to 63", name, n);
+    if (!text_utf8_valid(name, n))
+        return dtx_fail(e, -EINVAL, "name is not UTF-8: rename it");
+    if (name[0] == '.')
+        return dtx_fail(e, -EINVAL, "name \"%s\" begins with a dot: names that begin with a dot are hidden files", name);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || name[i] == '/')
+            return dtx_fail(e, -EINVAL, "name has a control character or slash at byte %zu: rename it", i);
+    if (n >= 7 && strcmp(name + n - 7, ".status") == 0)
+        return dtx_fail(e, -EINVAL, "name \"%s\" ends in .status: such names are DTX's own", name);
+    return 0;
+}
+
+int name_nfc(const char *name, char *out, size_t outsz)
+{
+    utf8proc_uint8_t *nfc;
+    size_t n;
+
+    if (!text_utf8_valid(name, strlen(name)))
+        return -EINVAL;
+    nfc = utf8proc_NFC((const utf8proc_uint8_t *)name);
+    if (!nfc)
+        return -ENOMEM;
+    n = strlen((char *)nfc);
+    if (n >= outsz) {
+        free(nfc);
+        return -ENAMETOOLONG;
+    }
+    memcpy(out, nfc, n + 1);
+    free(nfc);
+    return 0;
+}
+
+static int edit_distance(const char *a, const char *b)
+{
+    int row[65], n = (int)strlen(a), m = (int)strlen(b);
+
+    if (n > 64 || m > 64)
+        return 65;
+    for (int j = 0; j <= m; j++)
+        row[j] = j;
+    for (int i = 1; i <= n; i++) {
+        int diag = row[0];
+        row[0] = i;
+        for (int j = 1; j <= m; j++) {
+            int up = row[j], best = diag + (a[i - 1] != b[j - 1]);
+            if (up + 1 < best)
+                best = up + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            diag = up;
+            row[j] = best;
+        }
+    }
+    return row[m];
+}
+
+int text_nearest(const char *word, const char *const *words, int n)
+{
+    int best = -1, best_distance = 4;
+
+    for (int i = 0; i < n; i++) {
+        int d = edit_distance(word, words[i]);
+        if (d < best_distance) {
+            best = i;
+            best_distance = d;
+        }
+    }
+    return best;
+}

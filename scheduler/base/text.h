@@ -1,0 +1,31 @@
+/*
+ * UTF-8 and names.  Every name and text that a stranger sends goes through these checks.
+ */
+#ifndef DTX_BASE_TEXT_H
+#define DTX_BASE_TEXT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include "scheduler/base/err.h"
+
+/* Length (1-4) of the valid UTF-8 character at s, 0 if there is none within n bytes (overlong, surrogate, cut). */
+size_t text_utf8_step(const char *s, size_t n);
+bool text_utf8_valid(const char *s, size_t n);
+/* Offset of the first invalid byte, or n. */
+size_t text_utf8_bad_at(const char *s, size_t n);
+
+/* Names of editor, rsync, Finder and NFS leftovers (.* *~ *.sw? *.tmp *.part sed?????? ._* .nfs* 4913): stored like
+ * other files, never taken for specs or objects. */
+bool name_is_leftover(const char *name);
+
+/* Check the name of an object: UTF-8, 1 to 63 bytes, no leading dot, no slash or control character, not ending in
+ * ".status".  The text in *e says what is wrong. */
+int name_check(const char *name, struct dtx_err *e);
+
+/* NFC of a name into out (size outsz); -EINVAL for bad UTF-8, -ENAMETOOLONG. */
+int name_nfc(const char *name, char *out, size_t outsz);
+
+/* Edit distance, for "did you mean"; returns the index of the nearest of n words within distance 3, or -1. */
+int text_nearest(const char *word, const char *const *words, int n);
+
+#endif
