@@ -13,7 +13,11 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 
 enum {
@@ -28,6 +32,7 @@ struct st_file {
     char *name;
     unsigned char *map;
     size_t len;
+    int fd; /* while it is being opened, else -1 */
 };
 
 struct st_set {
@@ -231,65 +236,83 @@ static int read_header(struct st_set *s, const struct st_file *f, uint64_t heade
     return rc;
 }
 
-static int parse_file(struct st_set *s, const struct st_file *f, struct dtx_err *e)
+static int parse_header(struct st_set *s, const struct st_file *f, const char *text, uint64_t len,
+                        struct dtx_err *e)
 {
-    uint64_t header_len;
     json_t *header;
-    int rc;
+    int rc = json_parse_text(f->name, text, len, &header, e);
 
-    if (f->len < 8)
-        return dtx_fail(e, -EINVAL, "%s has %zu bytes: not a safetensors file, copy it again", f->name,
-                        f->len);
-    memcpy(&header_len, f->map, 8);
-    header_len = le64toh(header_len);
-    if (header_len > ST_MAX_HEADER)
-        return dtx_fail(e, -EINVAL, "%s: a header of %" PRIu64 " bytes (at most %d): not a safetensors file",
-                        f->name, header_len, ST_MAX_HEADER);
-    if (header_len > f->len - 8)
-        return dtx_fail(e, -EINVAL, "%s: its header has %" PRIu64 " bytes, the file only %zu: copy it again",
-                        f->name, header_len, f->len);
-    rc = json_parse_text(f->name, (const char *)f->map + 8, header_len, &header, e);
     if (rc)
         return rc;
     if (json_is_object(header))
-        rc = read_header(s, f, header_len, header, e);
+        rc = read_header(s, f, len, header, e);
     else
         rc = dtx_fail(e, -EINVAL, "%s: the header is not a JSON object: not a safetensors file", f->name);
     json_decref(header);
     return rc;
 }
 
+/* The header is read, not mapped: a file that somebody cuts off meanwhile gives an error and no SIGBUS. */
+static int parse_file(struct st_set *s, const struct st_file *f, struct dtx_err *e)
+{
+    uint64_t len;
+    char *text;
+    int rc;
+
+    if (f->len < 8 || fd_pread_all(f->fd, &len, 8, 0))
+        return dtx_fail(e, -EINVAL, "%s has %zu bytes: not a safetensors file, copy it again", f->name,
+                        f->len);
+    len = le64toh(len);
+    if (len > ST_MAX_HEADER)
+        return dtx_fail(e, -EINVAL, "%s: a header of %" PRIu64 " bytes (at most %d): not a safetensors file",
+                        f->name, len, ST_MAX_HEADER);
+    if (len > f->len - 8)
+        return dtx_fail(e, -EINVAL, "%s: its header has %" PRIu64 " bytes, the file only %zu: copy it again",
+                        f->name, len, f->len);
+    text = malloc(len + 1);
+    if (!text)
+        return dtx_fail(e, -ENOMEM, "%s: out of memory", f->name);
+    rc = fd_pread_all(f->fd, text, len, 8);
+    rc = rc ? dtx_fail(e, rc, "%s: cannot read its header: copy it again", f->name)
+            : parse_header(s, f, text, len, e);
+    free(text);
+    return rc;
+}
+
 static int map_file(int dirfd, const char *path, struct st_file *f, struct dtx_err *e)
 {
-    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), rc = 0;
     struct stat st;
+    void *p;
 
-    if (fd < 0)
+    f->fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (f->fd < 0)
         return dtx_fail_errno(e, "cannot open %s", path);
     f->name = strdup(path);
-    if (!f->name) {
-        rc = dtx_fail(e, -ENOMEM, "%s: out of memory", path);
-    } else if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        rc = dtx_fail(e, -EINVAL, "%s is not a regular file", path);
-    } else if (st.st_size > 0) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (p == MAP_FAILED) {
-            rc = dtx_fail_errno(e, "cannot map %s", path);
-        } else {
-            f->map = p;
-            f->len = (size_t)st.st_size;
-        }
-    }
-    close(fd);
-    return rc;
+    if (!f->name)
+        return dtx_fail(e, -ENOMEM, "%s: out of memory", path);
+    if (fstat(f->fd, &st) || !S_ISREG(st.st_mode))
+        return dtx_fail(e, -EINVAL, "%s is not a regular file", path);
+    if (st.st_size == 0)
+        return 0;
+    p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, f->fd, 0);
+    if (p == MAP_FAILED)
+        return dtx_fail_errno(e, "cannot map %s", path);
+    f->map = p;
+    f->len = (size_t)st.st_size;
+    return 0;
 }
 
 static int add_file(struct st_set *s, int dirfd, const char *path, struct dtx_err *e)
 {
-    int rc = map_file(dirfd, path, &s->files[s->n_files], e);
+    struct st_file *f = &s->files[s->n_files++]; /* also after a failure: st_close releases what there is */
+    int rc = map_file(dirfd, path, f, e);
 
-    s->n_files++; /* also after a failure: st_close releases what there is */
-    return rc ? rc : parse_file(s, &s->files[s->n_files - 1], e);
+    if (rc == 0)
+        rc = parse_file(s, f, e);
+    if (f->fd >= 0)
+        close(f->fd);
+    f->fd = -1;
+    return rc;
 }
 
 /* ---- sets ---- */
@@ -557,7 +580,7 @@ uint64_t st_file_bytes(const struct st_set *s)
 
 /* ---- values ---- */
 
-/* Half precision to float32, exact for every value (denormals, infinities and NaN payloads too). */
+/* Half precision to float32, exact for every number, denormals and infinities too. */
 static float f16_value(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, w;
@@ -578,7 +601,13 @@ static float f16_value(uint16_t h)
 
 static void read_f16(const unsigned char *p, uint64_t n, float *out)
 {
-    for (uint64_t i = 0; i < n; i++) {
+    uint64_t i = 0;
+
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 2 * i))));
+#endif
+    for (; i < n; i++) {
         uint16_t h;
         memcpy(&h, p + 2 * i, 2);
         out[i] = f16_value(h);
