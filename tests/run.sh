@@ -4,7 +4,7 @@
 # A unit test prints Check's summary; a test it could not run prints "SKIP: name: why".
 # An end-to-end script prints "PASS name", "FAIL name: why", "SKIP name: why" lines (tests/e2e/lib.sh).
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 export BUILD=${BUILD:-build}
 pattern=${1:-}
 logs=$BUILD/test-logs
