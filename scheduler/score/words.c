@@ -183,16 +183,16 @@ static void pass_13a(struct buf *in, struct buf *out, int pass)
         char c = in->p[i], d = i + 1 < in->len ? in->p[i + 1] : '\0';
         bool pair = i + 1 < in->len;
         if (pass == 2 && pair && !is_digit(c) && is_point(d)) {
-            buf_addf(out, "%c %c ", c, d);
+            buf_add(out, (char[]){c, ' ', d, ' '}, 4);
             i++;
         } else if (pass == 3 && pair && is_point(c) && !is_digit(d)) {
-            buf_addf(out, " %c %c", c, d);
+            buf_add(out, (char[]){' ', c, ' ', d}, 4);
             i++;
         } else if (pass == 4 && pair && is_digit(c) && d == '-') {
-            buf_addf(out, "%c - ", c);
+            buf_add(out, (char[]){c, ' ', '-', ' '}, 4);
             i++;
         } else if (pass == 1 && is_13a_symbol((unsigned char)c)) {
-            buf_addf(out, " %c ", c);
+            buf_add(out, (char[]){' ', c, ' '}, 3);
         } else {
             buf_addc(out, c);
         }
