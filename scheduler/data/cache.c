@@ -160,7 +160,7 @@ static void maker_skip(void *arg, const char *why)
     struct maker *m = arg;
 
     if (m->skipped++ == 0)
-        snprintf(m->first_reason, sizeof(m->first_reason), "%s", why);
+        snprintf(m->first_reason, sizeof(m->first_reason), "%.500s", why);
 }
 
 static int maker_row(void *arg, const struct data_row *row)
