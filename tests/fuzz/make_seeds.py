@@ -5,6 +5,7 @@
 
 Writes FOLDER/TARGET/NAME for every target.  Needs only Python's own library; the same bytes every time.
 """
+import gzip
 import json
 import os
 import struct
@@ -139,8 +140,30 @@ def plain_json(root):
     put(root, t, "number", "-0.0")
 
 
+# ---- dataset files: the first byte is the format (fuzz_dataset.c)
+
+def dataset(root):
+    rows = [{"instruction": "q", "input": "i", "output": "a"}, {"prompt": "p", "completion": "c"}, {"text": "t"},
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
+                          {"role": "assistant", "content": "a"}]},
+            {"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]},
+            {"instruction": "i", "instances": [{"input": "", "output": "o"}]},
+            {"question": "q", "answer": 1.5, "history": [["a", "b"]], "system": "s"}]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    table = 'question{0}answer\r\n"a{0}""b""\nc"{0}d\r\n\r\ne{0}f'
+    put(root, "fuzz_dataset", "jsonl", "\0" + lines)
+    put(root, "fuzz_dataset", "json", "\1" + json.dumps(rows, indent=1))
+    put(root, "fuzz_dataset", "json_data", "\1" + json.dumps({"v": [1], "data": rows, "n": {}}))
+    put(root, "fuzz_dataset", "csv", "\2\ufeff" + table.format(","))
+    put(root, "fuzz_dataset", "tsv", "\3" + table.format("\t"))
+    put(root, "fuzz_dataset", "gz", b"\4" + gzip.compress(json.dumps(rows).encode(), mtime=0) * 2)
+    put(root, "fuzz_dataset", "spec", "\5" + json.dumps({
+        "splits": {"train": ["train.jsonl"]}, "features": {"instruction": "prompt", "response": "completion"},
+        "template": "plain", "metadata": {"tags": ["x"]}}))
+
+
 def main():
-    for make in (safetensors, sentencepiece, tokenizer_json, plain_json):
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset):
         make(sys.argv[1])
 
 
