@@ -95,6 +95,9 @@ void layout_children(const char *path, void (*fn)(void *arg, const struct layout
 struct buf;
 /* README.md of a folder: what it is for, what one does in it, and the help of each child, from the table. */
 int layout_readme(const char *dir, struct buf *out);
+/* A text embedded at build time: "bin/dtx", "man", or a folder's pattern ("" = the root).  NULL: there is none.  Not
+ * NUL-terminated. */
+const char *layout_text(const char *name, size_t *len);
 /* The generated texts that depend on the table alone: LR_README, LR_TEMPLATE, LR_SCHEMA, LR_BIN_DTX.  -ENOENT for any
  * other row. */
 int layout_render(const struct layout_match *m, struct buf *out);
