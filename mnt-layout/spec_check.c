@@ -26,7 +26,7 @@ static int check_string(struct spec_ctx *c, const struct spec_key *key, const js
     return 0;
 }
 
-/* A name, or for models "tuned/" and a name; NFC, so that equal names are equal bytes. */
+/* A name, or for models also "tuned/NAME" and "base/NAME"; NFC, so that equal names are equal bytes. */
 static int check_name(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     struct dtx_err why;
@@ -38,6 +38,8 @@ static int check_name(struct spec_ctx *c, const struct spec_key *key, const json
     if (key->type == ST_MODEL && strncmp(name, "tuned/", 6) == 0) {
         prefix = "tuned/";
         name += 6;
+    } else if (key->type == ST_MODEL && strncmp(name, "base/", 5) == 0) {
+        name += 5; /* the same as the name alone */
     }
     if (name_check(name, &why) || name_nfc(name, nfc, sizeof(nfc)))
         return spec_fail_found(c, key, v, why.msg);

@@ -162,6 +162,10 @@ static const struct {
      "x.json:1:1: key \"paramgroups\": missing; expected"},
     {SPEC_EXPERIMENT, "{\"models\": [\"a\", \"a\"]}",
      "x.json:1:18: key \"models[1]\": \"a\" (string) is there twice"},
+    {SPEC_EXPERIMENT, "{\"models\": [\"a\", \"base/a\"]}",
+     "x.json:1:18: key \"models[1]\": \"a\" (string) is there twice"},
+    {SPEC_EXPERIMENT, "{\"models\": [\"tuned/\"]}",
+     "x.json:1:13: key \"models[0]\": found \"tuned/\" (string); expected"},
     {SPEC_EXPERIMENT, "{\"models\": []}",
      "x.json:1:12: key \"models\": found a list of 0; expected a list of 1 to 1024"},
     {SPEC_EXPERIMENT, "{\"models\": \"llama\"}",
@@ -296,7 +300,7 @@ START_TEST(experiments_are_normalized)
 {
     normalizes(
         SPEC_EXPERIMENT,
-        "{\"models\": [\"m\", \"tuned/e.best\"], \"datasets\": [\"d\"], \"paramgroups\": [\"p\"]}",
+        "{\"models\": [\"base/m\", \"tuned/e.best\"], \"datasets\": [\"d\"], \"paramgroups\": [\"p\"]}",
         "{\"models\":[\"m\",\"tuned/e.best\"],\"datasets\":[\"d\"],\"paramgroups\":[\"p\"],\"seeds\":[],"
         "\"jobs\":[],\"evaluation\":null,\"priority\":0,\"early_stopping\":null}");
     normalizes(SPEC_EXPERIMENT,
@@ -590,6 +594,32 @@ START_TEST(the_paramgroup_schema_has_bounds)
 }
 END_TEST
 
+/* ---- metrics ---- */
+
+/* Weak: there only where scheduler/score is linked. */
+extern const char *const score_metric_names[] __attribute__((weak));
+
+START_TEST(metrics_are_those_that_can_be_computed)
+{
+    const struct spec_key *metrics = spec_key_find(spec_tables[SPEC_EVALUATION].keys, "metrics");
+    int computed = 0, known = 0;
+
+    if (!score_metric_names) {
+        puts("SKIP: spec: scheduler/score is not linked");
+        return;
+    }
+    while (metrics->words[known])
+        known++;
+    for (; score_metric_names[computed]; computed++) {
+        bool found = strcmp(score_metric_names[computed], "perplexity") == 0; /* shown, not part of a score */
+        for (int i = 0; i < known && !found; i++)
+            found = strcmp(metrics->words[i], score_metric_names[computed]) == 0;
+        ck_assert_msg(found, "%s is computed, but no spec may ask for it", score_metric_names[computed]);
+    }
+    ck_assert_int_eq(known, computed - 1);
+}
+END_TEST
+
 /* ---- overrides ---- */
 
 START_TEST(overrides_are_merged)
@@ -683,6 +713,7 @@ int main(void)
     tcase_add_test(t, templates_are_accepted_as_they_are);
     tcase_add_test(t, schemas_have_every_key_and_default);
     tcase_add_test(t, the_paramgroup_schema_has_bounds);
+    tcase_add_test(t, metrics_are_those_that_can_be_computed);
     tcase_add_test(t, overrides_are_merged);
     tcase_add_test(t, prompts_may_begin_with_settings);
     suite_add_tcase(s, t);
