@@ -84,6 +84,8 @@ void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path
 void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id);
 /* 0, or -EPERM while a job holds it. */
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
+/* The kernel dropped lookups of a node, or was not told about one after all. */
+void fs_forget(struct fs *f, uint64_t id, uint64_t count);
 void fs_lock_name(struct fs *f, uint64_t parent);
 void fs_unlock_name(struct fs *f, uint64_t parent);
 void fs_lock_names(struct fs *f, uint64_t a, uint64_t b);
@@ -137,7 +139,9 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
 void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out,
                            off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags);
 void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
-/* Make a handle for a file of the store that is open at fd (taken over) and reply to an open or create with it. */
+/* Forget a handle, telling the scheduler if it was a writer's. */
+void fs_close_handle(fuse_req_t req, uint64_t fh);
+/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no memory. */
 struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
 /* ops_text.c: generated files */
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);

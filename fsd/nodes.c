@@ -835,6 +835,18 @@ void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t
     pthread_mutex_unlock(&n->mu);
 }
 
+int nodes_count_lookup(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    if (node)
+        node->lookups++;
+    pthread_mutex_unlock(&n->mu);
+    return node ? 0 : -ESTALE;
+}
+
 bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count)
 {
     struct node *node;
@@ -861,6 +873,20 @@ bool nodes_known(struct nodes *n, uint64_t id)
     known = node && node->lookups > 0;
     pthread_mutex_unlock(&n->mu);
     return known;
+}
+
+size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max)
+{
+    struct node *node;
+    size_t k = 0;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, folder);
+    for (struct name *p = node ? node->children : NULL; p && k < max; p = p->next)
+        if (p->node->info.owner == NODE_GENERATED && p->node->lookups)
+            ids[k++] = p->node->info.id;
+    pthread_mutex_unlock(&n->mu);
+    return k;
 }
 
 uint64_t nodes_count(struct nodes *n)

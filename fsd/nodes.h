@@ -69,9 +69,14 @@ void nodes_unbind(struct nodes *n, uint64_t parent, const char *name);
 void nodes_rename(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent, const char *newname);
 void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent, const char *newname);
 
+/* The kernel learns the node by its id: its lookup count goes up by one. -ESTALE */
+int nodes_count_lookup(struct nodes *n, uint64_t id);
 /* The kernel has dropped `count` lookups; true: it knows the node no more. */
 bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count);
 bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up? */
+
+/* Ids of the generated nodes in a folder that the kernel knows. */
+size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max);
 
 int nodes_sync(struct nodes *n, struct dtx_err *e);
 uint64_t nodes_count(struct nodes *n);

@@ -94,14 +94,14 @@ static struct entry **slot_of(struct render_cache *c, uint64_t id)
 }
 
 /* The entry, made if need be, kept from being freed until leave(). */
-static struct entry *enter(struct render_cache *c, uint64_t id, bool make)
+static struct entry *enter(struct render_cache *c, uint64_t id)
 {
     struct entry *p;
 
     pthread_mutex_lock(&c->mu);
     for (p = *slot_of(c, id); p && p->id != id;)
         p = p->next;
-    if (!p && make && (p = calloc(1, sizeof(*p)))) {
+    if (!p && (p = calloc(1, sizeof(*p)))) {
         p->id = id;
         pthread_mutex_init(&p->mu, NULL);
         p->next = *slot_of(c, id);
@@ -180,7 +180,7 @@ static int advance(struct entry *p, render_fn make, void *arg, int64_t now)
 int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, render_fn make, void *arg,
                      struct snapshot **out)
 {
-    struct entry *p = enter(c, id, true);
+    struct entry *p = enter(c, id);
     int64_t now = now_ms();
     int rc = 0;
 
@@ -196,18 +196,6 @@ int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, r
     }
     leave(c, p);
     return rc;
-}
-
-struct snapshot *render_cache_peek(struct render_cache *c, uint64_t id)
-{
-    struct entry *p = enter(c, id, false);
-    struct snapshot *s;
-
-    if (!p)
-        return NULL;
-    s = snapshot_ref(p->now);
-    leave(c, p);
-    return s;
 }
 
 void render_cache_tidy(struct render_cache *c)
