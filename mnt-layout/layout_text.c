@@ -20,18 +20,17 @@ static const char *child_of(const char *dir, const char *pattern)
     return strchr(pattern, '/') ? NULL : pattern;
 }
 
-/* {name}.json -> NAME.json, ** -> other files: as people read it. */
-static void add_readable(struct buf *out, const char *component)
+/* {name}.json -> NAME.json, ** -> ...: as people read it. */
+static void add_readable(struct buf *out, const char *pattern)
 {
-    if (strcmp(component, "**") == 0) {
-        buf_adds(out, "...");
-        return;
-    }
-    for (const char *p = component; *p; p++) {
-        bool in_braces = false;
-        for (const char *q = p; q > component && !in_braces && *q != '}'; q--)
-            in_braces = q[-1] == '{';
-        if (*p != '{' && *p != '}')
+    bool in_braces = false;
+
+    for (const char *p = pattern; *p; p++) {
+        if (*p == '{' || *p == '}')
+            in_braces = *p == '{';
+        else if (*p == '*')
+            buf_adds(out, p[1] == '*' ? "..." : "");
+        else
             buf_addc(out, in_braces && *p >= 'a' && *p <= 'z' ? (char)(*p - 'a' + 'A') : *p);
     }
 }
@@ -63,12 +62,7 @@ int layout_readme(const char *dir, struct buf *out)
     if (layout_lookup(dir, &m) || m.rest || !is_folder(m.entry))
         return -ENOENT;
     buf_adds(out, "# /dtx/");
-    for (const char *p = m.entry->pattern; *p; p += strcspn(p, "/") + (strchr(p, '/') != NULL)) {
-        char component[LAYOUT_NAME_MAX];
-        snprintf(component, sizeof(component), "%.*s", (int)strcspn(p, "/"), p);
-        add_readable(out, component);
-        buf_addc(out, '/');
-    }
+    add_readable(out, m.entry->pattern);
     buf_addf(out, " - %s\n\n", m.entry->help);
     text = layout_text(m.entry->pattern, &n);
     if (text) {
@@ -138,13 +132,8 @@ static void add_man_row(struct buf *out, const struct layout_entry *e)
 {
     struct buf shown = BUF_INIT;
 
-    buf_adds(&shown, "/dtx");
-    for (const char *p = e->pattern; *p; p += strcspn(p, "/") + (strchr(p, '/') != NULL)) {
-        char component[LAYOUT_NAME_MAX];
-        snprintf(component, sizeof(component), "%.*s", (int)strcspn(p, "/"), p);
-        buf_addc(&shown, '/');
-        add_readable(&shown, component);
-    }
+    buf_adds(&shown, "/dtx/");
+    add_readable(&shown, e->pattern);
     buf_adds(out, ".TP\n.B ");
     add_roff(out, shown.p ? shown.p : "", shown.len);
     buf_addf(out, "\n(%s) ", kind_note(e));
