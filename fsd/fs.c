@@ -1,6 +1,7 @@
 /* The file system object, and the small things that the operations share. */
 #include "fsd/fs.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,18 +31,21 @@ static unsigned raise_descriptor_limit(void)
 /* The folders of DTX's that callers create objects in, and those above them, as the table declares them. */
 static int make_store_folders(int tree_fd, struct dtx_err *e)
 {
+    struct stat st;
+
     for (size_t i = 0; i < layout_count; i++) {
         const struct layout_entry *row = &layout_table[i];
         if (strchr(row->pattern, '{') || strchr(row->pattern, '*') || !*row->pattern)
             continue;
         if (row->kind != LK_DIR && row->kind != LK_DROP_DIR)
             continue;
-        if (mkdirat(tree_fd, row->pattern, 0755)) {
-            if (errno != EEXIST)
-                return dtx_fail_errno(e, "cannot make tree/%s in the store", row->pattern);
-        } else if (row->kind == LK_DROP_DIR && fchmodat(tree_fd, row->pattern, row->mode, 0)) {
+        if (mkdirat(tree_fd, row->pattern, 0755) && errno != EEXIST)
+            return dtx_fail_errno(e, "cannot make tree/%s in the store", row->pattern);
+        if (fstatat(tree_fd, row->pattern, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode))
+            return dtx_fail(e, -ENOTDIR, "tree/%s in the store is not a folder", row->pattern);
+        /* sticky: it has been set up before, and keeps the permissions that an administrator gave it since */
+        if (row->kind == LK_DROP_DIR && !(st.st_mode & S_ISVTX) && fchmodat(tree_fd, row->pattern, row->mode, 0))
             return dtx_fail_errno(e, "cannot set the permissions of tree/%s in the store", row->pattern);
-        } /* one that was there keeps the permissions that an administrator gave it */
     }
     return 0;
 }
