@@ -71,6 +71,7 @@ struct prepare { /* result of a prepare thread; until it is joined it belongs to
     const struct job_spec *spec;
     struct dtx_model_config config;
     struct token_cache train, validation;
+    int block_size; /* of the spec, but no more than the model's positions */
     bool has_validation;
     struct job_questions questions;
     json_t *base_sums; /* file -> SHA-256 */

@@ -42,7 +42,7 @@ static int make_cache(struct prepare *p, struct dataset *d, enum data_split spli
 
     if (cache_path(path, p->spec, split))
         return dtx_fail(&p->error, -ENAMETOOLONG, "path too long: %.200s", p->spec->work_dir);
-    return token_cache_make(d, split, t, p->spec->params.block_size, p->store, path, out, &p->error);
+    return token_cache_make(d, split, t, p->block_size, p->store, path, out, &p->error);
 }
 
 static int make_caches(struct prepare *p, const struct dtx_tokenizer *t)
@@ -97,7 +97,7 @@ static bool map_prepared(struct prepare *p, const char *tokenizer_sha)
         return false;
     ok = !strcmp(json_str(v, "dataset_sha256", "?"), s->dataset_sha ? s->dataset_sha : "") &&
          !strcmp(json_str(v, "tokenizer_sha256", "?"), tokenizer_sha) &&
-         json_int(v, "block_size", -1) == s->params.block_size;
+         json_int(v, "block_size", -1) == p->block_size;
     p->has_validation = json_flag(v, "validation", 0);
     json_decref(v);
     ok = ok && cache_path(path, s, DATA_TRAIN) == 0 && token_cache_map(p->store, path, &p->train, NULL) == 0;
@@ -145,11 +145,13 @@ static int sum_base(struct prepare *p)
 
 static int prepare_training(struct prepare *p)
 {
+    const int positions = p->config.max_positions;
     struct dtx_tokenizer *t = NULL; /* its own: the engine's objects are not thread-safe */
     int rc = dtx_tokenizer_load(p->store, p->spec->base_dir, &t, &p->error);
 
     if (rc)
         return rc;
+    p->block_size = p->spec->params.block_size < positions ? p->spec->params.block_size : positions;
     if (!map_prepared(p, dtx_tokenizer_sha256(t))) {
         rc = make_caches(p, t);
         if (rc == 0)

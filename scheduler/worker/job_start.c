@@ -142,7 +142,10 @@ void job_try_start(struct worker *w, struct job *j)
 
     if (clock_mono_ns() < j->retry_ns)
         return;
-    j->plan = j->spec.score_only ? 0 : dtx_job_plan(&j->prep.config, &j->spec.params, &j->prep.train.rows);
+    j->spec.params.block_size = j->prep.block_size;
+    j->plan = j->spec.score_only
+                  ? 0
+                  : dtx_job_plan_on(w->device, &j->prep.config, &j->spec.params, &j->prep.train.rows);
     rc = get_base_with_room(w, j, &e);
     if (rc == 0 && !j->spec.score_only)
         rc = start_training(w, j, &e);

@@ -123,7 +123,6 @@ void job_after_step(struct worker *w, struct job *j, const struct dtx_step_resul
     double elapsed = since(j->step_ns);
 
     if (r->failed) {
-        dtx_fail_context(&e, "step %lld", (long long)j->loop.step + 1);
         job_fail(w, j, &e);
         return;
     }

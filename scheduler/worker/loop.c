@@ -48,9 +48,12 @@ static void save_and_end(struct worker *w)
 
 int worker_run(struct worker *w)
 {
+    struct dtx_device_info info;
     struct dtx_err e = {0};
     int rc = 0;
 
+    dtx_device_info(w->device, &info);
+    w->mem_before = info.mem_used;
     send_hello(w);
     w->device_ns = clock_mono_ns();
     while (rc == 0 && !w->quit && !w->fatal) {
