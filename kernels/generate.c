@@ -115,11 +115,10 @@ static void add_token(struct dtx_seq *s, int32_t id)
         s->finish = DTX_LENGTH;
 }
 
-/* Tokens for sequences from their logits [n, vocab] on the device. */
-static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const float *logits,
-                  int32_t *greedy, struct dtx_err *e)
+/* Tokens for sequences from their logits on the device. */
+static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct dtx_err *e)
 {
-    size_t vocab = (size_t)b->config.vocab, row = vocab * sizeof *logits;
+    size_t vocab = (size_t)b->config.vocab, row = vocab * sizeof(float);
     int32_t *best = malloc((size_t)n * sizeof *best);
     float *host = malloc(row);
     struct sample_room room = {0};
@@ -127,13 +126,13 @@ static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const 
                  ? 0
                  : dtx_fail(e, -ENOMEM, "out of memory");
     if (rc == 0) {
-        b->ops->argmax(b->dev, logits, n, b->config.vocab, greedy);
-        rc = b->ops->download(b->dev, best, greedy, (size_t)n * sizeof *best);
+        b->ops->argmax(b->dev, b->logits, n, b->config.vocab, b->greedy);
+        rc = b->ops->download(b->dev, best, b->greedy, (size_t)n * sizeof *best);
     }
     for (int i = 0; rc == 0 && i < n; i++) {
         struct dtx_seq *s = seqs[i];
         if (s->sampling.temperature > 0) {
-            rc = b->ops->download(b->dev, host, logits + (size_t)i * vocab, row);
+            rc = b->ops->download(b->dev, host, b->logits + (size_t)i * vocab, row);
             if (rc == 0)
                 best[i] =
                     sample_token(&room, host, b->config.vocab, &s->sampling, (uint64_t)(s->n - s->n_prompt));
@@ -150,20 +149,13 @@ static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const 
 }
 
 /* A token for each sequence of a pack that went forward; last[i]: the row that predicts it. */
-static int next_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last,
-                       struct dtx_err *e)
+static int next_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last, struct dtx_err *e)
 {
-    const struct dtx_ops *o = b->ops;
-    float *logits = base_alloc(b, (size_t)n * (size_t)b->config.vocab * sizeof *logits, e);
-    int32_t *greedy = base_alloc(b, (size_t)n * sizeof *greedy, e);
-    int rc = logits && greedy ? 0 : -ENOMEM;
-    if (rc == 0) {
-        o->logits(b->dev, b->ws->xn, last, n, b->head, b->config.vocab, b->config.hidden, logits);
-        rc = choose(b, seqs, n, logits, greedy, e);
-    }
-    o->free(b->dev, logits);
-    o->free(b->dev, greedy);
-    return rc;
+    int rc = base_need_logits(b, n, e);
+    if (rc < 0)
+        return rc;
+    b->ops->logits(b->dev, b->ws->xn, last, n, b->head, b->config.vocab, b->config.hidden, b->logits);
+    return choose(b, seqs, n, e);
 }
 
 /* The tokens of n sequences that are not cached yet, in one pass: prompts, or one row each. */

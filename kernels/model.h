@@ -64,12 +64,17 @@ struct dtx_base {
     double *loss;
     struct op_outcome *outcome;
     int step_jobs;
+    /* of a generation step: [gen_rows] each */
+    float *logits; /* [gen_rows, vocab] */
+    int32_t *greedy;
+    int gen_rows;
 };
 
 /* model.c */
 void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e); /* NULL: -ENOMEM in *e */
 int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e);
 int base_need_step(struct dtx_base *b, int jobs, struct dtx_err *e);
+int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e);
 struct lora_dims lora_dims_of(const struct dtx_model_config *c);
 
 /* workspace.c */

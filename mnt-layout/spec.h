@@ -31,6 +31,12 @@ enum spec_kind { SPEC_PARAMGROUP, SPEC_EVALUATION, SPEC_EXPERIMENT, SPEC_DATASET
  *   service     {"model":NAME,...}   compare {"models":[..],"max_new_tokens",...} (front matter of a prompt)   plugin */
 int spec_parse(enum spec_kind kind, const char *file, const char *text, size_t n, json_t **out, struct dtx_err *e);
 
+/* A prompt dropped into models/compare/ or a service's ask/: text, or a line "---", settings as in
+ * templates/compare.json, a line "---", and the text.  *settings: normalized compare document (new reference);
+ * *prompt points into text. */
+int spec_parse_prompt(const char *file, const char *text, size_t n, json_t **settings, const char **prompt,
+                      size_t *prompt_len, struct dtx_err *e);
+
 /* Check one paramgroup override against the table (an experiment's "overrides" are merged with it). */
 int spec_merge_overrides(json_t *paramgroup, const json_t *overrides, struct dtx_err *e);
 
