@@ -210,9 +210,12 @@ void job_eval_slice(struct worker *w, struct job *j)
 
 void job_stop_training(struct worker *w, struct job *j)
 {
-    if (j->loop.step == 0)
-        job_end(w, j, "CANCELLED", "stopped before its first step: there is nothing to export", NULL);
-    else if (eval_due(j))
+    struct dtx_err e;
+
+    if (j->loop.step == 0) {
+        dtx_fail(&e, -ECANCELED, "stopped before its first step: there is nothing to export");
+        job_fail(w, j, &e);
+    } else if (eval_due(j))
         job_phase(w, j, JP_EVAL);
     else
         training_over(w, j, "stopped");
