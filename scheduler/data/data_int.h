@@ -140,12 +140,19 @@ struct dataset {
 
 /* ---- chat.c ---- */
 
-/* The row as text, in the pieces that are trained and those that are not; for people to look at. */
-struct chat_piece {
-    char *text;
-    bool trained;
+/* What a chat template is made of, in order: special tokens by name ("<s>" and "</s>": BOS and EOS, whatever
+ * they are called) and texts, each tokenized for itself. */
+struct chat_sink {
+    int (*special)(void *arg, const char *name, bool trained);
+    int (*text)(void *arg, const char *s, size_t n, bool trained);
+    void *arg;
 };
-/* NULL, "auto": by the tokenizer's special tokens.  -EINVAL for an unknown name. */
+/* template_name as chat_template_of gave it. */
+int chat_form(const char *template_name, const struct data_row *row, bool for_answer,
+              const struct chat_sink *sink);
+/* NULL or "auto": llama3 or chatml where the tokenizer has their special tokens, else llama2.  t may be NULL
+ * (the name alone is checked).  -EINVAL for an unknown name, or one whose special tokens the tokenizer lacks.
+ */
 int chat_template_of(const struct dtx_tokenizer *t, const char *name, const char **out, struct dtx_err *e);
 
 #endif
