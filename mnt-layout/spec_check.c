@@ -257,6 +257,8 @@ static const char *known_elsewhere(const char *key)
         {"prompt", "question"},
         {"output", "response"},
         {"max_tokens", "max_new_tokens"},
+        {"dev", "validation"},
+        {"val", "validation"},
     };
 
     for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
@@ -273,7 +275,8 @@ static const char *did_you_mean(const char *key, const char *const *known, int n
     for (int i = 0; i < n; i++)
         if ((other && strcmp(known[i], other) == 0) || strcasecmp(known[i], key) == 0)
             return known[i];
-    near = text_nearest(key, known, n);
+    near =
+        strlen(key) > 3 ? text_nearest(key, known, n) : -1; /* three changes make anything of three letters */
     return near >= 0 ? known[near] : NULL;
 }
 
@@ -626,7 +629,8 @@ static int make_default(struct spec_ctx *c, const struct spec_key *key, json_t *
     return rc;
 }
 
-int spec_fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc)
+/* Give the missing keys their defaults. */
+static int fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc)
 {
     for (; keys->name; keys++) {
         json_t *v;
@@ -670,7 +674,7 @@ int spec_check_object(struct spec_ctx *c, const struct spec_key *keys, const jso
         return spec_fail(c, false, "out of memory");
     rc = check_members(c, keys, v, members);
     if (rc == 0 && defaults)
-        rc = spec_fill_defaults(c, keys, members);
+        rc = fill_defaults(c, keys, members);
     if (rc == 0 && !(*out = in_order(keys, members)))
         rc = spec_fail(c, false, "out of memory");
     json_decref(members);

@@ -93,8 +93,6 @@ int spec_check_value(struct spec_ctx *c, const struct spec_key *key, const json_
  * *out is NULL on failure. */
 int spec_check_object(struct spec_ctx *c, const struct spec_key *keys, const json_t *v, bool defaults,
                       json_t **out);
-/* Give the missing keys their defaults. */
-int spec_fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc);
 /* Is it a key that every object may have and that says nothing: "$schema", "$comment"? */
 bool spec_is_comment(const char *key);
 int spec_unknown_key(struct spec_ctx *c, const char *key, const char *const *known, int n);
