@@ -100,10 +100,11 @@ static bool map_prepared(struct prepare *p, const char *tokenizer_sha)
          json_int(v, "block_size", -1) == p->block_size;
     p->has_validation = json_flag(v, "validation", 0);
     json_decref(v);
-    ok = ok && cache_path(path, s, DATA_TRAIN) == 0 && token_cache_map(p->store, path, &p->train, NULL) == 0;
+    ok = ok && cache_path(path, s, DATA_TRAIN) == 0 &&
+         token_cache_map(p->store, path, p->block_size, &p->train, NULL) == 0;
     if (ok && p->has_validation)
         ok = cache_path(path, s, DATA_VALIDATION) == 0 &&
-             token_cache_map(p->store, path, &p->validation, NULL) == 0;
+             token_cache_map(p->store, path, p->block_size, &p->validation, NULL) == 0;
     if (!ok) {
         token_cache_release(&p->train);
         token_cache_release(&p->validation);
