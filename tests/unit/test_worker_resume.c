@@ -10,8 +10,8 @@ static struct harness h;
 static const char *const jobs[] = {"exp/a", "exp/b"};
 /* different shapes of job, so that they do not end together */
 static const char *const groups[] = {
-    "{\"epochs\":6,\"save_every\":2}",
-    "{\"epochs\":4,\"lora_r\":2,\"batch_size\":3,\"grad_acc_steps\":2,\"optimizer\":\"adam\",\"save_every\":"
+    "{\"epochs\":40,\"save_every\":4,\"eval_every\":7}",
+    "{\"epochs\":30,\"lora_r\":2,\"batch_size\":3,\"grad_acc_steps\":2,\"optimizer\":\"adam\",\"save_every\":"
     "3,"
     "\"lora_dropout\":0.2,\"eval_every\":2}",
 };
@@ -114,9 +114,9 @@ START_TEST(killed_at_random_and_gone_on)
             if (!done[i])
                 harness_send(&h, PM_JOB_START, harness_job(&h, jobs[i], groups[i]));
         /* later kills come later, so that the test ends on a slow machine too */
-        end = clock_mono_ns() + 1000000ll * (30 + kills * 10 + rand_r(&seed) % 250);
+        end = clock_mono_ns() + 1000000ll * (10 + kills * 4 + rand_r(&seed) % 250);
         while (clock_mono_ns() < end)
-            ck_assert(harness_read(&h, 5));
+            ck_assert(harness_read(&h, 2));
         for (size_t k = 0; k < json_array_size(h.seen); k++) {
             const json_t *body = json_object_get(json_array_get(h.seen, k), "body");
 
