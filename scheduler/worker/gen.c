@@ -37,6 +37,8 @@ static void gen_free(struct gen *g)
 
 void gen_cancel(struct gen *g)
 {
+    dtx_seq_free(g->seq); /* now: its base and adapter may be dropped before the list is swept */
+    g->seq = NULL;
     g->done = NULL;
     g->over = true;
 }

@@ -181,7 +181,7 @@ int metrics_cut(struct job *j, int64_t step, struct dtx_err *e)
 
 int job_write_json(struct worker *w, struct job *j, const char *path, const json_t *v, struct dtx_err *e)
 {
-    char *text = json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    char *text = json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(15));
     struct buf b = BUF_INIT;
     int rc;
 
