@@ -129,6 +129,20 @@ static void cpu_name(char *out, size_t n)
     snprintf(out, n, "cpu: %.*s", model ? (int)strcspn(model, "\n") : 7, model ? model : "unknown");
 }
 
+/* Bytes that programs can still have: the page cache counts as free.  0: unknown. */
+static uint64_t memory_available(void)
+{
+    unsigned long long kb = 0;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kb * 1024;
+}
+
 static void cpu_info(struct op_dev *d, struct dtx_device_info *info)
 {
     struct sysinfo si;
@@ -139,7 +153,8 @@ static void cpu_info(struct op_dev *d, struct dtx_device_info *info)
     snprintf(info->fingerprint, sizeof info->fingerprint, "dtx-cpu 1, %s", blas);
     if (sysinfo(&si) == 0) {
         info->mem_total = (uint64_t)si.totalram * si.mem_unit;
-        info->mem_used = info->mem_total - (uint64_t)si.freeram * si.mem_unit;
+        uint64_t available = memory_available();
+        info->mem_used = available < info->mem_total ? info->mem_total - available : 0;
     }
     info->threads = pool_threads(d->pool);
 }
