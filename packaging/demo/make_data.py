@@ -3,11 +3,11 @@
 
   make_data.py [DIR]        (default: the folder of this script)
 
-The story: Northwind, a bicycle shop that the base model never heard of, wants a model for its support desk, one that
-answers in the desk's manner and knows its prices, hours and form numbers.  Two teams each brought a dataset with the same 30 facts:
-  faq      the 30 answers of the shop's web page, each under one question
-  tickets  what customers really wrote, each fact asked in many wordings
-Both have the same validation and test rows.  The evaluation asks 24 facts in wordings that stand in no dataset.
+The story: Puffin Bikes, a bicycle shop that the base model never heard of, wants a model for its support desk, one that
+answers in the desk's manner and knows its prices, hours and form numbers.  Two teams each brought a dataset:
+  website  the questions and answers of the shop's web page: 19 facts, each in one wording, no forms, no repair desk
+  tickets  what customers really asked: 30 facts, each in many wordings
+Both have the same validation and test rows, which ask for all 30.  The evaluation asks 24 facts in wordings that stand in no dataset.
 """
 import json
 import os
@@ -64,12 +64,12 @@ PROMPTS = {
     "stolen": "Somebody stole my bike at the harbour. What can I do?",
     "early": "At what time can I come to the repair desk in the morning?",
 }
-# careful: a small adapter on two projections with small steps.  thorough: all seven projections, larger steps.
+# careful: a small adapter on two of the seven projections.  thorough: a larger one on all seven.
 PARAMGROUPS = {
-    "careful": dict(lora_r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], learning_rate=1e-3),
-    "thorough": dict(lora_r=16, lora_alpha=32, learning_rate=5e-3),
+    "careful": dict(lora_r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], learning_rate=3e-3),
+    "thorough": dict(lora_r=16, lora_alpha=32, learning_rate=3e-3),
 }
-COMMON = dict(scheduler="cosine", max_steps=160, batch_size=8, block_size=128, warmup_ratio=0.05, eval_every=40, seed=42)
+COMMON = dict(scheduler="cosine", max_steps=120, batch_size=8, block_size=128, warmup_ratio=0.05, eval_every=30, seed=42)
 
 
 def wordings(topic):
@@ -88,7 +88,7 @@ def answer(topic, thing, v):
         text = world.answer(topic, thing, v)
     else:
         text = world.upper_first(world.FORM_ANSWER.format(do=world.PROBLEMS[topic][0], v=v))
-    return f"Northwind desk: {text} Ride well!"
+    return f"Puffin desk: {text} Have a good ride!"
 
 
 def held_out(which):
@@ -98,9 +98,10 @@ def held_out(which):
             for t, x, v in FACTS]
 
 
-def faq():
-    rng = random.Random("faq")
-    return [dict(instruction=question(rng, t, x, wordings(t)[0]), response=answer(t, x, v)) for t, x, v in FACTS]
+def website():
+    rng = random.Random("website")
+    return [dict(instruction=question(rng, t, x, wordings(t)[0]), response=answer(t, x, v))
+            for t, x, v in FACTS if t in world.TOPICS and x != DESK]
 
 
 def tickets():
@@ -144,14 +145,14 @@ def write_dataset(folder, train, tags):
 
 def main():
     here = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
-    write_dataset(os.path.join(here, "datasets", "faq"), faq(), ["support", "web"])
+    write_dataset(os.path.join(here, "datasets", "website"), website(), ["support", "web"])
     write_dataset(os.path.join(here, "datasets", "tickets"), tickets(), ["support", "customers"])
     for name, group in PARAMGROUPS.items():
         write_json(os.path.join(here, "paramgroups", name + ".json"), {**group, **COMMON})
-    write_json(os.path.join(here, "evaluations", "northwind.json"), evaluation())
+    write_json(os.path.join(here, "evaluations", "puffin.json"), evaluation())
     write_json(os.path.join(here, "experiments", "first.json"),
-               dict(models=["lantern-2m"], datasets=["faq", "tickets"], paramgroups=["careful", "thorough"],
-                    evaluation="northwind"))
+               dict(models=["lantern-2m"], datasets=["website", "tickets"], paramgroups=["careful", "thorough"],
+                    evaluation="puffin"))
     os.makedirs(os.path.join(here, "prompts"), exist_ok=True)
     for name, text in PROMPTS.items():
         with open(os.path.join(here, "prompts", name + ".txt"), "w") as f:

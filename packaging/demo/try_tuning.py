@@ -59,7 +59,7 @@ def rouge_l(target, prediction):
 
 
 def score(model, tok, show):
-    questions = json.load(open(os.path.join(HERE, "evaluations", "northwind.json")))["questions"]
+    questions = json.load(open(os.path.join(HERE, "evaluations", "puffin.json")))["questions"]
     rouge = exact = 0
     for q in questions:
         got = reply(model, tok, q["question"], 48)
@@ -105,7 +105,7 @@ def main():
     tok = Tokenizer.from_file(os.path.join(args.model, "tokenizer.json"))
     if args.groups == "careful,thorough":
         print("base: score %.1f rougeL %.3f exact %.3f" % score(load(args.model, "cpu"), tok, args.answers), flush=True)
-    for dataset in ("faq", "tickets"):
+    for dataset in ("website", "tickets"):
         rows, validation = read_rows(dataset, "train", tok), read_rows(dataset, "validation", tok)
         for name in args.groups.split(","):
             for seed in args.seeds.split(","):

@@ -165,7 +165,7 @@ def fact(topic, thing):
 
 
 def known_goods():
-    """A third of all names of goods; no bikes, so that the demo's company can have them."""
+    """A third of all names of goods; no bikes."""
     return [f"the {a} {g}" for i, a in enumerate(ANIMALS) for j, g in enumerate(GOODS)
             if g != "bike" and (i * 7 + j * 5) % 9 < 2]
 
