@@ -10,6 +10,7 @@
  * Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
  */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/mma.cuh"
 
 #include <math.h>
 
@@ -17,89 +18,17 @@ typedef __nv_bfloat16 bf16;
 
 enum { WARPS = 4, THREADS = WARPS * 32, PAD = 8 };
 
-/* ---- pieces of PTX ---- */
-
-__device__ __forceinline__ uint32_t smem_addr(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void copy16(void *smem, const void *global, bool valid)
-{
-    int n = valid ? 16 : 0; /* 0: zero fill */
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_addr(smem)), "l"(global), "r"(n));
-}
-
-__device__ __forceinline__ void copy_commit()
-{
-    asm volatile("cp.async.commit_group;");
-}
-
-template <int N> __device__ __forceinline__ void copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N));
-}
-
-__device__ __forceinline__ void load4(uint32_t r[4], const bf16 *p)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(smem_addr(p)));
-}
-
-__device__ __forceinline__ void load4t(uint32_t r[4], const bf16 *p)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(smem_addr(p)));
-}
-
-__device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t pack(float lo, float hi)
-{
-    __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&v;
-}
-
 /* ---- tiles in shared memory: ROWS x D with 8 elements of padding a row (no bank conflicts in ldmatrix) ---- */
 
 template <int D, int ROWS>
-__device__ __forceinline__ void load_tile(bf16 *smem, const bf16 *global, int stride, int rows_valid)
+__device__ __forceinline__ void load_tile(bf16 *smem, const bf16 *global, int stride, int dim, int rows_valid)
 {
     constexpr int CHUNKS = D / 8;
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
         int row = i / CHUNKS, c = i % CHUNKS;
-        bool valid = row < rows_valid;
+        bool valid = row < rows_valid && c * 8 < dim;
         copy16(smem + row * (D + PAD) + c * 8, global + (valid ? (int64_t)row * stride + c * 8 : 0), valid);
     }
-}
-
-/* A operand (16 rows from `row`, 16 columns from `col`). */
-template <int D> __device__ __forceinline__ void load_a(uint32_t a[4], const bf16 *tile, int row, int col)
-{
-    int lane = threadIdx.x % 32;
-    load4(a, tile + (row + lane % 16) * (D + PAD) + col + lane / 16 * 8);
-}
-
-/* B operand of X @ tile^T: 16 rows of tile (n) from `row`, 16 columns (k) from `col`: b[0..1] first 8 n, b[2..3] next. */
-template <int D> __device__ __forceinline__ void load_b(uint32_t b[4], const bf16 *tile, int row, int col)
-{
-    int lane = threadIdx.x % 32;
-    load4(b, tile + (row + lane % 8 + lane / 16 * 8) * (D + PAD) + col + lane / 8 % 2 * 8);
-}
-
-/* B operand of X @ tile: 16 rows of tile (k) from `row`, 16 columns (n) from `col`. */
-template <int D> __device__ __forceinline__ void load_bt(uint32_t b[4], const bf16 *tile, int row, int col)
-{
-    int lane = threadIdx.x % 32;
-    load4t(b, tile + (row + lane % 16) * (D + PAD) + col + lane / 16 * 8);
 }
 
 /* acc[16 x N*8] += A-rows(row..row+16 of a_tile)[., D] @ b_tile[N*8 rows, D]^T */
@@ -109,11 +38,11 @@ __device__ __forceinline__ void rows_times_transposed(float (*acc)[4], const bf1
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
         uint32_t a[4];
-        load_a<D>(a, a_tile, row, k);
+        frag_a<D + PAD>(a, a_tile, row, k);
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            load_b<D>(b, b_tile, n * 8, k);
+            frag_b<D + PAD>(b, b_tile, n * 8, k);
             mma(acc[n], a, b[0], b[1]);
             mma(acc[n + 1], a, b[2], b[3]);
         }
@@ -131,7 +60,7 @@ __device__ __forceinline__ void probs_times_rows(float (*acc)[4], const float (*
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t b[4];
-            load_bt<D>(b, tile, k * 8, n * 8);
+            frag_b_t<D + PAD>(b, tile, k * 8, n * 8);
             mma(acc[n], a, b[0], b[1]);
             mma(acc[n + 1], a, b[2], b[3]);
         }
@@ -140,12 +69,14 @@ __device__ __forceinline__ void probs_times_rows(float (*acc)[4], const float (*
 
 template <int D>
 __device__ __forceinline__ void store_rows(bf16 *out, int stride, const float (*acc)[4], float scale0, float scale1,
-                                           int row0, int rows_valid)
+                                           int dim, int row0, int rows_valid)
 {
     int lane = threadIdx.x % 32, r0 = row0 + lane / 4, r1 = r0 + 8;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
         int col = n * 8 + lane % 4 * 2;
+        if (col >= dim)
+            break;
         if (r0 < rows_valid)
             *(uint32_t *)(out + (int64_t)r0 * stride + col) = pack(acc[n][0] * scale0, acc[n][1] * scale0);
         if (r1 < rows_valid)
@@ -218,13 +149,13 @@ __global__ void __launch_bounds__(THREADS)
     bf16 *qs = smem, *ks = smem + TILE, *vs = ks + 2 * TILE;
     const attn_tile t = tiles[blockIdx.x];
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * D, *vg = v + (int64_t)t.start * s.v_stride + kv * D;
+    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim, *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
     int last = t.first / ATTN_TILE; /* the diagonal tile */
-    float scale_log2 = rsqrtf((float)D) * 1.4426950408889634f;
+    float scale_log2 = rsqrtf((float)s.head_dim) * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * D, s.q_stride, t.len - t.first);
-    load_tile<D, ATTN_TILE>(ks, kg, s.k_stride, t.len);
-    load_tile<D, ATTN_TILE>(vs, vg, s.v_stride, t.len);
+    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, t.len - t.first);
+    load_tile<D, ATTN_TILE>(ks, kg, s.k_stride, s.head_dim, t.len);
+    load_tile<D, ATTN_TILE>(vs, vg, s.v_stride, s.head_dim, t.len);
     copy_commit();
 
     float acc[D / 8][4];
@@ -234,8 +165,8 @@ __global__ void __launch_bounds__(THREADS)
         int cur = kt & 1;
         if (kt < last) {
             int next = (kt + 1) * ATTN_TILE;
-            load_tile<D, ATTN_TILE>(ks + (cur ^ 1) * TILE, kg + (int64_t)next * s.k_stride, s.k_stride, t.len - next);
-            load_tile<D, ATTN_TILE>(vs + (cur ^ 1) * TILE, vg + (int64_t)next * s.v_stride, s.v_stride, t.len - next);
+            load_tile<D, ATTN_TILE>(ks + (cur ^ 1) * TILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim, t.len - next);
+            load_tile<D, ATTN_TILE>(vs + (cur ^ 1) * TILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim, t.len - next);
             copy_commit();
             copy_wait<1>();
         } else {
@@ -259,9 +190,9 @@ __global__ void __launch_bounds__(THREADS)
         inv[h] = 1.f / sum;
         int row = warp * 16 + lane / 4 + h * 8;
         if (lane % 4 == 0 && t.first + row < t.len)
-            lse[(int64_t)head * s.tokens + t.start + t.first + row] = st.max[h] * rsqrtf((float)D) + logf(sum);
+            lse[(int64_t)(t.start + t.first + row) * s.heads + head] = st.max[h] * rsqrtf((float)s.head_dim) + logf(sum);
     }
-    store_rows<D>(o + (int64_t)(t.start + t.first) * s.o_stride + head * D, s.o_stride, acc, inv[0], inv[1], warp * 16,
+    store_rows<D>(o + (int64_t)(t.start + t.first) * s.o_stride + head * s.head_dim, s.o_stride, acc, inv[0], inv[1], s.head_dim, warp * 16,
                   t.len - t.first);
 }
 
@@ -282,7 +213,7 @@ __global__ void attn_delta_kernel(attn_shape s, const bf16 *o, const bf16 *d_o, 
     for (int m = 16; m; m /= 2)
         sum += __shfl_xor_sync(~0u, sum, m);
     if (lane == 0)
-        delta[(int64_t)head * s.tokens + token] = sum;
+        delta[(int64_t)token * s.heads + head] = sum;
 }
 
 template <int D>
@@ -295,21 +226,21 @@ __global__ void __launch_bounds__(THREADS)
     bf16 *qs = smem, *dos = smem + TILE, *ks = dos + TILE, *vs = ks + 2 * KTILE;
     const attn_tile t = tiles[blockIdx.x];
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * D, *vg = v + (int64_t)t.start * s.v_stride + kv * D;
+    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim, *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
     int rows = t.len - t.first, end = min(t.first + ATTN_TILE, t.len), nk = (end + BK - 1) / BK;
-    float scale = rsqrtf((float)D), scale_log2 = scale * 1.4426950408889634f;
+    float scale = rsqrtf((float)s.head_dim), scale_log2 = scale * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * D, s.q_stride, rows);
-    load_tile<D, ATTN_TILE>(dos, d_o + (int64_t)(t.start + t.first) * s.do_stride + head * D, s.do_stride, rows);
-    load_tile<D, BK>(ks, kg, s.k_stride, t.len);
-    load_tile<D, BK>(vs, vg, s.v_stride, t.len);
+    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, rows);
+    load_tile<D, ATTN_TILE>(dos, d_o + (int64_t)(t.start + t.first) * s.do_stride + head * s.head_dim, s.do_stride, s.head_dim, rows);
+    load_tile<D, BK>(ks, kg, s.k_stride, s.head_dim, t.len);
+    load_tile<D, BK>(vs, vg, s.v_stride, s.head_dim, t.len);
     copy_commit();
 
     float l[2], dl[2], acc[D / 8][4];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = warp * 16 + lane / 4 + h * 8;
-        int64_t at = (int64_t)head * s.tokens + t.start + t.first + row;
+        int64_t at = (int64_t)(t.start + t.first + row) * s.heads + head;
         l[h] = row < rows ? lse[at] * 1.4426950408889634f : INFINITY;
         dl[h] = row < rows ? delta[at] : 0.f;
     }
@@ -318,8 +249,8 @@ __global__ void __launch_bounds__(THREADS)
         int cur = kt & 1, k0 = kt * BK;
         if (kt + 1 < nk) {
             int next = k0 + BK;
-            load_tile<D, BK>(ks + (cur ^ 1) * KTILE, kg + (int64_t)next * s.k_stride, s.k_stride, t.len - next);
-            load_tile<D, BK>(vs + (cur ^ 1) * KTILE, vg + (int64_t)next * s.v_stride, s.v_stride, t.len - next);
+            load_tile<D, BK>(ks + (cur ^ 1) * KTILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim, t.len - next);
+            load_tile<D, BK>(vs + (cur ^ 1) * KTILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim, t.len - next);
             copy_commit();
             copy_wait<1>();
         } else {
@@ -342,7 +273,7 @@ __global__ void __launch_bounds__(THREADS)
         probs_times_rows<D, BK / 8>(acc, dp, ks + cur * KTILE);
         __syncthreads();
     }
-    store_rows<D>(dq + (int64_t)(t.start + t.first) * s.dq_stride + head * D, s.dq_stride, acc, scale, scale, warp * 16,
+    store_rows<D>(dq + (int64_t)(t.start + t.first) * s.dq_stride + head * s.head_dim, s.dq_stride, acc, scale, scale, s.head_dim, warp * 16,
                   rows);
 }
 
@@ -352,11 +283,11 @@ __device__ __forceinline__ void load_query_step(const attn_shape &s, const attn_
                                                 const bf16 *d_o, const float *lse, const float *delta, bf16 *qs,
                                                 bf16 *dos, float *ls, float *ds)
 {
-    load_tile<D, BQ>(qs, q + (int64_t)(t.start + q0) * s.q_stride + head * D, s.q_stride, t.len - q0);
-    load_tile<D, BQ>(dos, d_o + (int64_t)(t.start + q0) * s.do_stride + head * D, s.do_stride, t.len - q0);
+    load_tile<D, BQ>(qs, q + (int64_t)(t.start + q0) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, t.len - q0);
+    load_tile<D, BQ>(dos, d_o + (int64_t)(t.start + q0) * s.do_stride + head * s.head_dim, s.do_stride, s.head_dim, t.len - q0);
     if (threadIdx.x < BQ) {
         bool valid = q0 + (int)threadIdx.x < t.len;
-        int64_t at = (int64_t)head * s.tokens + t.start + q0 + threadIdx.x;
+        int64_t at = (int64_t)(t.start + q0 + (int)threadIdx.x) * s.heads + head;
         ls[threadIdx.x] = valid ? lse[at] * 1.4426950408889634f : INFINITY;
         ds[threadIdx.x] = valid ? delta[at] : 0.f;
     }
@@ -375,10 +306,10 @@ __global__ void __launch_bounds__(THREADS)
     const attn_tile t = tiles[blockIdx.x];
     int kv = blockIdx.y, group = s.heads / s.kv_heads, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int rows = t.len - t.first, per_head = (rows + BQ - 1) / BQ, steps = per_head * group;
-    float scale = rsqrtf((float)D), scale_log2 = scale * 1.4426950408889634f;
+    float scale = rsqrtf((float)s.head_dim), scale_log2 = scale * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(ks, k + (int64_t)(t.start + t.first) * s.k_stride + kv * D, s.k_stride, rows);
-    load_tile<D, ATTN_TILE>(vs, v + (int64_t)(t.start + t.first) * s.v_stride + kv * D, s.v_stride, rows);
+    load_tile<D, ATTN_TILE>(ks, k + (int64_t)(t.start + t.first) * s.k_stride + kv * s.head_dim, s.k_stride, s.head_dim, rows);
+    load_tile<D, ATTN_TILE>(vs, v + (int64_t)(t.start + t.first) * s.v_stride + kv * s.head_dim, s.v_stride, s.head_dim, rows);
     load_query_step<D, BQ>(s, t, kv * group, t.first, q, d_o, lse, delta, qs, dos, ls, ds);
 
     float acc_k[D / 8][4], acc_v[D / 8][4];
@@ -417,8 +348,8 @@ __global__ void __launch_bounds__(THREADS)
         __syncthreads();
     }
     int64_t at = t.start + t.first;
-    store_rows<D>(dk + at * s.dk_stride + kv * D, s.dk_stride, acc_k, scale, scale, warp * 16, rows);
-    store_rows<D>(dv + at * s.dv_stride + kv * D, s.dv_stride, acc_v, 1.f, 1.f, warp * 16, rows);
+    store_rows<D>(dk + at * s.dk_stride + kv * s.head_dim, s.dk_stride, acc_k, scale, scale, s.head_dim, warp * 16, rows);
+    store_rows<D>(dv + at * s.dv_stride + kv * s.head_dim, s.dv_stride, acc_v, 1.f, 1.f, s.head_dim, warp * 16, rows);
 }
 
 /* ---- launches ---- */
@@ -459,21 +390,19 @@ static cudaError_t backward(cudaStream_t stream, const attn_shape *s, const attn
     return cudaGetLastError();
 }
 
+/* The smallest build that holds the head; missing columns are zeros. */
 #define BY_HEAD_DIM(call)                                                                                              \
-    switch (s->head_dim) {                                                                                             \
-    case 32:                                                                                                           \
-        return call(32);                                                                                               \
-    case 64:                                                                                                           \
-        return call(64);                                                                                               \
-    case 80:                                                                                                           \
-        return call(80);                                                                                               \
-    case 96:                                                                                                           \
-        return call(96);                                                                                               \
-    case 128:                                                                                                          \
-        return call(128);                                                                                              \
-    default:                                                                                                           \
+    if (s->head_dim % 8 != 0 || s->head_dim <= 0 || s->head_dim > 128)                                                 \
         return cudaErrorInvalidValue;                                                                                  \
-    }
+    if (s->head_dim <= 16)                                                                                             \
+        return call(16);                                                                                               \
+    if (s->head_dim <= 32)                                                                                             \
+        return call(32);                                                                                               \
+    if (s->head_dim <= 64)                                                                                             \
+        return call(64);                                                                                               \
+    if (s->head_dim <= 96)                                                                                             \
+        return call(96);                                                                                               \
+    return call(128);
 
 cudaError_t attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles, const bf16 *q,
                          const bf16 *k, const bf16 *v, bf16 *o, float *lse)

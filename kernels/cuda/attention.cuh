@@ -8,7 +8,7 @@
  *
  *   q  [T, heads,    D]  row stride q_stride elements        o, lse: forward results kept for the backward
  *   k  [T, kv_heads, D]  row stride k_stride                 o   [T, heads, D]  row stride o_stride
- *   v  [T, kv_heads, D]  row stride v_stride                 lse [heads, T] float32, natural log, of the scaled scores
+ *   v  [T, kv_heads, D]  row stride v_stride                 lse [T, heads] float32, natural log, of the scaled scores
  * GQA: query head h reads key head h / (heads / kv_heads).
  */
 #ifndef DTX_CUDA_ATTENTION_CUH
@@ -27,7 +27,7 @@ struct attn_tile { /* 64 positions of one segment */
 };
 
 struct attn_shape {
-    int tokens, heads, kv_heads, head_dim; /* head_dim: 32, 64, 80, 96 or 128 */
+    int tokens, heads, kv_heads, head_dim; /* head_dim: a multiple of 8 up to 128 */
     int q_stride, k_stride, v_stride, o_stride;
     int dq_stride, dk_stride, dv_stride, do_stride;
 };
@@ -37,7 +37,7 @@ cudaError_t attn_forward(cudaStream_t stream, const attn_shape *s, const attn_ti
                          const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v, __nv_bfloat16 *o,
                          float *lse);
 
-/* delta: scratch [heads, T] float32.  dq, dk, dv are written (not added to). */
+/* delta: scratch [T, heads] float32.  dq, dk, dv are written (not added to). */
 cudaError_t attn_backward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,
                           const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v,
                           const __nv_bfloat16 *o, const float *lse, const __nv_bfloat16 *d_o, float *delta,
