@@ -275,7 +275,6 @@ struct dtx_ops {
 struct dtx_device {
     const struct dtx_ops *ops;
     struct op_dev *dev;
-    struct dtx_device_info info;
     void *library; /* dlopen handle of the CUDA library, NULL on the CPU */
 };
 

@@ -19,7 +19,7 @@ struct st_tensor {
     int ndim;
     int64_t shape[ST_MAX_DIMS];
     uint64_t elements, nbytes;
-    const void *data; /* into the read-only map */
+    const void *data; /* into the read-only map; may be unaligned */
 };
 
 struct st_set; /* one file, or the shards of an index, mapped read-only */
@@ -32,7 +32,10 @@ void st_close(struct st_set *s);
 size_t st_count(const struct st_set *s);
 const struct st_tensor *st_at(const struct st_set *s, size_t i);
 const struct st_tensor *st_find(const struct st_set *s, const char *name); /* NULL: not there */
-/* elements values of a tensor from element `first` on, as float32. -EINVAL for ST_OTHER. */
+/* Bytes of all its files. */
+uint64_t st_file_bytes(const struct st_set *s);
+/* elements values of a tensor from element `first` on, as float32.  -EINVAL for ST_OTHER, -ERANGE
+ * outside of the tensor. */
 int st_read_f32(const struct st_tensor *t, uint64_t first, uint64_t elements, float *out);
 
 /* Write a file: temporary name, fsync, rename, fsync of the folder.  Tensors in the order given; data points to host
