@@ -95,7 +95,8 @@ build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kerne
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
 build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
-	$(NVCC) -shared -cudart static -I. -Xcompiler -fPIC -o $@ $(CU_OBJ) -x c scheduler/base/err.c -lcublasLt
+	$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
 build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
 .PHONY: cuda

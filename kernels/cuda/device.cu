@@ -71,7 +71,7 @@ static char *staging_take(op_dev *d, size_t n)
 void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
 {
     for (size_t at = 0; at < bytes;) {
-        size_t n = bytes - at < STAGING_HALF ? bytes - at : STAGING_HALF;
+        size_t n = bytes - at < STAGING_HALF ? bytes - at : (size_t)STAGING_HALF;
         char *s = staging_take(d, n);
         memcpy(s, (const char *)host + at, n);
         DEV_CHECK(d, cudaMemcpyAsync((char *)dst + at, s, n, cudaMemcpyHostToDevice, d->stream));

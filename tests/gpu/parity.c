@@ -1,7 +1,7 @@
 /*
  * Every CUDA operation against the CPU one, on random inputs and poisoned outputs.
  *
- *   parity [SEED]        exit 0: all within tolerance; prints one line a check: name, relative L2 error, bound
+ *   parity [SEED [DEVICE]]   exit 0: all within tolerance; prints one line a check: name, relative L2 error, bound
  *
  * Both devices get the same numbers, rounded to bf16 first; the error is |gpu - cpu| / |cpu| over real rows.  Padding
  * must be exactly zero where ops.h says so.  Row invariance is checked to the bit: a segment alone = among others.
@@ -203,11 +203,12 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
         pack_segment(p, align, a.rank ? &a : NULL, only >= 0 ? 0 : j, 0.01f * (float)(j + 1));
         for (int q = 0; q < w->jobs[j].seqs; q++) {
             int n = w->jobs[j].len[q];
-            int32_t ids[1024], labels[1024];
+            int32_t ids[1024], labels[1025];
             for (int i = 0; i < n; i++) {
                 ids[i] = (int32_t)((uniform() * 0.5f + 0.5f) * (float)(w->s.vocab - 1));
                 labels[i] = i % 3 ? ids[i] : -100;
             }
+            labels[n] = -100;
             struct op_seq *s = pack_sequence(p, ids, labels, n, 0);
             s->drop_key = rng_key((uint64_t)j, (uint64_t)q);
         }
@@ -419,8 +420,8 @@ static void check_invariance(struct world *w)
         gpu.ops->zero(gpu.dev, g, n * 4);
         gpu.ops->linear(gpu.dev, p, &l, d_x, NULL, y, h);
         gpu.ops->linear_back(gpu.dev, p, &l, put_act(&gpu, dy + skip * out, r * out), d_x, h, dx);
-        got[i][0] = get_act(&gpu, (char *)y + (i ? 0 : first * out * 2), rows * out);
-        got[i][1] = get_act(&gpu, (char *)dx + (i ? 0 : first * in * 2), rows * in);
+        got[i][0] = get_act(&gpu, (char *)y + (i ? 0 : first * out * (size_t)gpu.ops->act_bytes), rows * out);
+        got[i][1] = get_act(&gpu, (char *)dx + (i ? 0 : first * in * (size_t)gpu.ops->act_bytes), rows * in);
         got[i][2] = get_f32(&gpu, g, n);
     }
     char name[96];
@@ -566,7 +567,7 @@ int main(int argc, char **argv)
         {"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f},
     };
     seed_key = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    if (open_side(&cpu, "cpu") || open_side(&gpu, "cuda:0"))
+    if (open_side(&cpu, "cpu") || open_side(&gpu, argc > 2 ? argv[2] : "cuda:0"))
         return 2;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct world w;
