@@ -10,7 +10,7 @@ static void backward_mlp(struct dtx_base *b, const struct op_pack *p, int layer)
 {
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
-    struct workspace *ws = &b->ws;
+    struct workspace *ws = b->ws;
     struct layer_acts *a = &ws->layer[layer];
     struct op_linear gate_up = linear_of(b, layer, H_GATE_UP), down = linear_of(b, layer, H_DOWN);
     o->swiglu(b->dev, p, a->gu, c->ffn, ws->a);
@@ -25,7 +25,7 @@ static void backward_attention(struct dtx_base *b, const struct op_pack *p, int 
 {
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
-    struct workspace *ws = &b->ws;
+    struct workspace *ws = b->ws;
     struct layer_acts *a = &ws->layer[layer];
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O);
     struct op_attention at = attention_of(b, layer);
@@ -42,7 +42,7 @@ static void backward_attention(struct dtx_base *b, const struct op_pack *p, int 
 void backward(struct dtx_base *b, const struct op_pack *p)
 {
     const struct dtx_model_config *c = &b->config;
-    struct workspace *ws = &b->ws;
+    struct workspace *ws = b->ws;
     b->ops->rmsnorm_back(b->dev, p, ws->dx, ws->x_last, b->norm, ws->rstd_last, c->hidden, NULL, ws->dres);
     for (int layer = c->layers - 1; layer >= 0; layer--) {
         backward_mlp(b, p, layer);

@@ -64,7 +64,7 @@ struct op_attention attention_of(const struct dtx_base *b, int layer)
 static void attend(struct dtx_base *b, const struct op_pack *p, int layer, bool train)
 {
     const struct dtx_ops *o = b->ops;
-    struct layer_acts *a = &b->ws.layer[layer];
+    struct layer_acts *a = &b->ws->layer[layer];
     struct op_attention at = attention_of(b, layer);
     o->rope(b->dev, p, &at, b->rope, false, a->qkv);
     if (p->n_seqs && p->seqs[0].kv)
@@ -80,7 +80,7 @@ static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
     const struct layer_weights *w = &b->layer[layer];
-    struct workspace *ws = &b->ws;
+    struct workspace *ws = b->ws;
     struct layer_acts *a = &ws->layer[layer];
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O),
                      gate_up = linear_of(b, layer, H_GATE_UP), down = linear_of(b, layer, H_DOWN);
@@ -97,10 +97,10 @@ static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)
 {
     const struct dtx_model_config *c = &b->config;
-    struct workspace *ws = &b->ws;
     int rc = workspace_need(b, p->rows, p->max_rank, train, e);
     if (rc < 0)
         return rc;
+    struct workspace *ws = b->ws;
     b->ops->embed(b->dev, p, b->embed, c->hidden, ws->layer[0].x);
     for (int i = 0; i < c->layers; i++)
         forward_layer(b, p, i, train, i + 1 < c->layers ? ws->layer[i + 1].x : ws->x_last);

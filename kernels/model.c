@@ -193,6 +193,8 @@ void dtx_base_free(struct dtx_base *b)
         release(b->dev, b->rope);
         release(b->dev, b->loss);
         release(b->dev, b->outcome);
+        release(b->dev, b->logits);
+        release(b->dev, b->greedy);
         workspace_free(b);
     }
     free(b->layer);
@@ -265,5 +267,20 @@ int base_need_step(struct dtx_base *b, int jobs, struct dtx_err *e)
     if (!b->loss || !b->outcome)
         return -ENOMEM;
     b->step_jobs = jobs;
+    return 0;
+}
+
+int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
+{
+    if (rows <= b->gen_rows)
+        return 0;
+    b->ops->free(b->dev, b->logits);
+    b->ops->free(b->dev, b->greedy);
+    b->gen_rows = 0;
+    b->logits = base_alloc(b, (size_t)rows * (size_t)b->config.vocab * sizeof *b->logits, e);
+    b->greedy = base_alloc(b, (size_t)rows * sizeof *b->greedy, e);
+    if (!b->logits || !b->greedy)
+        return -ENOMEM;
+    b->gen_rows = rows;
     return 0;
 }

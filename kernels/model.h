@@ -38,8 +38,7 @@ struct layer_acts {
 
 struct workspace { /* one allocation, cut up by workspace_layout */
     void *memory;
-    int rows, rank; /* capacities */
-    bool train;
+    int rows, rank;                     /* capacities */
     struct layer_acts *layer;           /* host array [layers] */
     void *x_last;                       /* act [R, hidden] residual stream after the last layer */
     void *xn;                           /* act [R, hidden] a norm's output */
@@ -59,23 +58,30 @@ struct dtx_base {
     float *rope;               /* [rope_positions][head_dim] */
     int rope_positions;
     uint64_t bytes;
-    struct workspace ws;
+    struct workspace spaces[2]; /* [train] */
+    struct workspace *ws;       /* the one of the current pass */
     /* of a step: [step_jobs] each */
     double *loss;
     struct op_outcome *outcome;
     int step_jobs;
+    /* of a generation step: [gen_rows] each */
+    float *logits; /* [gen_rows, vocab] */
+    int32_t *greedy;
+    int gen_rows;
 };
 
 /* model.c */
 void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e); /* NULL: -ENOMEM in *e */
 int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e);
 int base_need_step(struct dtx_base *b, int jobs, struct dtx_err *e);
+int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e);
 struct lora_dims lora_dims_of(const struct dtx_model_config *c);
 
 /* workspace.c */
 /* Bytes of a workspace; with memory and layer set, its pointers are set too. */
 size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, int rows,
                         int rank, bool train);
+/* Makes b->ws one with room for that. */
 int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e);
 void workspace_free(struct dtx_base *b);
 

@@ -65,33 +65,38 @@ size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, i
     return k.used;
 }
 
+static void space_free(struct dtx_base *b, struct workspace *w)
+{
+    b->ops->free(b->dev, w->memory);
+    free(w->layer);
+    *w = (struct workspace){0};
+}
+
 void workspace_free(struct dtx_base *b)
 {
-    b->ops->free(b->dev, b->ws.memory);
-    free(b->ws.layer);
-    b->ws = (struct workspace){0};
+    space_free(b, &b->spaces[0]);
+    space_free(b, &b->spaces[1]);
 }
 
 int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e)
 {
-    struct workspace *w = &b->ws;
-    if (w->memory && rows <= w->rows && rank <= w->rank && (w->train || !train))
+    struct workspace *w = b->ws = &b->spaces[train];
+    if (w->memory && rows <= w->rows && rank <= w->rank)
         return 0;
-    struct workspace n = {.rows = rows > w->rows ? rows : w->rows,
-                          .rank = rank > w->rank ? rank : w->rank,
-                          .train = train || w->train};
-    workspace_free(b);
+    struct workspace n = {.rows = rows > w->rows ? rows : w->rows, .rank = rank > w->rank ? rank : w->rank};
+    space_free(b, w);
     n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
     if (!n.layer)
         return dtx_fail(e, -ENOMEM, "out of memory");
     struct workspace size = {0};
-    size_t bytes = workspace_layout(&size, &b->config, b->ops->act_bytes, n.rows, n.rank, n.train);
+    size_t bytes = workspace_layout(&size, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
     n.memory = base_alloc(b, bytes, e);
     if (!n.memory) {
         free(n.layer);
-        return dtx_fail_context(e, "activations of %d tokens", rows);
+        dtx_fail_context(e, "activations of %d tokens", rows);
+        return -ENOMEM;
     }
-    workspace_layout(&n, &b->config, b->ops->act_bytes, n.rows, n.rank, n.train);
-    b->ws = n;
+    workspace_layout(&n, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
+    *w = n;
     return 0;
 }

@@ -1,5 +1,4 @@
 /* The CPU device: memory, scratch, packs, and the table of its operations. */
-#include <cblas.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -8,6 +7,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "kernels/cpu/blas.h"
 #include "kernels/cpu/cpu.h"
 
 void cpu_failed(struct op_dev *d, int code)
@@ -39,13 +39,6 @@ float *cpu_scratch(struct op_dev *d, int thread, size_t n)
 float *cpu_shared(struct op_dev *d, struct scratch *s, size_t n)
 {
     return scratch_get(d, s, n);
-}
-
-void cpu_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
-              int ldb, float beta, float *c, int ldc)
-{
-    cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, m, n, k, alpha,
-                a, lda, b, ldb, beta, c, ldc);
 }
 
 static void *cpu_alloc(struct op_dev *d, size_t bytes)
@@ -141,8 +134,9 @@ static void cpu_info(struct op_dev *d, struct dtx_device_info *info)
     struct sysinfo si;
     memset(info, 0, sizeof *info);
     cpu_name(info->name, sizeof info->name);
-    snprintf(info->fingerprint, sizeof info->fingerprint, "dtx-cpu 1, %s, kernel %s", openblas_get_config(),
-             openblas_get_corename());
+    char blas[192];
+    blas_describe(blas, sizeof blas);
+    snprintf(info->fingerprint, sizeof info->fingerprint, "dtx-cpu 1, %s", blas);
     if (sysinfo(&si) == 0) {
         info->mem_total = (uint64_t)si.totalram * si.mem_unit;
         info->mem_used = info->mem_total - (uint64_t)si.freeram * si.mem_unit;
@@ -214,7 +208,9 @@ int cpu_ops_open(int threads, struct op_dev **out, const struct dtx_ops **ops, s
 #endif
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return dtx_fail(e, -ENOTSUP, "this processor has no AVX2 and FMA, which DTX's CPU engine needs");
-    openblas_set_num_threads(1);
+    int rc = blas_open(e);
+    if (rc < 0)
+        return rc;
     struct op_dev *d = calloc(1, sizeof *d);
     if (!d || !(d->pool = pool_new(threads ? threads : default_threads()))) {
         free(d);

@@ -102,7 +102,7 @@ void cpu_optim(struct op_dev *d, const struct op_optim *jobs, int32_t n, const d
         out[c.blocks[i].index].norm += c.blocks[i].squares;
     for (int32_t j = 0; j < n; j++) {
         out[j].norm = sqrt(out[j].norm);
-        out[j].applied = isfinite(out[j].norm) && isfinite(loss[jobs[j].slot]);
+        out[j].applied = isfinite(out[j].norm) && isfinite(loss[jobs[j].slot]) && !atomic_load(&d->error);
     }
     pool_run(d->pool, k, update_task, &c);
     free(c.blocks);

@@ -106,13 +106,23 @@ static inline void vec_add(const float *x, float *y, size_t n)
         y[i] += x[i];
 }
 
-/* The largest; NaN if there is one (a softmax of it must not look healthy). */
+/* The largest; NaN if there is one (a softmax of it must not look healthy): a lane that holds NaN keeps it. */
 static inline float vec_max(const float *x, size_t n)
 {
-    float m = x[0];
-    for (size_t i = 1; i < n; i++)
-        m = x[i] > m || x[i] != x[i] ? x[i] : m;
-    return m;
+    float best = x[0];
+    size_t i = 0;
+    if (n >= 8) {
+        v8 m = v8_load(x);
+        for (i = 8; i + 8 <= n; i += 8) {
+            v8 y = v8_load(x + i);
+            m = v8_pick((y > m) | (y != y), y, m);
+        }
+        for (int k = 0; k < 8; k++)
+            best = m[k] > best || m[k] != m[k] ? m[k] : best;
+    }
+    for (; i < n; i++)
+        best = x[i] > best || x[i] != x[i] ? x[i] : best;
+    return best;
 }
 
 /* x[i] = exp(x[i] - shift); returns their sum. */
