@@ -100,3 +100,5 @@ build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
 build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
 .PHONY: cuda
+build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
