@@ -16,11 +16,11 @@
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 
-#define MUST(call)                                                                                                     \
-    do {                                                                                                               \
-        struct dtx_err e = {0};                                                                                        \
-        int rc_ = (call);                                                                                              \
-        ck_assert_msg(rc_ == 0, "%s: %d %s", #call, rc_, e.msg);                                                       \
+#define MUST(call)                                                                                           \
+    do {                                                                                                     \
+        struct dtx_err e = {0};                                                                              \
+        int rc_ = (call);                                                                                    \
+        ck_assert_msg(rc_ == 0, "%s: %d %s", #call, rc_, e.msg);                                             \
     } while (0)
 
 static inline float util_random(uint64_t key, uint64_t i)
@@ -56,7 +56,8 @@ struct util_model {
     bool tied, bias, llama3;
 };
 
-static inline void util_add(struct st_tensor *t, size_t *n, const char *name, int rows, int cols, float size, float mean)
+static inline void util_add(struct st_tensor *t, size_t *n, const char *name, int rows, int cols, float size,
+                            float mean)
 {
     size_t count = (size_t)rows * (size_t)(cols ? cols : 1);
     float *x = util_floats(1000 + *n, count, size);
@@ -115,8 +116,8 @@ static inline void util_write_model(int dirfd, const char *name, const struct ut
         "\"num_hidden_layers\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,\"head_dim\":%d,"
         "\"vocab_size\":%d,\"max_position_embeddings\":512,\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,"
         "\"hidden_act\":\"silu\",\"tie_word_embeddings\":%s,\"torch_dtype\":\"float32\"%s}",
-        m->bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", m->bias ? "qwen2" : "llama", m->hidden, m->ffn, m->layers,
-        m->heads, m->kv_heads, m->head_dim, m->vocab, m->tied ? "true" : "false",
+        m->bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", m->bias ? "qwen2" : "llama", m->hidden, m->ffn,
+        m->layers, m->heads, m->kv_heads, m->head_dim, m->vocab, m->tied ? "true" : "false",
         m->llama3 ? ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,"
                     "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":64}"
                   : "");

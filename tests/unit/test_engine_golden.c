@@ -73,9 +73,12 @@ static void check_steps(struct dtx_base *b, struct dtx_job *j, const json_t *ste
         struct dtx_step_result r;
         MUST(dtx_train_step(b, &j, 1, &r, &e));
         ck_assert_msg(r.failed == 0, "%s", r.error.msg);
-        double loss = relative(r.loss, json_num(want, "loss", 0)), norm = relative(r.grad_norm, json_num(want, "grad_norm", 0));
-        ck_assert_msg(relative(r.lr, json_num(want, "lr", -1)) < 1e-9, "%s step %zu: lr %.17g", name, i, r.lr);
-        ck_assert_msg(loss < 1e-4, "%s step %zu: loss %.9g, expected %.9g", name, i, r.loss, json_num(want, "loss", 0));
+        double loss = relative(r.loss, json_num(want, "loss", 0)),
+               norm = relative(r.grad_norm, json_num(want, "grad_norm", 0));
+        ck_assert_msg(relative(r.lr, json_num(want, "lr", -1)) < 1e-9, "%s step %zu: lr %.17g", name, i,
+                      r.lr);
+        ck_assert_msg(loss < 1e-4, "%s step %zu: loss %.9g, expected %.9g", name, i, r.loss,
+                      json_num(want, "loss", 0));
         ck_assert_msg(norm < 1e-3, "%s step %zu: norm %.9g, expected %.9g", name, i, r.grad_norm,
                       json_num(want, "grad_norm", 0));
         worst_loss = fmax(worst_loss, loss);
@@ -100,7 +103,8 @@ static void check_final(const struct dtx_job *j, const char *name)
     ck_assert_msg(sqrt(diff / size) < 1e-3, "%s: final adapters differ by %.3g", name, sqrt(diff / size));
 }
 
-static void check_loss(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_rows *rows, double want)
+static void check_loss(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_rows *rows,
+                       double want)
 {
     double sum;
     uint64_t n;
