@@ -102,3 +102,5 @@ build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
 .PHONY: cuda
 build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+build/gpu_oracle: tests/gpu/oracle.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
