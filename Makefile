@@ -84,3 +84,24 @@ clean:
 .PHONY: all units fuzzers deps demo test check-all format clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- CUDA: kernels/cuda -> dtx_cuda.so, loaded at run time; only where nvcc is there ----
+NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+GENCODE   ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90
+CU_SRC    := $(wildcard kernels/cuda/*.cu)
+CU_OBJ    := $(patsubst %.cu,build/%.cu.o,$(CU_SRC))
+
+cuda: build/dtx_cuda.so
+build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
+build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
+	$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
+build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+.PHONY: cuda
+build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+build/gpu_oracle: tests/gpu/oracle.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
