@@ -46,14 +46,19 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/tests/%: tests/unit/%.c $(LIBS)
+# Tests take what they need from one archive of everything.
+$(BUILD)/libdtx.a: $(LIBS)
+	rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libdtx.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIBS) $(CHECK_LIBS) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libdtx.a $(CHECK_LIBS) $(ALL_LIBS)
 
 # Fuzz targets: with clang they are libFuzzer programs, with gcc a driver runs the files given to them.
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(LIBS) $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libdtx.a $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
 
 units: $(UNIT)
 fuzzers: $(FUZZ)
