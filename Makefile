@@ -46,6 +46,9 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
+# .incbin leaves no trace in the dependency files.
+$(BUILD)/mnt-layout/layout_embed.o: mnt-layout/bin_dtx.sh $(wildcard mnt-layout/text/*.md)
+
 # Tests take what they need from one archive of everything.
 $(BUILD)/libdtx.a: $(LIBS)
 	rm -f $@
