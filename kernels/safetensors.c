@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 
 enum {
@@ -28,6 +29,7 @@ struct st_file {
     char *name;
     unsigned char *map;
     size_t len;
+    int fd; /* while it is being opened, else -1 */
 };
 
 struct st_set {
@@ -231,65 +233,83 @@ static int read_header(struct st_set *s, const struct st_file *f, uint64_t heade
     return rc;
 }
 
-static int parse_file(struct st_set *s, const struct st_file *f, struct dtx_err *e)
+static int parse_header(struct st_set *s, const struct st_file *f, const char *text, uint64_t len,
+                        struct dtx_err *e)
 {
-    uint64_t header_len;
     json_t *header;
-    int rc;
+    int rc = json_parse_text(f->name, text, len, &header, e);
 
-    if (f->len < 8)
-        return dtx_fail(e, -EINVAL, "%s has %zu bytes: not a safetensors file, copy it again", f->name,
-                        f->len);
-    memcpy(&header_len, f->map, 8);
-    header_len = le64toh(header_len);
-    if (header_len > ST_MAX_HEADER)
-        return dtx_fail(e, -EINVAL, "%s: a header of %" PRIu64 " bytes (at most %d): not a safetensors file",
-                        f->name, header_len, ST_MAX_HEADER);
-    if (header_len > f->len - 8)
-        return dtx_fail(e, -EINVAL, "%s: its header has %" PRIu64 " bytes, the file only %zu: copy it again",
-                        f->name, header_len, f->len);
-    rc = json_parse_text(f->name, (const char *)f->map + 8, header_len, &header, e);
     if (rc)
         return rc;
     if (json_is_object(header))
-        rc = read_header(s, f, header_len, header, e);
+        rc = read_header(s, f, len, header, e);
     else
         rc = dtx_fail(e, -EINVAL, "%s: the header is not a JSON object: not a safetensors file", f->name);
     json_decref(header);
     return rc;
 }
 
+/* The header is read, not mapped: a file that somebody cuts off meanwhile gives an error and no SIGBUS. */
+static int parse_file(struct st_set *s, const struct st_file *f, struct dtx_err *e)
+{
+    uint64_t len;
+    char *text;
+    int rc;
+
+    if (f->len < 8 || fd_pread_all(f->fd, &len, 8, 0))
+        return dtx_fail(e, -EINVAL, "%s has %zu bytes: not a safetensors file, copy it again", f->name,
+                        f->len);
+    len = le64toh(len);
+    if (len > ST_MAX_HEADER)
+        return dtx_fail(e, -EINVAL, "%s: a header of %" PRIu64 " bytes (at most %d): not a safetensors file",
+                        f->name, len, ST_MAX_HEADER);
+    if (len > f->len - 8)
+        return dtx_fail(e, -EINVAL, "%s: its header has %" PRIu64 " bytes, the file only %zu: copy it again",
+                        f->name, len, f->len);
+    text = malloc(len + 1);
+    if (!text)
+        return dtx_fail(e, -ENOMEM, "%s: out of memory", f->name);
+    rc = fd_pread_all(f->fd, text, len, 8);
+    rc = rc ? dtx_fail(e, rc, "%s: cannot read its header: copy it again", f->name)
+            : parse_header(s, f, text, len, e);
+    free(text);
+    return rc;
+}
+
 static int map_file(int dirfd, const char *path, struct st_file *f, struct dtx_err *e)
 {
-    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), rc = 0;
     struct stat st;
+    void *p;
 
-    if (fd < 0)
+    f->fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (f->fd < 0)
         return dtx_fail_errno(e, "cannot open %s", path);
     f->name = strdup(path);
-    if (!f->name) {
-        rc = dtx_fail(e, -ENOMEM, "%s: out of memory", path);
-    } else if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        rc = dtx_fail(e, -EINVAL, "%s is not a regular file", path);
-    } else if (st.st_size > 0) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (p == MAP_FAILED) {
-            rc = dtx_fail_errno(e, "cannot map %s", path);
-        } else {
-            f->map = p;
-            f->len = (size_t)st.st_size;
-        }
-    }
-    close(fd);
-    return rc;
+    if (!f->name)
+        return dtx_fail(e, -ENOMEM, "%s: out of memory", path);
+    if (fstat(f->fd, &st) || !S_ISREG(st.st_mode))
+        return dtx_fail(e, -EINVAL, "%s is not a regular file", path);
+    if (st.st_size == 0)
+        return 0;
+    p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, f->fd, 0);
+    if (p == MAP_FAILED)
+        return dtx_fail_errno(e, "cannot map %s", path);
+    f->map = p;
+    f->len = (size_t)st.st_size;
+    return 0;
 }
 
 static int add_file(struct st_set *s, int dirfd, const char *path, struct dtx_err *e)
 {
-    int rc = map_file(dirfd, path, &s->files[s->n_files], e);
+    struct st_file *f = &s->files[s->n_files++]; /* also after a failure: st_close releases what there is */
+    int rc = map_file(dirfd, path, f, e);
 
-    s->n_files++; /* also after a failure: st_close releases what there is */
-    return rc ? rc : parse_file(s, &s->files[s->n_files - 1], e);
+    if (rc == 0)
+        rc = parse_file(s, f, e);
+    if (f->fd >= 0)
+        close(f->fd);
+    f->fd = -1;
+    return rc;
 }
 
 /* ---- sets ---- */
@@ -553,69 +573,4 @@ uint64_t st_file_bytes(const struct st_set *s)
     for (size_t i = 0; i < s->n_files; i++)
         sum += s->files[i].len;
     return sum;
-}
-
-/* ---- values ---- */
-
-/* Half precision to float32, exact for every value (denormals, infinities and NaN payloads too). */
-static float f16_value(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, w;
-    float f;
-
-    if (rest >= 0x7c00) {
-        w = sign | 0x7f800000 | (rest & 0x3ff) << 13;
-    } else if (rest >= 0x400) {
-        w = sign | ((rest << 13) + (112u << 23));
-    } else { /* zero or denormal: rest * 2^-24 */
-        f = (float)rest * 0x1p-24f;
-        memcpy(&w, &f, 4);
-        w |= sign;
-    }
-    memcpy(&f, &w, 4);
-    return f;
-}
-
-static void read_f16(const unsigned char *p, uint64_t n, float *out)
-{
-    for (uint64_t i = 0; i < n; i++) {
-        uint16_t h;
-        memcpy(&h, p + 2 * i, 2);
-        out[i] = f16_value(h);
-    }
-}
-
-static void read_bf16(const unsigned char *p, uint64_t n, float *out)
-{
-    for (uint64_t i = 0; i < n; i++) {
-        uint16_t h;
-        uint32_t w;
-        memcpy(&h, p + 2 * i, 2);
-        w = (uint32_t)h << 16;
-        memcpy(&out[i], &w, 4);
-    }
-}
-
-int st_read_f32(const struct st_tensor *t, uint64_t first, uint64_t elements, float *out)
-{
-    const unsigned char *p = t->data;
-
-    if (first > t->elements || elements > t->elements - first)
-        return -ERANGE;
-    if (elements == 0)
-        return t->type == ST_OTHER ? -EINVAL : 0;
-    switch (t->type) {
-    case ST_F32:
-        memcpy(out, p + 4 * first, 4 * elements);
-        return 0;
-    case ST_F16:
-        read_f16(p + 2 * first, elements, out);
-        return 0;
-    case ST_BF16:
-        read_bf16(p + 2 * first, elements, out);
-        return 0;
-    case ST_OTHER:
-        break;
-    }
-    return -EINVAL;
 }

@@ -78,6 +78,7 @@ struct dtx_tokenizer {
     struct strmap normal, user;
     uint64_t seed; /* of the hash: strangers cannot choose texts that collide */
     uint32_t max_len, max_user;
+    bool user_first[256]; /* first bytes of user pieces */
     int32_t byte_id[256]; /* piece of a byte, -1 if there is none */
     int32_t unk;          /* -1: none */
     bool by_text;         /* SentencePiece rules */
@@ -148,6 +149,8 @@ struct merger { /* working memory of one encode call */
     uint32_t *cut; /* has_unused: by id, length of the left part of its last candidate */
     void *match;   /* pcre2_match_data */
     void *match_context;
+    uint64_t matches; /* done so far */
+    int64_t deadline; /* CPU time of this thread, ns: a hostile pattern ends here */
 };
 void merge_release(struct merger *m);
 int merge_add(struct merger *m, uint32_t at, uint32_t len, int32_t id, bool frozen);
@@ -164,6 +167,7 @@ int tokjson_encode(struct merger *m, const char *text, size_t n, struct dtx_ids 
 int pre_load(struct dtx_tokenizer *t, const json_t *root,
              struct dtx_err *e); /* normalizer and pre_tokenizer */
 void pre_release(struct dtx_tokenizer *t);
+int64_t pre_cpu_ns(void); /* CPU time of this thread */
 /* Normalize valid UTF-8 and cut it into the pieces that are merged apart; each goes to `each`. */
 typedef int (*pre_each)(void *arg, const char *text, size_t n);
 int pre_run(struct merger *m, const char *text, size_t n, bool first, pre_each each, void *arg,

@@ -12,7 +12,13 @@
 
 static const char file[] = "tokenizer.json";
 
-enum { MATCH_LIMIT = 20000000, MATCH_HEAP_KIB = 65536 };
+enum {
+    MATCH_LIMIT = 20000000, /* steps of one match: a run of a million spaces needs a few millions */
+    MATCH_HEAP_KIB = 65536,
+    CPU_NS_A_BYTE =
+        20000, /* of all matches of a text together, beside CPU_NS: usual patterns need about 30 */
+};
+#define CPU_NS 5000000000ll
 
 /* ---- GPT-2's alphabet: every byte is written as one printable character ---- */
 
@@ -393,6 +399,7 @@ int tokjson_encode(struct merger *m, const char *text, size_t n, struct dtx_ids 
         pcre2_set_heap_limit(context, MATCH_HEAP_KIB);
         m->match = data;
         m->match_context = context;
+        m->deadline = pre_cpu_ns() + CPU_NS + (int64_t)n * CPU_NS_A_BYTE;
         rc = encode_text(m, text, n, ids, e);
     }
     pcre2_match_data_free(data);

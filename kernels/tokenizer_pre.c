@@ -5,6 +5,7 @@
 #include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <utf8proc.h>
 
 #include "scheduler/base/json.h"
@@ -312,11 +313,21 @@ static int cut_space(const struct run *r, int step, const char *text, size_t n, 
     return rc;
 }
 
+int64_t pre_cpu_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
 static int match(const struct run *r, const struct pre_step *s, const char *text, size_t n, size_t at)
 {
     PCRE2_SPTR p = (PCRE2_SPTR)text;
     int got = PCRE2_ERROR_JIT_STACKLIMIT;
 
+    if (++r->m->matches % 256 == 0 && pre_cpu_ns() > r->m->deadline)
+        return PCRE2_ERROR_MATCHLIMIT;
     if (s->jit)
         got = pcre2_jit_match(s->code, p, n, at, PCRE2_NO_UTF_CHECK, r->m->match, r->m->match_context);
     if (got == PCRE2_ERROR_JIT_STACKLIMIT)

@@ -131,7 +131,7 @@ size_t tok_user_at(const struct dtx_tokenizer *t, const char *text, size_t n, in
     size_t best = 0;
     uint64_t h = t->seed;
 
-    if (!t->user.used)
+    if (!t->user.used || n == 0 || !t->user_first[(unsigned char)text[0]])
         return 0;
     for (size_t i = 0; i < n && i < t->max_user; i++) {
         int32_t found;
@@ -155,6 +155,7 @@ int tok_index_user(struct dtx_tokenizer *t, const char *file, struct dtx_err *e)
     if (tok_map_reserve(&t->user, count))
         return dtx_fail(e, -ENOMEM, "%s: out of memory", file);
     t->max_user = 0;
+    memset(t->user_first, 0, sizeof(t->user_first));
     for (int32_t i = 0; i < t->n; i++) {
         const struct piece *p = &t->pieces[i];
         if (p->kind != PIECE_USER || p->len == 0)
@@ -163,6 +164,7 @@ int tok_index_user(struct dtx_tokenizer *t, const char *file, struct dtx_err *e)
             return dtx_fail(e, -EINVAL, "%s: added token %d has %u bytes; at most %d are supported", file, i,
                             p->len, TOK_MAX_USER);
         t->max_user = p->len > t->max_user ? p->len : t->max_user;
+        t->user_first[(unsigned char)*tok_text(t, i)] = true;
         tok_map_add(t, &t->user, i);
     }
     return 0;
