@@ -116,51 +116,39 @@ static void config_json(struct buf *b, const struct dtx_train_params *p, const c
 {
     buf_adds(b, "{\n  \"base_model_name_or_path\": ");
     buf_add_json(b, base_name, strlen(base_name));
-    buf_addf(
-        b,
-        ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-        "  \"init_lora_weights\": true,\n  \"lora_alpha\": %.17g,\n  \"lora_dropout\": %.17g,\n"
-        "  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  \"target_modules\": [",
-        p->alpha, p->dropout, p->rank);
+    buf_adds(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+                "  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
+    add_number(b, p->alpha);
+    buf_adds(b, ",\n  \"lora_dropout\": ");
+    add_number(b, p->dropout);
+    buf_addf(b,
+             ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  "
+             "\"target_modules\": [",
+             p->rank);
     const char *comma = "";
     for (int t = 0; t < DTX_TARGETS; t++)
         if (p->targets >> t & 1) {
-            buf_adds(b,
-                     ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-                     "  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
-            add_number(b, p->alpha);
-            buf_adds(b, ",\n  \"lora_dropout\": ");
-            add_number(b, p->dropout);
-            buf_addf(b,
-                     ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  "
-                     "\"target_modules\": [",
-                     p->rank);
-            const char *comma = "";
-            for (int t = 0; t < DTX_TARGETS; t++)
-                if (p->targets >> t & 1) {
-                    buf_addf(b, "%s\n    \"%s\"", comma, dtx_target_names[t]);
-                    comma = ",";
-                }
-            buf_addf(
-                b,
-                "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n",
-                p->rslora ? "true" : "false");
+            buf_addf(b, "%s\n    \"%s\"", comma, dtx_target_names[t]);
+            comma = ",";
         }
+    buf_addf(b, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n",
+             p->rslora ? "true" : "false");
+}
 
-    int peft_write(const struct lora_dims *d, const struct dtx_train_params *p, const float *w, int dirfd,
-                   const char *dir, const char *base_name, struct dtx_err *e)
-    {
-        char path[4096], config[4096];
-        if ((size_t)snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir) >= sizeof path ||
-            (size_t)snprintf(config, sizeof config, "%s/adapter_config.json", dir) >= sizeof config)
-            return dtx_fail(e, -ENAMETOOLONG, "%s: path too long", dir);
-        int rc = write_tensors(d, p->targets, p->rank, w, dirfd, path, e);
-        struct buf b = BUF_INIT;
-        config_json(&b, p, base_name);
-        if (rc == 0 && b.failed)
-            rc = dtx_fail(e, -ENOMEM, "out of memory");
-        if (rc == 0)
-            rc = fd_replace_file(dirfd, config, b.p, b.len, 0644, e);
-        buf_release(&b);
-        return rc;
-    }
+int peft_write(const struct lora_dims *d, const struct dtx_train_params *p, const float *w, int dirfd,
+               const char *dir, const char *base_name, struct dtx_err *e)
+{
+    char path[4096], config[4096];
+    if ((size_t)snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir) >= sizeof path ||
+        (size_t)snprintf(config, sizeof config, "%s/adapter_config.json", dir) >= sizeof config)
+        return dtx_fail(e, -ENAMETOOLONG, "%s: path too long", dir);
+    int rc = write_tensors(d, p->targets, p->rank, w, dirfd, path, e);
+    struct buf b = BUF_INIT;
+    config_json(&b, p, base_name);
+    if (rc == 0 && b.failed)
+        rc = dtx_fail(e, -ENOMEM, "out of memory");
+    if (rc == 0)
+        rc = fd_replace_file(dirfd, config, b.p, b.len, 0644, e);
+    buf_release(&b);
+    return rc;
+}
