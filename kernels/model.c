@@ -21,16 +21,6 @@ struct loader {
     struct dtx_err *e;
 };
 
-struct lora_dims lora_dims_of(const struct dtx_model_config *c)
-{
-    int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    return (struct lora_dims){
-        .layers = c->layers,
-        .in = {c->hidden, c->hidden, c->hidden, q, c->hidden, c->hidden, c->ffn},
-        .out = {q, kv, kv, c->hidden, c->ffn, c->ffn, c->hidden},
-    };
-}
-
 void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e)
 {
     void *p = b->ops->alloc(b->dev, bytes);
