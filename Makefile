@@ -14,9 +14,9 @@ endif
 
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter
-ALL_CFLAGS := -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
+ALL_CFLAGS  = -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
               -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-ALL_LIBS   := -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
+ALL_LIBS    = -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
 # The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
 KERNEL_CFLAGS := -O3 -mavx2 -mfma -mf16c
 

@@ -1,0 +1,90 @@
+# Sourced by the end-to-end scripts.  Gives a live mount in a temporary folder:
+#   start_dtxd [OPTION...]   store $S, mount $M; restarts on the same store when called again after stop/kill
+#   stop_dtxd                SIGTERM, waits for the unmount          kill_dtxd   kill -9 of the daemon
+#   ok NAME | fail NAME WHY | skip NAME WHY      check NAME COMMAND...     passes when the command succeeds
+#   wait_for SECONDS COMMAND...                  polls until it succeeds; wait_state SECONDS STATUSFILE STATE...
+# shellcheck shell=bash
+set -u
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+BUILD=${BUILD:-build}
+case $BUILD in /*) ;; *) BUILD=$ROOT/$BUILD ;; esac
+SHARED=$ROOT/../shared
+T=$(mktemp -d "${TMPDIR:-/tmp}/dtx-e2e.XXXXXX")
+chmod 755 "$T"
+S=$T/store
+M=$T/mnt
+DTXD_PID=
+FAILS=0
+mkdir -p "$S" "$M"
+
+ok() { echo "PASS $1"; }
+fail() { echo "FAIL $1: ${2:-}"; FAILS=$((FAILS + 1)); }
+skip() { echo "SKIP $1: ${2:-}"; }
+check() {
+    local name=$1 out
+    shift
+    if out=$("$@" 2>&1); then ok "$name"; else fail "$name" "$* -> $(printf %s "$out" | tail -c 300 | tr '\n' ' ')"; fi
+}
+wait_for() {
+    local end=$((SECONDS + $1))
+    shift
+    while ! "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || return 1
+        sleep 0.1
+    done
+}
+state_of() { head -n 1 "$1" 2>/dev/null; }
+in_state() {
+    local file=$1 now
+    shift
+    now=$(state_of "$file")
+    for s; do [ "$now" = "$s" ] && return 0; done
+    return 1
+}
+wait_state() { # SECONDS FILE STATE...
+    local seconds=$1
+    shift
+    wait_for "$seconds" in_state "$@" || { echo "waited $seconds s for $*; it is: $(cat "$1" 2>&1)"; return 1; }
+}
+mounted() { grep -q " $M fuse" /proc/mounts; }
+start_dtxd() {
+    "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" "$@" "$M" >>"$T/dtxd.out" 2>&1 &
+    DTXD_PID=$!
+    if ! wait_for 20 test -f "$M/README.md"; then
+        echo "dtxd did not come up:"; tail -n 20 "$T/dtxd.out" "$T/dtxd.log"
+        return 1
+    fi
+}
+stop_dtxd() {
+    [ -n "$DTXD_PID" ] || return 0
+    kill -TERM "$DTXD_PID" 2>/dev/null
+    local end=$((SECONDS + 30))
+    while kill -0 "$DTXD_PID" 2>/dev/null && [ "$SECONDS" -lt "$end" ]; do sleep 0.1; done
+    kill -KILL "$DTXD_PID" 2>/dev/null
+    wait "$DTXD_PID" 2>/dev/null
+    local rc=$?
+    DTXD_PID=
+    return "$rc"
+}
+kill_dtxd() {
+    kill -KILL "$DTXD_PID" 2>/dev/null
+    wait "$DTXD_PID" 2>/dev/null
+    DTXD_PID=
+}
+cleanup() {
+    local rc=$?
+    stop_dtxd
+    umount -l "$M" 2>/dev/null || fusermount3 -uzq "$M" 2>/dev/null
+    if [ "$FAILS" != 0 ] || [ "$rc" != 0 ]; then
+        echo "--- dtxd.log"; tail -n 40 "$T/dtxd.log" 2>/dev/null; tail -n 20 "$T/dtxd.out" 2>/dev/null
+    fi
+    [ -n "${KEEP:-}" ] && echo "kept $T" || rm -rf "$T"
+    [ "$FAILS" = 0 ] || rc=1
+    exit "$rc"
+}
+trap cleanup EXIT
+trap 'exit 143' TERM INT
+if [ ! -c /dev/fuse ]; then
+    skip "$(basename "$0" .sh)" "no /dev/fuse on this machine"
+    exit 0
+fi
