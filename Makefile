@@ -1,7 +1,7 @@
-# DTX.  Variants: make SAN=address|undefined|thread, make CC=clang.  Everything is built under $(BUILD).
+# DTX.  Variants: make SAN=address|undefined|thread, CC=clang, FUZZING=1 (with clang: coverage for the fuzzers).  Everything is built under $(BUILD).
 SAN     ?=
 CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
-BUILD   ?= build$(if $(SAN),-$(SAN))$(if $(findstring clang,$(CC)),-clang)
+BUILD   ?= build$(if $(SAN),-$(SAN))$(if $(findstring clang,$(CC)),-clang)$(if $(FUZZING),-fuzz)
 PKGS    := fuse3 jansson sqlite3 libpcre2-8 libutf8proc libcrypto zlib openblas
 
 # Goals that do not need the libraries to be there yet.
@@ -15,7 +15,8 @@ endif
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter
 ALL_CFLAGS  = -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
-              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
+              $(if $(FUZZING),-fsanitize=fuzzer-no-link)
 ALL_LIBS    = -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
 # The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
 KERNEL_CFLAGS := -O3 -mavx2 -mfma -mf16c

@@ -1,13 +1,13 @@
 /*
  * The engine: models, tokenizers, LoRA training of many jobs on one base, and generation.
  *
- * This is the one header of kernels/ that others include.  A process opens one device, loads one base model on it,
- * and runs any number of LoRA jobs and generations on that base together.  Nothing here is thread-safe: one thread
- * drives a device (the operations use `threads` threads inside).
+ * This is the one header of kernels/ that others include.  A process opens one device, loads one base model
+ * on it, and runs any number of LoRA jobs and generations on that base together.  Nothing here is
+ * thread-safe: one thread drives a device (the operations use `threads` threads inside).
  *
- * Promise of every function that computes: a job's (or sequence's) numbers depend on its own spec, data and base
- * alone: not on its neighbours in a shared step, on the number of threads, on what ran before, or on a save and
- * restore in between.  Equal to the byte.
+ * Promise of every function that computes: a job's (or sequence's) numbers depend on its own spec, data and
+ * base alone: not on its neighbours in a shared step, on the number of threads, on what ran before, or on a
+ * save and restore in between.  Equal to the byte.
  *
  * Errors: 0 or negative errno with words in *e (may be NULL).  -ENOMEM: does not fit.  -EINVAL: bad input.
  * Ownership: X_new/X_load/X_open give an object that X_free/X_close takes; inputs stay the caller's.
@@ -51,17 +51,18 @@ struct dtx_ids { /* token ids; ids_release frees v */
 int dtx_ids_add(struct dtx_ids *ids, int32_t id); /* -ENOMEM */
 void dtx_ids_release(struct dtx_ids *ids);
 
-/* Loads tokenizer.model (SentencePiece BPE, byte fallback) or tokenizer.json (byte-level BPE) of a model folder, with
- * tokenizer_config.json and config.json for the special tokens.  All input is checked. */
+/* Loads tokenizer.model (SentencePiece BPE, byte fallback) or tokenizer.json (byte-level BPE) of a model
+ * folder, with tokenizer_config.json and config.json for the special tokens.  All input is checked. */
 int dtx_tokenizer_load(int dirfd, const char *dir, struct dtx_tokenizer **out, struct dtx_err *e);
 void dtx_tokenizer_free(struct dtx_tokenizer *t);
-/* Append the ids of text (valid UTF-8 or not) to *ids, without BOS/EOS.  Text of special tokens is plain text. */
+/* Append the ids of text (valid UTF-8 or not) to *ids, without BOS/EOS.  Text of special tokens is plain
+ * text. */
 int dtx_tokenizer_encode(const struct dtx_tokenizer *t, const char *text, size_t n, struct dtx_ids *ids,
                          struct dtx_err *e);
 /* Append the text of n ids to *out; special tokens are left out; incomplete bytes are given as they are. */
 void dtx_tokenizer_decode(const struct dtx_tokenizer *t, const int32_t *ids, size_t n, struct buf *out);
-int32_t dtx_tokenizer_bos(const struct dtx_tokenizer *t); /* -1: none */
-int32_t dtx_tokenizer_eos(const struct dtx_tokenizer *t); /* -1: none */
+int32_t dtx_tokenizer_bos(const struct dtx_tokenizer *t);              /* -1: none */
+int32_t dtx_tokenizer_eos(const struct dtx_tokenizer *t);              /* -1: none */
 bool dtx_tokenizer_is_stop(const struct dtx_tokenizer *t, int32_t id); /* eos and, for Llama 3, eot/eom */
 int32_t dtx_tokenizer_size(const struct dtx_tokenizer *t);
 /* Id of a special token by its text ("<|eot_id|>"), -1 if there is none. */
@@ -76,17 +77,18 @@ struct dtx_model_config {
     int layers, hidden, ffn, heads, kv_heads, head_dim, vocab, max_positions;
     float rms_eps, rope_theta;
     bool tied_head;
-    bool attention_bias;   /* Qwen2: q, k, v have biases */
-    bool rope_llama3;      /* rope_scaling of type llama3 and its four numbers */
+    bool attention_bias; /* Qwen2: q, k, v have biases */
+    bool rope_llama3;    /* rope_scaling of type llama3 and its four numbers */
     float rope_factor, rope_low, rope_high;
     int rope_original;
-    char dtype[8];         /* of the files: "F32", "F16", "BF16" */
-    uint64_t params;       /* number of weights */
-    uint64_t file_bytes;   /* of all shards */
+    char dtype[8];       /* of the files: "F32", "F16", "BF16" */
+    uint64_t params;     /* number of weights */
+    uint64_t file_bytes; /* of all shards */
 };
 
-/* Everything that can be known without reading the weights: config.json, index and shard headers, every tensor's
- * presence, type, shape and extent, no overlaps, file lengths, tokenizer and its size against the vocabulary. */
+/* Everything that can be known without reading the weights: config.json, index and shard headers, every
+ * tensor's presence, type, shape and extent, no overlaps, file lengths, tokenizer and its size against the
+ * vocabulary. */
 int dtx_model_check(int dirfd, const char *dir, struct dtx_model_config *config, struct dtx_err *e);
 
 struct dtx_base; /* the frozen weights on a device; read-only, shared by all jobs */
@@ -98,7 +100,8 @@ uint64_t dtx_base_bytes(const struct dtx_base *b);
 /* ---------------------------------------------------------------- training data */
 
 /* Tokenized rows: row i is ids[start[i] .. start[i+1]) with labels alike; a label of -100 is not trained on.
- * labels[k] belongs to ids[k] itself (as in transformers): the model's prediction at k-1 is compared with it. */
+ * labels[k] belongs to ids[k] itself (as in transformers): the model's prediction at k-1 is compared with it.
+ */
 struct dtx_rows {
     int32_t *ids, *labels;
     uint64_t *start; /* n + 1 offsets */
@@ -131,27 +134,30 @@ struct dtx_train_params { /* DESIGN.md section 2, "Parameter group" */
 struct dtx_job;
 
 struct dtx_step_result {
-    int64_t step;       /* optimizer steps done, counted from 1 */
-    double epoch;       /* epochs done, fractional */
-    double loss;        /* mean over the label tokens of the window; NAN when the window was skipped */
-    double lr;          /* used by this step */
-    double grad_norm;   /* before clipping */
+    int64_t step;     /* optimizer steps done, counted from 1 */
+    double epoch;     /* epochs done, fractional */
+    double loss;      /* mean over the label tokens of the window; NAN when the window was skipped */
+    double lr;        /* used by this step */
+    double grad_norm; /* before clipping */
     uint32_t tokens, label_tokens; /* of the window */
-    bool skipped;       /* a window without label tokens: nothing was trained */
-    bool done;          /* that was the last step */
-    int failed;         /* negative errno: non-finite loss or gradient; nothing was applied; why in error */
+    bool skipped;                  /* a window without label tokens: nothing was trained */
+    bool done;                     /* that was the last step */
+    int failed; /* negative errno: non-finite loss or gradient; nothing was applied; why in error */
     struct dtx_err error;
 };
 
 /* Bytes a job will need on the device beside the base, known before it starts: adapters, gradients, optimizer state,
  * and activations of its largest micro-batch. */
 uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p, const struct dtx_rows *rows);
+/* The same with a device's number formats (dtx_job_plan takes the CPU's). */
+uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
+                         const struct dtx_train_params *p, const struct dtx_rows *rows);
 
-/* New job.  rows must live as long as the job; rows longer than block_size must have been cut before.  init: folder of
- * a PEFT adapter to go on from (its rank, alpha and targets must equal the params'), or NULL for the usual
- * A ~ U(-1/sqrt(in), 1/sqrt(in)) keyed by seed, B = 0. */
-int dtx_job_new(struct dtx_base *b, const struct dtx_train_params *p, const struct dtx_rows *rows, int init_dirfd,
-                const char *init, struct dtx_job **out, struct dtx_err *e);
+/* New job.  rows must live as long as the job; rows longer than block_size must have been cut before.  init:
+ * folder of a PEFT adapter to go on from (its rank, alpha and targets must equal the params'), or NULL for
+ * the usual A ~ U(-1/sqrt(in), 1/sqrt(in)) keyed by seed, B = 0. */
+int dtx_job_new(struct dtx_base *b, const struct dtx_train_params *p, const struct dtx_rows *rows,
+                int init_dirfd, const char *init, struct dtx_job **out, struct dtx_err *e);
 void dtx_job_free(struct dtx_job *j);
 int64_t dtx_job_total_steps(const struct dtx_job *j);
 int64_t dtx_job_steps_done(const struct dtx_job *j);
@@ -159,32 +165,37 @@ int64_t dtx_job_steps_per_epoch(const struct dtx_job *j);
 uint64_t dtx_job_bytes(const struct dtx_job *j);
 
 /* One optimizer step of each of n jobs, all on b, their tokens together through each frozen product.
- * results[i] belongs to jobs[i].  A job that fails fails alone.  Negative return: the device failed (all jobs). */
+ * results[i] belongs to jobs[i].  A job that fails fails alone.  Negative return: the device failed (all
+ * jobs). */
 int dtx_train_step(struct dtx_base *b, struct dtx_job *const *jobs, int n, struct dtx_step_result *results,
                    struct dtx_err *e);
 
-/* The whole state (adapter, optimizer moments, counters) into a file: temporary name, fsync, rename.  Restoring it
- * into a job made with the same params and rows goes on exactly. */
+/* The whole state (adapter, optimizer moments, counters) into a file: temporary name, fsync, rename.
+ * Restoring it into a job made with the same params and rows goes on exactly. */
 int dtx_job_save(const struct dtx_job *j, int dirfd, const char *path, struct dtx_err *e);
 int dtx_job_restore(struct dtx_job *j, int dirfd, const char *path, struct dtx_err *e);
 
-/* PEFT folder: adapter_model.safetensors (float32) and adapter_config.json, each fsynced.  The folder exists. */
-int dtx_job_export(const struct dtx_job *j, int dirfd, const char *dir, const char *base_name, struct dtx_err *e);
+/* PEFT folder: adapter_model.safetensors (float32) and adapter_config.json, each fsynced.  The folder exists.
+ */
+int dtx_job_export(const struct dtx_job *j, int dirfd, const char *dir, const char *base_name,
+                   struct dtx_err *e);
 
 /* ---------------------------------------------------------------- adapters for serving */
 
 struct dtx_adapter; /* a LoRA adapter on the device, for evaluation and generation */
-int dtx_adapter_load(struct dtx_base *b, int dirfd, const char *dir, struct dtx_adapter **out, struct dtx_err *e);
+int dtx_adapter_load(struct dtx_base *b, int dirfd, const char *dir, struct dtx_adapter **out,
+                     struct dtx_err *e);
 /* A copy of a job's current adapter. */
 int dtx_adapter_from_job(const struct dtx_job *j, struct dtx_adapter **out, struct dtx_err *e);
 void dtx_adapter_free(struct dtx_adapter *a);
 /* Check a PEFT folder against a base's config without a device: sizes, names, rank. */
-int dtx_adapter_check(const struct dtx_model_config *c, int dirfd, const char *dir, struct dtx_train_params *p,
-                      struct dtx_err *e);
+int dtx_adapter_check(const struct dtx_model_config *c, int dirfd, const char *dir,
+                      struct dtx_train_params *p, struct dtx_err *e);
 
-/* Sum of the negative log likelihood of the label tokens of rows, and their number.  adapter NULL: the bare base. */
-int dtx_eval_rows(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_rows *rows, double *nll_sum,
-                  uint64_t *n_labels, struct dtx_err *e);
+/* Sum of the negative log likelihood of the label tokens of rows, and their number.  adapter NULL: the bare
+ * base. */
+int dtx_eval_rows(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_rows *rows,
+                  double *nll_sum, uint64_t *n_labels, struct dtx_err *e);
 
 /* ---------------------------------------------------------------- generation */
 
@@ -201,11 +212,12 @@ enum dtx_finish { DTX_RUNNING, DTX_STOP /* stop token */, DTX_LENGTH /* max_new_
 struct dtx_seq; /* one sequence being generated, with its KV cache */
 
 /* Checks sizes and reserves the cache (-ENOMEM: wait or refuse).  The adapter must outlive the sequence. */
-int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_tokenizer *t, const int32_t *prompt,
-                size_t n_prompt, const struct dtx_sampling *s, struct dtx_seq **out, struct dtx_err *e);
+int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_tokenizer *t,
+                const int32_t *prompt, size_t n_prompt, const struct dtx_sampling *s, struct dtx_seq **out,
+                struct dtx_err *e);
 void dtx_seq_free(struct dtx_seq *s);
-/* One step of all n sequences together: a new one is prefilled and gives its first token, the others one token each;
- * finished ones are passed over. */
+/* One step of all n sequences together: a new one is prefilled and gives its first token, the others one
+ * token each; finished ones are passed over. */
 int dtx_seq_step(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct dtx_err *e);
 enum dtx_finish dtx_seq_finish(const struct dtx_seq *s);
 /* The new tokens so far (a final stop token is not among them). */

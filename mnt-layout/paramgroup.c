@@ -162,6 +162,7 @@ int datatunerx_translate(struct spec_ctx *c, const json_t *doc, json_t **out)
     static const char *const top[] = {"apiVersion", "kind", "metadata", "spec", "status"};
     static const char *const in_spec[] = {"objective", "parameters"};
     const json_t *spec = json_object_get(doc, "spec"), *parameters = json_object_get(spec, "parameters");
+    json_t *translated_doc;
     int rc = refuse_unknown(c, doc, top, 5);
 
     if (rc)
@@ -179,12 +180,16 @@ int datatunerx_translate(struct spec_ctx *c, const json_t *doc, json_t **out)
     if (rc)
         return rc;
     spec_enter_key(c, "parameters");
-    *out = json_object();
-    rc = translate_parameters(c, parameters, *out);
-    if (rc == 0 && json_object_set_new(*out, "target_modules", json_pack("[ss]", "q_proj", "v_proj")))
+    translated_doc = json_object();
+    rc = translate_parameters(c, parameters, translated_doc);
+    if (rc == 0 &&
+        json_object_set_new(translated_doc, "target_modules", json_pack("[ss]", "q_proj", "v_proj")))
         rc = spec_fail(c, false, "out of memory");
     c->path[0] = '\0';
-    return rc ? rc : spec_fill_defaults(c, spec_tables[SPEC_PARAMGROUP].keys, *out);
+    if (rc == 0) /* what DataTunerX does not have gets our defaults */
+        rc = spec_check_object(c, spec_tables[SPEC_PARAMGROUP].keys, translated_doc, true, out);
+    json_decref(translated_doc);
+    return rc;
 }
 
 /* ---- its schema ---- */

@@ -6,298 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "scheduler/base/json.h"
 #include "scheduler/base/text.h"
 
-enum { MAX_KNOWN = 64, SHOWN_BYTES = 40 };
-
-/* ---- where ---- */
-
-size_t spec_enter_key(struct spec_ctx *c, const char *key)
-{
-    size_t mark = strlen(c->path);
-
-    snprintf(c->path + mark, sizeof(c->path) - mark, "%s%s", mark ? "." : "", key);
-    return mark;
-}
-
-size_t spec_enter_item(struct spec_ctx *c, size_t index)
-{
-    size_t mark = strlen(c->path);
-
-    snprintf(c->path + mark, sizeof(c->path) - mark, "[%zu]", index);
-    return mark;
-}
-
-void spec_leave(struct spec_ctx *c, size_t mark)
-{
-    c->path[mark] = '\0';
-}
-
-/* Line and column of c->path, or of the nearest thing around it that can be found. */
-static void locate(const struct spec_ctx *c, bool at_key, int *line, int *column)
-{
-    char path[sizeof(c->path)];
-
-    memcpy(path, c->path, sizeof(path));
-    while (json_locate(c->text, c->n, path, at_key, line, column) != 0) {
-        char *dot = strrchr(path, '.'), *bracket = strrchr(path, '[');
-        char *cut = dot > bracket ? dot : bracket;
-        if (!*path) {
-            *line = *column = 1;
-            return;
-        }
-        *(cut ? cut : path) = '\0';
-    }
-}
-
-int spec_fail(struct spec_ctx *c, bool at_key, const char *fmt, ...)
-{
-    struct buf b = BUF_INIT;
-    int line, column, rc;
-    va_list ap;
-
-    if (c->text) {
-        locate(c, at_key, &line, &column);
-        buf_addf(&b, "%s:%d:%d: ", c->file, line, column);
-    } else if (c->file) {
-        buf_addf(&b, "%s: ", c->file);
-    }
-    va_start(ap, fmt);
-    buf_vaddf(&b, fmt, ap);
-    va_end(ap);
-    rc = dtx_fail(c->e, -EINVAL, "%s", b.p ? b.p : "out of memory");
-    buf_release(&b);
-    return rc;
-}
-
-/* ---- what was found, what was expected ---- */
-
-static void add_short_string(struct buf *out, const char *s, size_t n)
-{
-    size_t cut = n;
-
-    if (n > SHOWN_BYTES)
-        for (cut = SHOWN_BYTES; cut > 0 && ((unsigned char)s[cut] & 0xc0) == 0x80;)
-            cut--;
-    buf_add_json(out, s, cut);
-    if (cut < n)
-        buf_adds(out, "...");
-}
-
-static void add_found(struct buf *out, const json_t *v)
-{
-    switch (json_typeof(v)) {
-    case JSON_STRING:
-        add_short_string(out, json_string_value(v), json_string_length(v));
-        buf_adds(out, " (string)");
-        break;
-    case JSON_INTEGER:
-        buf_addf(out, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
-        break;
-    case JSON_REAL:
-        buf_addf(out, "%.15g", json_real_value(v));
-        break;
-    case JSON_TRUE:
-    case JSON_FALSE:
-        buf_addf(out, "%s (boolean)", json_is_true(v) ? "true" : "false");
-        break;
-    case JSON_NULL:
-        buf_adds(out, "null");
-        break;
-    case JSON_ARRAY:
-        buf_addf(out, "a list of %zu", json_array_size(v));
-        break;
-    case JSON_OBJECT:
-        buf_addf(out, "an object with %zu keys", json_object_size(v));
-        break;
-    }
-}
-
-static void add_words(struct buf *out, const char *const *words)
-{
-    for (int i = 0; words[i]; i++)
-        buf_addf(out, "%s\"%s\"", i ? ", " : "", words[i]);
-}
-
-static void add_number_range(struct buf *out, const struct spec_key *key)
-{
-    if (key->type == ST_INT)
-        buf_addf(out, "an integer from %.16g to %.16g", key->min, key->max);
-    else
-        buf_addf(out, "a number %s %.16g and %s %.16g", key->flags & SK_ABOVE ? ">" : ">=", key->min,
-                 key->flags & SK_BELOW ? "<" : "<=", key->max);
-}
-
-static void add_expected_many(struct buf *out, const struct spec_key *key)
-{
-    buf_addf(out, "a list of %.16g to %.16g%s, each ", key->min, key->max,
-             key->flags & SK_UNIQUE ? " different items" : " items");
-    spec_expected(&key->sub[0], out);
-}
-
-void spec_expected(const struct spec_key *key, struct buf *out)
-{
-    switch (key->type) {
-    case ST_STRING:
-        buf_addf(out, "a string of %.16g to %.16g bytes", key->min, key->max);
-        break;
-    case ST_NAME:
-        buf_adds(out, "a name (string of 1 to 63 bytes)");
-        break;
-    case ST_MODEL:
-        buf_adds(out, "a base model's name or \"tuned/NAME\"");
-        break;
-    case ST_WORD:
-        buf_adds(out, key->words[1] ? "one of " : "");
-        add_words(out, key->words);
-        break;
-    case ST_INT:
-    case ST_NUMBER:
-        add_number_range(out, key);
-        break;
-    case ST_BOOL:
-        buf_adds(out, "true or false, without quotes");
-        break;
-    case ST_INTERVAL:
-        buf_adds(out, "a number of steps, \"10%\" of the training, or \"epoch\"");
-        break;
-    case ST_LIST:
-        add_expected_many(out, key);
-        break;
-    case ST_OBJECT:
-        buf_adds(out, "an object {...}");
-        break;
-    case ST_MAP:
-        buf_adds(out, "an object {\"NAME\": ");
-        spec_expected(&key->sub[0], out);
-        buf_addc(out, '}');
-        break;
-    case ST_FREE:
-        buf_adds(out, "an object {...}");
-        break;
-    }
-    if (key->flags & SK_NULL)
-        buf_adds(out, ", or null");
-}
-
-static const char *example_of(const struct spec_key *key)
-{
-    return key->example ? key->example : key->value;
-}
-
-/* key "learning_rate": found "fast" (string); expected a number > 0 and <= 10; e.g. 2e-4 */
-static int fail_found(struct spec_ctx *c, const struct spec_key *key, const json_t *v, const char *hint)
-{
-    struct buf b = BUF_INIT;
-    int rc;
-
-    buf_adds(&b, "found ");
-    add_found(&b, v);
-    buf_adds(&b, "; expected ");
-    spec_expected(key, &b);
-    if (example_of(key) && key->type != ST_WORD && strcmp(example_of(key), "null") != 0)
-        buf_addf(&b, "; e.g. %s", example_of(key));
-    rc = spec_fail(c, false, "key \"%s\": %s%s%s", c->path, b.p ? b.p : "", hint ? "; " : "",
-                   hint ? hint : "");
-    buf_release(&b);
-    return rc;
-}
-
-static int fail_missing(struct spec_ctx *c, const struct spec_key *key)
-{
-    struct buf b = BUF_INIT;
-    int rc;
-
-    spec_expected(key, &b);
-    if (example_of(key))
-        buf_addf(&b, "; e.g. \"%s\": %s", key->name, example_of(key));
-    rc = spec_fail(c, false, "key \"%s%s%s\": missing; expected %s", c->path, *c->path ? "." : "", key->name,
-                   b.p ? b.p : "");
-    buf_release(&b);
-    return rc;
-}
-
-/* What other trainers call the same things. */
-static const char *known_elsewhere(const char *key)
-{
-    static const char *const pairs[][2] = {
-        {"lr", "learning_rate"},
-        {"learningRate", "learning_rate"},
-        {"r", "lora_r"},
-        {"rank", "lora_r"},
-        {"lora_rank", "lora_r"},
-        {"alpha", "lora_alpha"},
-        {"dropout", "lora_dropout"},
-        {"num_train_epochs", "epochs"},
-        {"num_epochs", "epochs"},
-        {"per_device_train_batch_size", "batch_size"},
-        {"micro_batch_size", "batch_size"},
-        {"batch", "batch_size"},
-        {"batchSize", "batch_size"},
-        {"gradient_accumulation_steps", "grad_acc_steps"},
-        {"gradAccSteps", "grad_acc_steps"},
-        {"max_seq_length", "block_size"},
-        {"cutoff_len", "block_size"},
-        {"max_length", "block_size"},
-        {"blockSize", "block_size"},
-        {"lr_scheduler_type", "scheduler"},
-        {"optim", "optimizer"},
-        {"lora_target", "target_modules"},
-        {"lora_target_modules", "target_modules"},
-        {"save_steps", "save_every"},
-        {"eval_steps", "eval_every"},
-        {"model", "models"},
-        {"base_models", "models"},
-        {"hyperparameters", "paramgroups"},
-        {"scoring", "evaluation"},
-        {"answer", "reference"},
-        {"prompt", "question"},
-        {"output", "response"},
-        {"max_tokens", "max_new_tokens"},
-    };
-
-    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
-        if (strcmp(pairs[i][0], key) == 0)
-            return pairs[i][1];
-    return NULL;
-}
-
-static const char *did_you_mean(const char *key, const char *const *known, int n)
-{
-    const char *other = known_elsewhere(key);
-    int near;
-
-    for (int i = 0; i < n; i++)
-        if ((other && strcmp(known[i], other) == 0) || strcasecmp(known[i], key) == 0)
-            return known[i];
-    near = text_nearest(key, known, n);
-    return near >= 0 ? known[near] : NULL;
-}
-
-int spec_unknown_key(struct spec_ctx *c, const char *key, const char *const *known, int n)
-{
-    struct buf b = BUF_INIT;
-    const char *guess = did_you_mean(key, known, n);
-    size_t mark;
-    int rc;
-
-    buf_adds(&b, "key ");
-    add_short_string(&b, key, strlen(key));
-    buf_adds(&b, ": unknown key");
-    if (guess)
-        buf_addf(&b, "; did you mean \"%s\"?", guess);
-    buf_adds(&b, " (known keys: ");
-    for (int i = 0; i < n; i++)
-        buf_addf(&b, "%s%s", i ? ", " : "", known[i]);
-    mark = spec_enter_key(c, key);
-    rc = spec_fail(c, true, "%s)", b.p ? b.p : "");
-    spec_leave(c, mark);
-    buf_release(&b);
-    return rc;
-}
+enum { MAX_KNOWN = 64 };
 
 /* ---- single values ---- */
 
@@ -306,14 +19,14 @@ static int check_string(struct spec_ctx *c, const struct spec_key *key, const js
     size_t n = json_string_length(v);
 
     if (!json_is_string(v) || (double)n < key->min || (double)n > key->max)
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     if (strlen(json_string_value(v)) != n)
-        return fail_found(c, key, v, "it holds a NUL character: remove \\u0000");
+        return spec_fail_found(c, key, v, "it holds a NUL character: remove \\u0000");
     *out = json_stringn(json_string_value(v), n);
     return 0;
 }
 
-/* A name, or for models "tuned/" and a name; NFC, so that equal names are equal bytes. */
+/* A name, or for models also "tuned/NAME" and "base/NAME"; NFC, so that equal names are equal bytes. */
 static int check_name(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     struct dtx_err why;
@@ -321,13 +34,15 @@ static int check_name(struct spec_ctx *c, const struct spec_key *key, const json
     char nfc[256];
 
     if (!name || strlen(name) != json_string_length(v))
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     if (key->type == ST_MODEL && strncmp(name, "tuned/", 6) == 0) {
         prefix = "tuned/";
         name += 6;
+    } else if (key->type == ST_MODEL && strncmp(name, "base/", 5) == 0) {
+        name += 5; /* the same as the name alone */
     }
     if (name_check(name, &why) || name_nfc(name, nfc, sizeof(nfc)))
-        return fail_found(c, key, v, why.msg);
+        return spec_fail_found(c, key, v, why.msg);
     *out = json_sprintf("%s%s", prefix, nfc);
     return 0;
 }
@@ -360,11 +75,11 @@ static int check_word(struct spec_ctx *c, const struct spec_key *key, const json
         return 0;
     }
     if (word && has_word(key->not_yet, word))
-        return fail_found(c, key, v, "that is known, but not built into this version of DTX yet");
+        return spec_fail_found(c, key, v, "that is known, but not built into this version of DTX yet");
     near = word ? text_nearest(word, key->words, count_words(key->words)) : -1;
     if (near >= 0)
         snprintf(hint, sizeof(hint), "did you mean \"%s\"?", key->words[near]);
-    return fail_found(c, key, v, near >= 0 ? hint : NULL);
+    return spec_fail_found(c, key, v, near >= 0 ? hint : NULL);
 }
 
 static bool in_range(const struct spec_key *key, double x)
@@ -390,9 +105,9 @@ static int check_int(struct spec_ctx *c, const struct spec_key *key, const json_
     double x = json_number_value(v);
 
     if (!json_is_number(v) || !in_range(key, x))
-        return fail_found(c, key, v, number_hint(v));
+        return spec_fail_found(c, key, v, number_hint(v));
     if (json_is_real(v) && x != floor(x))
-        return fail_found(c, key, v, "it must be a whole number");
+        return spec_fail_found(c, key, v, "it must be a whole number");
     *out = json_integer(json_is_integer(v) ? json_integer_value(v) : (json_int_t)x);
     return 0;
 }
@@ -400,7 +115,7 @@ static int check_int(struct spec_ctx *c, const struct spec_key *key, const json_
 static int check_number(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     if (!json_is_number(v) || !in_range(key, json_number_value(v)))
-        return fail_found(c, key, v, number_hint(v));
+        return spec_fail_found(c, key, v, number_hint(v));
     *out = json_real(json_number_value(v));
     return 0;
 }
@@ -408,7 +123,7 @@ static int check_number(struct spec_ctx *c, const struct spec_key *key, const js
 static int check_bool(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     if (!json_is_boolean(v))
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     *out = json_boolean(json_is_true(v));
     return 0;
 }
@@ -434,7 +149,7 @@ static int check_interval(struct spec_ctx *c, const struct spec_key *key, const 
     if (!s)
         return check_int(c, key, v, out);
     if (strlen(s) != json_string_length(v) || (strcmp(s, "epoch") != 0 && !is_percent(s)))
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     *out = json_string(s);
     return 0;
 }
@@ -449,7 +164,7 @@ static int check_unique(struct spec_ctx *c, const json_t *list, size_t i)
     for (size_t k = 0; k < i && rc == 0; k++) {
         if (!json_equal(json_array_get(list, k), json_array_get(list, i)))
             continue;
-        add_found(&b, json_array_get(list, i));
+        spec_add_found(&b, json_array_get(list, i));
         rc = spec_fail(c, false, "key \"%s\": %s is there twice (also item [%zu]); remove one", c->path,
                        b.p ? b.p : "", k);
     }
@@ -463,7 +178,7 @@ static int check_list(struct spec_ctx *c, const struct spec_key *key, const json
     int rc = 0;
 
     if (!json_is_array(v) || (double)n < key->min || (double)n > key->max)
-        return fail_found(c, key, v, json_is_string(v) ? "write it in brackets, as a list" : NULL);
+        return spec_fail_found(c, key, v, json_is_string(v) ? "write it in brackets, as a list" : NULL);
     *out = json_array();
     for (size_t i = 0; i < n && rc == 0; i++) {
         size_t mark = spec_enter_item(c, i);
@@ -486,7 +201,7 @@ static int check_map(struct spec_ctx *c, const struct spec_key *key, const json_
     int rc = 0;
 
     if (!json_is_object(v) || (double)json_object_size(v) > key->max)
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     *out = json_object();
     json_object_foreach((json_t *)v, name, value)
     {
@@ -511,7 +226,7 @@ static int check_map(struct spec_ctx *c, const struct spec_key *key, const json_
 static int check_free(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     if (!json_is_object(v))
-        return fail_found(c, key, v, NULL);
+        return spec_fail_found(c, key, v, NULL);
     *out = json_deep_copy(v);
     return 0;
 }
@@ -538,7 +253,7 @@ static int check_typed(struct spec_ctx *c, const struct spec_key *key, const jso
         return check_list(c, key, v, out);
     case ST_OBJECT:
         if (!json_is_object(v))
-            return fail_found(c, key, v, NULL);
+            return spec_fail_found(c, key, v, NULL);
         return spec_check_object(c, key->sub, v, !(key->flags & SK_PARTIAL), out);
     case ST_MAP:
         return check_map(c, key, v, out);
@@ -626,7 +341,8 @@ static int make_default(struct spec_ctx *c, const struct spec_key *key, json_t *
     return rc;
 }
 
-int spec_fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc)
+/* Give the missing keys their defaults. */
+static int fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc)
 {
     for (; keys->name; keys++) {
         json_t *v;
@@ -634,7 +350,7 @@ int spec_fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *
         if (json_object_get(doc, keys->name))
             continue;
         if (keys->flags & SK_REQUIRED)
-            return fail_missing(c, keys);
+            return spec_fail_missing(c, keys);
         rc = make_default(c, keys, &v);
         if (rc)
             return rc;
@@ -670,7 +386,7 @@ int spec_check_object(struct spec_ctx *c, const struct spec_key *keys, const jso
         return spec_fail(c, false, "out of memory");
     rc = check_members(c, keys, v, members);
     if (rc == 0 && defaults)
-        rc = spec_fill_defaults(c, keys, members);
+        rc = fill_defaults(c, keys, members);
     if (rc == 0 && !(*out = in_order(keys, members)))
         rc = spec_fail(c, false, "out of memory");
     json_decref(members);

@@ -82,6 +82,12 @@ struct spec_ctx {
 /* Set the error "file:line:column: MESSAGE" for the value (or, with at_key, the key) at c->path.  Returns
  * -EINVAL. */
 int spec_fail(struct spec_ctx *c, bool at_key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* key "learning_rate": found "fast" (string); expected a number > 0 and <= 10; e.g. 2e-4; HINT (NULL: none)
+ */
+int spec_fail_found(struct spec_ctx *c, const struct spec_key *key, const json_t *v, const char *hint);
+int spec_fail_missing(struct spec_ctx *c, const struct spec_key *key);
+int spec_unknown_key(struct spec_ctx *c, const char *key, const char *const *known, int n);
+void spec_add_found(struct buf *out, const json_t *v);
 /* Go to a member or item; returns what spec_leave needs to come back. */
 size_t spec_enter_key(struct spec_ctx *c, const char *key);
 size_t spec_enter_item(struct spec_ctx *c, size_t index);
@@ -93,11 +99,8 @@ int spec_check_value(struct spec_ctx *c, const struct spec_key *key, const json_
  * *out is NULL on failure. */
 int spec_check_object(struct spec_ctx *c, const struct spec_key *keys, const json_t *v, bool defaults,
                       json_t **out);
-/* Give the missing keys their defaults. */
-int spec_fill_defaults(struct spec_ctx *c, const struct spec_key *keys, json_t *doc);
 /* Is it a key that every object may have and that says nothing: "$schema", "$comment"? */
 bool spec_is_comment(const char *key);
-int spec_unknown_key(struct spec_ctx *c, const char *key, const char *const *known, int n);
 
 /* DataTunerX's Hyperparameter document. */
 bool datatunerx_is(const json_t *doc);

@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/* clang-format off: tables */
+/* clang-format off */
 #define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
 #define END {.name = NULL}
 

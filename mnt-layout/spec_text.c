@@ -88,8 +88,8 @@ static json_t *typed_schema(const struct spec_key *key)
     case ST_NAME:
         return json_pack("{s:s,s:s,s:i}", "type", "string", "pattern", "^[^./][^/]*$", "maxLength", 63);
     case ST_MODEL:
-        return json_pack("{s:s,s:s,s:i}", "type", "string", "pattern", "^(tuned/)?[^./][^/]*$", "maxLength",
-                         69);
+        return json_pack("{s:s,s:s,s:i}", "type", "string", "pattern", "^((base|tuned)/)?[^./][^/]*$",
+                         "maxLength", 69);
     case ST_WORD:
         return json_pack("{s:o}", "enum", words_schema(key->words));
     case ST_INT:

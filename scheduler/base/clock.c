@@ -32,10 +32,15 @@ char *clock_iso(int64_t wall_ns, char *out, size_t n)
 
 char *clock_human(double s, char *out, size_t n)
 {
-    long whole = s < 0 ? 0 : (long)s;
+    long whole;
 
+    if (!(s > 0)) /* also what is not a number */
+        s = 0;
+    if (s > 1e11) /* 3,000 years */
+        s = 1e11;
+    whole = (long)s;
     if (s < 10)
-        snprintf(out, n, "%.1fs", s < 0 ? 0 : s);
+        snprintf(out, n, "%.1fs", s);
     else if (whole < 60)
         snprintf(out, n, "%lds", whole);
     else if (whole < 3600)

@@ -49,6 +49,43 @@ bool text_utf8_valid(const char *s, size_t n)
     return text_utf8_bad_at(s, n) == n;
 }
 
+size_t text_space_step(const char *s, size_t n)
+{
+    const unsigned char *u = (const unsigned char *)s;
+
+    if (n == 0)
+        return 0;
+    if (u[0] == ' ' || (u[0] >= 0x09 && u[0] <= 0x0d) || (u[0] >= 0x1c && u[0] <= 0x1f))
+        return 1;
+    if (u[0] == 0xc2)
+        return n >= 2 && (u[1] == 0x85 || u[1] == 0xa0) ? 2 : 0;
+    if (n < 3 || u[0] < 0xe1 || u[0] > 0xe3)
+        return 0;
+    unsigned c = (u[0] & 0x0fu) << 12 | (u[1] & 0x3fu) << 6 | (u[2] & 0x3fu);
+    return c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+                   c == 0x3000
+               ? 3
+               : 0;
+}
+
+void text_strip(const char **s, size_t *n)
+{
+    size_t step;
+
+    while ((step = text_space_step(*s, *n))) {
+        *s += step;
+        *n -= step;
+    }
+    while (*n) {
+        size_t back = 1; /* to the start of the last character */
+        while (back < 4 && back < *n && ((unsigned char)(*s)[*n - back] & 0xc0) == 0x80)
+            back++;
+        if (text_space_step(*s + *n - back, back) != back)
+            return;
+        *n -= back;
+    }
+}
+
 bool name_is_leftover(const char *name)
 {
     static const char *const patterns[] = {".*", "*~", "*.sw?", "*.tmp", "*.part", "sed??????", "4913"};

@@ -13,6 +13,10 @@ size_t text_utf8_step(const char *s, size_t n);
 bool text_utf8_valid(const char *s, size_t n);
 /* Offset of the first invalid byte, or n. */
 size_t text_utf8_bad_at(const char *s, size_t n);
+/* Length of the white space character (Unicode's White_Space) at s, 0 if there is none. */
+size_t text_space_step(const char *s, size_t n);
+/* Leave out white space at both ends: moves *s and shortens *n. */
+void text_strip(const char **s, size_t *n);
 
 /* Names of editor, rsync, Finder and NFS leftovers (.* *~ *.sw? *.tmp *.part sed?????? ._* .nfs* 4913): stored like
  * other files, never taken for specs or objects. */

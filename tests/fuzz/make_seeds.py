@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Small seed inputs for the fuzz targets.
+
+  make_seeds.py FOLDER
+
+Writes FOLDER/TARGET/NAME for every target.  Needs only Python's own library; the same bytes every time.
+"""
+import gzip
+import json
+import os
+import struct
+import sys
+
+
+def put(root, target, name, data):
+    folder = os.path.join(root, target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+
+
+# ---- safetensors
+
+def tensor_file(tensors, metadata=None):
+    header, data = ({"__metadata__": metadata} if metadata else {}), b""
+    for name, dtype, shape, raw in tensors:
+        header[name] = dict(dtype=dtype, shape=shape, data_offsets=[len(data), len(data) + len(raw)])
+        data += raw
+    h = json.dumps(header, separators=(",", ":")).encode()
+    h += b" " * (-len(h) % 8)
+    return struct.pack("<Q", len(h)) + h + data
+
+
+def safetensors(root):
+    f32 = struct.pack("<4f", 1, -2, 0.5, 1e-40)
+    one = ("a", "F32", [2, 2], f32)
+    put(root, "fuzz_safetensors", "one", tensor_file([one], {"format": "pt"}))
+    put(root, "fuzz_safetensors", "three", tensor_file([
+        one, ("layers.0.b", "BF16", [3], b"\x80\x3f\x00\xc0\x01\x00"), ("c", "F16", [1, 1, 1], b"\x01\x00"),
+        ("d", "I64", [0], b""), ("e", "F32", [], f32[:4])]))
+    put(root, "fuzz_safetensors", "empty", tensor_file([]))
+    put(root, "fuzz_safetensors", "cut", tensor_file([one])[:-3])
+    put(root, "fuzz_safetensors", "long_header", struct.pack("<Q", 1 << 40) + b"{}")
+
+
+# ---- SentencePiece
+
+def varint(n):
+    out = b""
+    while True:
+        out += bytes([n & 127 | (128 if n > 127 else 0)])
+        n >>= 7
+        if not n:
+            return out
+
+
+def number(field, v):
+    return varint(field << 3) + varint(v)
+
+
+def text(field, raw):
+    return varint(field << 3 | 2) + varint(len(raw)) + raw
+
+
+def piece(s, score=0.0, kind=1):
+    return text(1, text(1, s.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + number(3, kind))
+
+
+def model(pieces, kind=2, fallback=0, normalizer=b""):
+    head = piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("</s>", 0, 3)
+    return head + b"".join(pieces) + text(2, number(3, kind) + number(35, fallback)) + text(3, normalizer)
+
+
+def sentencepiece(root):
+    words = [piece(s, -i) for i, s in enumerate(["aa", "ab", "\u2581a", "ll", "\u2581", "a", "b", "l", "o", "\u00e9"])]
+    every = [piece("<0x%02X>" % i, 0, 6) for i in range(256)]
+    t = "fuzz_tokenizer_model"
+    put(root, t, "plain", model(words))
+    put(root, t, "bytes", model(every + words, fallback=1))
+    put(root, t, "squeeze", model(words, normalizer=number(3, 1) + number(4, 1) + number(5, 0)))
+    put(root, t, "user_unused", model(words + [piece("<s>x", 0, 4), piece("aaa", 1, 5), piece("aaaa", 2)],
+                                      normalizer=number(4, 0)))
+    put(root, t, "unigram", model(words, kind=1))
+    put(root, t, "mapped", model(words, normalizer=text(1, b"nmt_nfkc") + text(2, b"\0\1\2\3")))
+
+
+# ---- tokenizer.json
+
+def alphabet():
+    itself = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
+    shown = {b: chr(b) for b in itself}
+    for k, b in enumerate(b for b in range(256) if b not in shown):
+        shown[b] = chr(256 + k)
+    return [shown[b] for b in range(256)]
+
+
+def tokenizer(words, merges, pre, **rest):
+    vocab = {c: i for i, c in enumerate(alphabet())}
+    for w in words:
+        vocab[w] = len(vocab)
+    m = dict(type="BPE", vocab=vocab, merges=merges, **rest.pop("model", {}))
+    return json.dumps(dict(pre_tokenizer=pre, model=m, **rest), ensure_ascii=False, separators=(",", ":"))
+
+
+def tokenizer_json(root):
+    t, byte_level = "fuzz_tokenizer_json", dict(type="ByteLevel", add_prefix_space=False, use_regex=True)
+    words, merges = ["aa", "ab", "aab", "ll", "\u0120w"], ["a a", "a b", "a ab", "l l", "\u0120 w"]
+    split = dict(type="Split", pattern=dict(Regex=r"\p{N}{1,3}| ?\p{L}+|\s+(?!\S)|\s+"), behavior="Isolated", invert=False)
+    added = [dict(id=261, content="<s>", special=True), dict(id=262, content="<t>", special=False)]
+    put(root, t, "gpt2", tokenizer(words, merges, byte_level))
+    put(root, t, "pairs", tokenizer(words, [m.split(" ") for m in merges],
+                                    dict(type="Sequence", pretokenizers=[split, dict(byte_level, use_regex=False)]),
+                                    model=dict(ignore_merges=True), added_tokens=added))
+    put(root, t, "config", tokenizer(words, merges, byte_level, added_tokens=added, normalizer=dict(type="NFC")) +
+        "\n%%\n" + json.dumps(dict(bos_token="<s>", eos_token=dict(content="<e>"), model_max_length=10 ** 30,
+                                   added_tokens_decoder={"263": dict(content="<e>", special=True)})))
+    chars = {c: i for i, c in enumerate(["<unk>", "\u2581", "a", "b", "\u2581a", "l", "<0xFF>"])}
+    llama = dict(
+        normalizer=dict(type="Sequence", normalizers=[dict(type="Prepend", prepend="\u2581"),
+                                                      dict(type="Replace", pattern=dict(String=" "), content="\u2581")]),
+        decoder=dict(type="Sequence", decoders=[dict(type="Strip", content=" ", start=1, stop=0)]),
+        model=dict(type="BPE", unk_token="<unk>", fuse_unk=True, byte_fallback=True, vocab=chars,
+                   merges=["\u2581 a"]))
+    put(root, t, "llama", json.dumps(llama))
+    put(root, t, "metaspace", json.dumps(dict(llama, normalizer=None, pre_tokenizer=dict(
+        type="Sequence", pretokenizers=[dict(type="Metaspace", replacement="\u2581", prepend_scheme="first", split=True),
+                                        dict(type="Digits", individual_digits=True)]))))
+
+
+# ---- JSON
+
+def plain_json(root):
+    t = "fuzz_json"
+    put(root, t, "object", '{"a": {"b": [1, {"c": -2.5e3}], "x": "\\u00e9\\n"}, "k": null,\n "z": [true, false]}')
+    put(root, t, "deep", "[" * 64 + "]" * 64)
+    put(root, t, "too_deep", "[" * 65 + "]" * 65)
+    put(root, t, "string", '"a\\"[{\\\\"')
+    put(root, t, "twice", '{"a":1,"a":2}')
+    put(root, t, "bytes", b'{"\xff":1}')
+    put(root, t, "number", "-0.0")
+
+
+# ---- dataset files: the first byte is the format (fuzz_dataset.c)
+
+def dataset(root):
+    rows = [{"instruction": "q", "input": "i", "output": "a"}, {"prompt": "p", "completion": "c"}, {"text": "t"},
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
+                          {"role": "assistant", "content": "a"}]},
+            {"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]},
+            {"instruction": "i", "instances": [{"input": "", "output": "o"}]},
+            {"question": "q", "answer": 1.5, "history": [["a", "b"]], "system": "s"}]
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    table = 'question{0}answer\r\n"a{0}""b""\nc"{0}d\r\n\r\ne{0}f'
+    put(root, "fuzz_dataset", "jsonl", "\0" + lines)
+    put(root, "fuzz_dataset", "json", "\1" + json.dumps(rows, indent=1))
+    put(root, "fuzz_dataset", "json_data", "\1" + json.dumps({"v": [1], "data": rows, "n": {}}))
+    put(root, "fuzz_dataset", "csv", "\2\ufeff" + table.format(","))
+    put(root, "fuzz_dataset", "tsv", "\3" + table.format("\t"))
+    put(root, "fuzz_dataset", "gz", b"\4" + gzip.compress(json.dumps(rows).encode(), mtime=0) * 2)
+    put(root, "fuzz_dataset", "spec", "\5" + json.dumps({
+        "splits": {"train": ["train.jsonl"]}, "features": {"instruction": "prompt", "response": "completion"},
+        "template": "plain", "metadata": {"tags": ["x"]}}))
+
+
+def main():
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset):
+        make(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()
