@@ -1,8 +1,9 @@
 /*
- * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread over the
- * workers.  Order: priority; then the experiment with the fewest jobs running; then age.  A job that found no place
- * keeps later ones of lower priority back (and, after a minute, equal ones of other bases too), so that nothing starves.
- * After a worker's death its jobs are suspects: each runs alone until it has got past the step where it happened.
+ * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread
+ * over the workers.  Order: priority; then the experiment with the fewest jobs running; then age.  A job that
+ * found no place keeps later ones of lower priority back (and, after a minute, equal ones of other bases
+ * too), so that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has
+ * got past the step where it happened.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,7 +52,8 @@ static struct worker *find_place(struct sched *s, const struct job *j)
 
     for (int i = 0; i < s->nworkers; i++) {
         struct worker *w = &s->workers[i];
-        int cost = w->njobs * 2 + (strcmp(w->base, j->base) != 0); /* equal load: who has the base in memory */
+        int cost =
+            w->njobs * 2 + (strcmp(w->base, j->base) != 0); /* equal load: who has the base in memory */
         if (fits(s, w, j) && (!best || cost < best_cost)) {
             best = w;
             best_cost = cost;

@@ -15,8 +15,9 @@
 
 /* ---- accepting ---- */
 
-static const char *const other_bytes = "an experiment of this name is there, made from other bytes: rm -r experiments/%s/ "
-                                       "first, or give this one another name";
+static const char *const other_bytes =
+    "an experiment of this name is there, made from other bytes: rm -r experiments/%s/ "
+    "first, or give this one another name";
 
 static struct experiment *deleted_one(struct sched *s, const char *name)
 {
@@ -405,8 +406,8 @@ static void try_end(struct sched *s, struct experiment *x)
         }
     if (rows_open)
         return;
-    snprintf(words, sizeof(words), "%d of %d jobs successful, %d failed, %d cancelled", good, x->njobs, failed,
-             cancelled);
+    snprintf(words, sizeof(words), "%d of %d jobs successful, %d failed, %d cancelled", good, x->njobs,
+             failed, cancelled);
     experiment_event(s, x, good ? EV_DONE : cancelled == x->njobs ? EV_ALL_CANCELLED : EV_NONE_WELL, words);
 }
 

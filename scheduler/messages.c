@@ -161,10 +161,11 @@ static int on_log(struct sched *s, struct worker *w, json_t *body)
 
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body)
 {
-    static int (*const handlers[PM_MAX])(struct sched *s, struct worker *w, json_t *body) = {
-        [PM_HELLO] = on_hello,       [PM_JOB_STATE] = on_job_state, [PM_JOB_HELD] = on_held,
-        [PM_PROGRESS] = on_progress, [PM_SAVED] = on_saved,         [PM_ANSWER] = on_answer,
-        [PM_DEVICE] = on_device,     [PM_LOG] = on_log,
+    static int (*const handlers[PM_MAX])(struct sched * s, struct worker * w, json_t * body) = {
+        [PM_HELLO] = on_hello,   [PM_JOB_STATE] = on_job_state,
+        [PM_JOB_HELD] = on_held, [PM_PROGRESS] = on_progress,
+        [PM_SAVED] = on_saved,   [PM_ANSWER] = on_answer,
+        [PM_DEVICE] = on_device, [PM_LOG] = on_log,
     };
 
     return handlers[type] ? handlers[type](s, w, body) : -EPROTO;

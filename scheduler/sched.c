@@ -60,7 +60,8 @@ void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid)
         (void)!fchownat(s->tree_fd, tree_path, uid, gid, AT_SYMLINK_NOFOLLOW);
 }
 
-/* Mutex held.  Told to the file system by a thread of its own: it may have to wait for requests that wait for us. */
+/* Mutex held.  Told to the file system by a thread of its own: it may have to wait for requests that wait for
+ * us. */
 void sched_changed(struct sched *s, const char *fmt, ...)
 {
     char path[PATH_MAX];
@@ -131,7 +132,8 @@ static int make_folders(struct sched *s, struct dtx_err *e)
     for (size_t i = 0; rc == 0 && i < layout_count; i++) {
         char path[PATH_MAX];
         const struct layout_entry *row = &layout_table[i];
-        if ((row->kind != LK_DROP_DIR && row->kind != LK_DIR) || strpbrk(row->pattern, "{*") || !*row->pattern)
+        if ((row->kind != LK_DROP_DIR && row->kind != LK_DIR) || strpbrk(row->pattern, "{*") ||
+            !*row->pattern)
             continue;
         snprintf(path, sizeof(path), "tree/%s", row->pattern);
         rc = fd_mkdirs(s->store_fd, path, 0755, e);
@@ -149,7 +151,8 @@ static int open_store(struct sched *s, struct dtx_err *e)
         return dtx_fail_errno(e, "cannot open the store %s", s->store);
     s->lock_fd = fd_lock_file(s->store_fd, "lock", e);
     if (s->lock_fd < 0)
-        return s->lock_fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", s->store) : s->lock_fd;
+        return s->lock_fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", s->store)
+                                    : s->lock_fd;
     rc = make_folders(s, e);
     if (rc)
         return rc;

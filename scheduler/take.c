@@ -28,8 +28,9 @@ int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct 
     ssize_t got = 1;
 
     if (fd < 0)
-        return errno == ELOOP ? dtx_fail(e, -ELOOP, "%s is or lies behind a symbolic link: copy the file itself", path)
-                              : dtx_fail_errno(e, "cannot open %s", path);
+        return errno == ELOOP
+                   ? dtx_fail(e, -ELOOP, "%s is or lies behind a symbolic link: copy the file itself", path)
+                   : dtx_fail_errno(e, "cannot open %s", path);
     if (fstat(fd, &st) || !S_ISREG(st.st_mode))
         rc = dtx_fail(e, -EINVAL, "%s is not a regular file", path);
     while (rc == 0 && got > 0) {
@@ -54,9 +55,11 @@ static bool is_blank(const struct buf *b)
 }
 
 static const enum spec_kind spec_of[OBJ_KINDS] = {
-    [OBJ_DATASET] = SPEC_DATASET,         [OBJ_PARAMGROUP] = SPEC_PARAMGROUP, [OBJ_EVALUATION] = SPEC_EVALUATION,
-    [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,      [OBJ_SCORING_PLUGIN] = SPEC_PLUGIN, [OBJ_SERVICE] = SPEC_SERVICE,
-    [OBJ_EXPERIMENT] = SPEC_EXPERIMENT,   [OBJ_COMPARE] = SPEC_COMPARE,       [OBJ_ASK] = SPEC_COMPARE,
+    [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
+    [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
+    [OBJ_SCORING_PLUGIN] = SPEC_PLUGIN, [OBJ_SERVICE] = SPEC_SERVICE,
+    [OBJ_EXPERIMENT] = SPEC_EXPERIMENT, [OBJ_COMPARE] = SPEC_COMPARE,
+    [OBJ_ASK] = SPEC_COMPARE,
 };
 
 /* Settings and, beside them, "prompt". */
@@ -67,8 +70,8 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     int rc;
 
     if (bad < n)
-        return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8", base_name(file), bad,
-                        (unsigned char)text[bad]);
+        return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8",
+                        base_name(file), bad, (unsigned char)text[bad]);
     if (memchr(text, '\0', n))
         return dtx_fail(e, -EINVAL, "%s: holds a NUL byte: a prompt is text", base_name(file));
     rc = spec_parse_prompt(base_name(file), text, n, out, &prompt, &prompt_n, e);
@@ -87,7 +90,8 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     return 0;
 }
 
-int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out, struct dtx_err *e)
+int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
+               struct dtx_err *e)
 {
     if (kind == OBJ_COMPARE || kind == OBJ_ASK)
         return parse_prompt(path, text, n, out, e);
@@ -112,7 +116,8 @@ static int reject(struct sched *s, struct object *o, const char *reason)
 }
 
 /* paramgroup, evaluation, prompt */
-static int take_spec(struct sched *s, struct intake *i, struct object *o, const char *text, size_t n, bool last_chance)
+static int take_spec(struct sched *s, struct intake *i, struct object *o, const char *text, size_t n,
+                     bool last_chance)
 {
     struct dtx_err e = {0};
     json_t *spec = NULL;
@@ -135,8 +140,9 @@ static int take_spec(struct sched *s, struct intake *i, struct object *o, const 
 /* The description in a folder: dataset.json or plugin.json. */
 static int take_folder(struct sched *s, struct intake *i, struct object *o)
 {
-    static const char *const files[OBJ_KINDS] = {
-        [OBJ_DATASET] = "dataset.json", [OBJ_DATA_PLUGIN] = "plugin.json", [OBJ_SCORING_PLUGIN] = "plugin.json"};
+    static const char *const files[OBJ_KINDS] = {[OBJ_DATASET] = "dataset.json",
+                                                 [OBJ_DATA_PLUGIN] = "plugin.json",
+                                                 [OBJ_SCORING_PLUGIN] = "plugin.json"};
     char path[PATH_MAX];
     struct buf text = BUF_INIT;
     struct dtx_err e = {0};

@@ -1,7 +1,8 @@
 /*
- * Worker processes: one a device.  Each inherits its end of a socketpair as descriptor 3 and a locked file of STORE/run
- * as descriptor 4: the lock lasts until the process is really gone, so that a new dtxd can wait for the workers of one
- * that was killed.  They end by themselves when the socket closes, and are killed when dtxd dies.
+ * Worker processes: one a device.  Each inherits its end of a socketpair as descriptor 3 and a locked file of
+ * STORE/run as descriptor 4: the lock lasts until the process is really gone, so that a new dtxd can wait for
+ * the workers of one that was killed.  They end by themselves when the socket closes, and are killed when
+ * dtxd dies.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -111,7 +112,8 @@ int workers_plan(struct sched *s, struct dtx_err *e)
     if (strncmp(d, "cpu:", 4) == 0) {
         n = strtol(d + 4, &end, 10);
         if (*end || end == d + 4 || n < 0 || n > MAX_WORKERS)
-            return dtx_fail(e, -EINVAL, "--devices cpu:N: expected 1 to %d workers, found \"%.40s\"", MAX_WORKERS, d + 4);
+            return dtx_fail(e, -EINVAL, "--devices cpu:N: expected 1 to %d workers, found \"%.40s\"",
+                            MAX_WORKERS, d + 4);
         return plan_cpus(s, (int)n);
     }
     if (strcmp(d, "cuda") == 0)
@@ -176,8 +178,10 @@ static void become_worker(int sock, int lock, int log, char *const argv[])
 static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
 {
     char lock_name[64], threads[16];
-    char *argv[] = {s->worker_path, (char *)"--store",   s->store, (char *)"--device", w->device,
-                    w->threads ? (char *)"--threads" : NULL, threads, NULL};
+    char *argv[] = {s->worker_path, (char *)"--store",
+                    s->store,       (char *)"--device",
+                    w->device,      w->threads ? (char *)"--threads" : NULL,
+                    threads,        NULL};
     int pair[2], lock;
 
     snprintf(lock_name, sizeof(lock_name), "run/worker-%d.lock", w->index);
@@ -280,7 +284,9 @@ static void hang_up(struct worker *w, int64_t now)
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body)
 {
     struct dtx_err e = {0};
-    int rc = w->fd < 0 || w->eof_at ? -EPIPE : w->out.len > OUT_MAX ? -EAGAIN : proto_put(&w->out, type, body, &e);
+    int rc = w->fd < 0 || w->eof_at ? -EPIPE
+             : w->out.len > OUT_MAX ? -EAGAIN
+                                    : proto_put(&w->out, type, body, &e);
 
     json_decref(body);
     if (rc == 0)
