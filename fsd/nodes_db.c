@@ -11,8 +11,8 @@ enum { SCHEMA_VERSION = 1 };
 enum statement { ST_PUT_NODE, ST_DROP_NODE, ST_PUT_NAME, ST_DROP_NAME, ST_COUNT };
 
 static const char *const statements[ST_COUNT] = {
-    [ST_PUT_NODE] = "INSERT OR REPLACE INTO node(id, generation, owner, is_dir, dev, ino, btime) "
-                    "VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    [ST_PUT_NODE] = ("INSERT OR REPLACE INTO node(id, generation, owner, is_dir, dev, ino, btime) "
+                     "VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
     [ST_DROP_NODE] = "DELETE FROM node WHERE id = ?1",
     [ST_PUT_NAME] = "INSERT OR REPLACE INTO name(parent, name, id) VALUES(?1, ?2, ?3)",
     [ST_DROP_NAME] = "DELETE FROM name WHERE parent = ?1 AND name = ?2",
