@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "scheduler/score/score.h"
 #include "mnt-layout/spec_keys.h"
 #include "scheduler/base/json.h"
 
