@@ -70,7 +70,7 @@ if [ "$(id -u)" = 0 ]; then
             mkdir "$M/datasets/full"
             if head -c 20M /dev/zero 2>/dev/null | dd of="$M/datasets/full/big" bs=64k status=none 2>"$T/err"; then fail "ENOSPC" "it worked"; else
                 grep -q 'No space left' "$T/err" && ok "ENOSPC" || fail "ENOSPC" "$(cat "$T/err")"; fi
-            check "and goes on" sh -c "rm '$M/datasets/full/big' && echo x >'$M/datasets/full/small'"
+            check "and goes on" wait_for 10 sh -c "rm -f '$M/datasets/full/big' && echo x >'$M/datasets/full/small'"
         fi
         stop_dtxd; umount "$T/small"; S=$old
     }
