@@ -26,8 +26,8 @@ obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 BASE_OBJ   := $(call obj,$(call src,scheduler/base))
 KERNEL_OBJ := $(call obj,$(call src,kernels kernels/cpu))
 LAYOUT_OBJ := $(call obj,$(call src,mnt-layout))
-SCHED_OBJ  := $(call obj,$(call src,scheduler scheduler/data scheduler/score scheduler/report))
-WORKER_OBJ := $(call obj,$(filter-out scheduler/worker/main.c,$(call src,scheduler/worker)))
+SCHED_OBJ  := $(call obj,$(call src,scheduler scheduler/report))
+WORKER_OBJ := $(call obj,$(filter-out scheduler/worker/main.c,$(call src,scheduler/worker scheduler/data scheduler/score)))
 FSD_OBJ    := $(call obj,$(filter-out fsd/main.c,$(call src,fsd)))
 LIBS       := $(FSD_OBJ) $(WORKER_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(KERNEL_OBJ) $(BASE_OBJ)
 UNIT       := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
@@ -46,14 +46,22 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/tests/%: tests/unit/%.c $(LIBS)
+# .incbin leaves no trace in the dependency files.
+$(BUILD)/mnt-layout/layout_embed.o: mnt-layout/bin_dtx.sh $(wildcard mnt-layout/text/*.md)
+
+# Tests take what they need from one archive of everything.
+$(BUILD)/libdtx.a: $(LIBS)
+	rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libdtx.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIBS) $(CHECK_LIBS) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libdtx.a $(CHECK_LIBS) $(ALL_LIBS)
 
 # Fuzz targets: with clang they are libFuzzer programs, with gcc a driver runs the files given to them.
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(LIBS) $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libdtx.a $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
 
 units: $(UNIT)
 fuzzers: $(FUZZ)
@@ -84,3 +92,24 @@ clean:
 .PHONY: all units fuzzers deps demo test check-all format clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- CUDA: kernels/cuda -> dtx_cuda.so, loaded at run time; only where nvcc is there ----
+NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+GENCODE   ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90
+CU_SRC    := $(wildcard kernels/cuda/*.cu)
+CU_OBJ    := $(patsubst %.cu,build/%.cu.o,$(CU_SRC))
+
+cuda: build/dtx_cuda.so
+build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
+build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
+	$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
+build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+.PHONY: cuda
+build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+build/gpu_oracle: tests/gpu/oracle.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)

@@ -1,5 +1,6 @@
 #include "fsd/session.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 #include <unistd.h>
 #include <fcntl.h>
 
+#include "fsd/channel.h"
 #include "fsd/mount.h"
 #include "fsd/notify.h"
 #include "scheduler/base/log.h"
@@ -16,7 +18,9 @@ enum { MIN_THREADS = 4, MAX_THREADS = 16 };
 
 struct session {
     struct fuse_session *se;
+    struct channel channel;
     const char *mountpoint;
+    bool detached; /* by unmount() */
     pthread_t main_thread, signal_thread;
     bool ended; /* atomic: the loop is over */
 };
@@ -26,23 +30,6 @@ static unsigned thread_count(void)
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
     return cpus < MIN_THREADS ? MIN_THREADS : cpus > MAX_THREADS ? MAX_THREADS : (unsigned)cpus;
-}
-
-/* Does /etc/fuse.conf let users show their mounts to others? */
-static bool others_allowed(void)
-{
-    char line[256];
-    bool found = false;
-    FILE *in;
-
-    if (geteuid() == 0)
-        return true;
-    in = fopen("/etc/fuse.conf", "re");
-    while (in && !found && fgets(line, sizeof(line), in))
-        found = strncmp(line, "user_allow_other", 16) == 0;
-    if (in)
-        fclose(in);
-    return found;
 }
 
 static void interrupt(int sig)
@@ -63,7 +50,7 @@ static void unmount(struct session *s)
         syncfs(fd);
         close(fd);
     }
-    mount_remove(s->mountpoint, 1);
+    s->detached = mount_remove(s->mountpoint, 1) == 0;
     fuse_session_exit(s->se);
     while (!__atomic_load_n(&s->ended, __ATOMIC_ACQUIRE)) { /* it may not have begun to wait yet */
         pthread_kill(s->main_thread, SIGUSR1);
@@ -144,30 +131,41 @@ static int serve_mounted(struct fs *f, struct session *s, struct dtx_err *e)
     return rc < 0 ? rc : 0;
 }
 
-static struct fuse_session *new_session(struct fs *f)
+/* Is the connection over?  Then the mountpoint is not ours any more. */
+static bool connection_over(int fd)
 {
-    char *argv[] = {"dtxd", "-o", "fsname=dtx,subtype=dtx,default_permissions", NULL, NULL};
-    struct fuse_args args;
+    struct pollfd p = {.fd = fd};
 
-    if (others_allowed())
-        argv[2] = "fsname=dtx,subtype=dtx,default_permissions,allow_other";
-    args = (struct fuse_args)FUSE_ARGS_INIT(3, argv);
-    return fuse_session_new(&args, &fs_ops, sizeof(fs_ops), f);
+    return poll(&p, 1, 0) == 1 && (p.revents & POLLERR);
+}
+
+static int serve_channel(struct fs *f, struct session *s, struct dtx_err *e)
+{
+    int fd = channel_mount(s->mountpoint, e), rc;
+
+    if (fd < 0)
+        return fd;
+    rc = channel_attach(&s->channel, s->se, fd, e);
+    if (rc)
+        close(fd);
+    else
+        rc = serve_mounted(f, s, e);
+    if (!s->detached && !connection_over(fd))
+        mount_remove(s->mountpoint, 1);
+    return rc;
 }
 
 int session_serve(struct fs *f, const char *mountpoint, struct dtx_err *e)
 {
-    struct session s = {.mountpoint = mountpoint, .se = new_session(f)};
+    char *argv[] = {"dtxd", NULL};
+    struct fuse_args args = FUSE_ARGS_INIT(1, argv);
+    struct session s = {.mountpoint = mountpoint, .se = fuse_session_new(&args, &fs_ops, sizeof(fs_ops), f)};
     int rc;
 
+    fuse_opt_free_args(&args);
     if (!s.se)
         return dtx_fail(e, -ENOMEM, "cannot make a FUSE session");
-    if (fuse_session_mount(s.se, mountpoint)) {
-        fuse_session_destroy(s.se);
-        return dtx_fail(e, -EIO, "cannot mount at %s: is /dev/fuse there, and may you use it?", mountpoint);
-    }
-    rc = serve_mounted(f, &s, e);
-    fuse_session_unmount(s.se);
+    rc = serve_channel(f, &s, e);
     fuse_session_destroy(s.se);
     return rc;
 }

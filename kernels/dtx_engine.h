@@ -146,9 +146,10 @@ struct dtx_step_result {
     struct dtx_err error;
 };
 
-/* Bytes a job will need on the device beside the base, known before it starts: adapters, gradients, optimizer state,
- * and activations of its largest micro-batch. */
-uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p, const struct dtx_rows *rows);
+/* Bytes a job will need on the device beside the base, known before it starts: adapters, gradients, optimizer
+ * state, and activations of its largest micro-batch. */
+uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p,
+                      const struct dtx_rows *rows);
 /* The same with a device's number formats (dtx_job_plan takes the CPU's). */
 uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
                          const struct dtx_train_params *p, const struct dtx_rows *rows);

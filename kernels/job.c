@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/job.h"
+#include "kernels/peft.h"
 #include "scheduler/base/sha256.h"
 
 static int check_params(const struct dtx_train_params *p, struct dtx_err *e)

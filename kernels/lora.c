@@ -3,12 +3,23 @@
 #include <stdlib.h>
 
 #include "kernels/job.h"
+#include "kernels/peft.h"
 #include "kernels/rng.h"
 
 enum { KEY_INIT = 0x696e6974 };
 
 const char *const dtx_target_names[DTX_TARGETS] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                                    "gate_proj", "up_proj", "down_proj"};
+
+struct lora_dims lora_dims_of(const struct dtx_model_config *c)
+{
+    int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    return (struct lora_dims){
+        .layers = c->layers,
+        .in = {c->hidden, c->hidden, c->hidden, q, c->hidden, c->hidden, c->ffn},
+        .out = {q, kv, kv, c->hidden, c->ffn, c->ffn, c->hidden},
+    };
+}
 
 float lora_scale(const struct dtx_train_params *p)
 {

@@ -21,16 +21,6 @@ struct loader {
     struct dtx_err *e;
 };
 
-struct lora_dims lora_dims_of(const struct dtx_model_config *c)
-{
-    int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    return (struct lora_dims){
-        .layers = c->layers,
-        .in = {c->hidden, c->hidden, c->hidden, q, c->hidden, c->hidden, c->ffn},
-        .out = {q, kv, kv, c->hidden, c->ffn, c->ffn, c->hidden},
-    };
-}
-
 void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e)
 {
     void *p = b->ops->alloc(b->dev, bytes);
@@ -63,12 +53,17 @@ static int load_tensor(struct loader *l, const char *name, int64_t rows, int64_t
             "tensor %s has the wrong shape: expected [%lld%s%lld], found %d dimensions of %llu values", name,
             (long long)rows, cols ? ", " : "] x ", (long long)(cols ? cols : 1), t->ndim,
             (unsigned long long)t->elements);
+    const struct dtx_ops *o = l->b->ops;
+    if (t->type == ST_BF16 && o->weight_bytes == 2) { /* as it is */
+        o->upload(l->b->dev, (char *)dst + 2 * first, t->data, 2 * t->elements);
+        return 0;
+    }
     for (uint64_t at = 0; at < t->elements; at += CONVERT) {
         uint64_t n = t->elements - at < CONVERT ? t->elements - at : CONVERT;
         int rc = st_read_f32(t, at, n, l->buffer);
         if (rc < 0)
             return dtx_fail(l->e, rc, "tensor %s is not of type F32, F16 or BF16", name);
-        l->b->ops->upload_weights(l->b->dev, dst, first + at, l->buffer, n);
+        o->upload_weights(l->b->dev, dst, first + at, l->buffer, n);
     }
     return 0;
 }

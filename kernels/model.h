@@ -75,7 +75,6 @@ void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e); /* NULL: 
 int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e);
 int base_need_step(struct dtx_base *b, int jobs, struct dtx_err *e);
 int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e);
-struct lora_dims lora_dims_of(const struct dtx_model_config *c);
 
 /* workspace.c */
 /* Bytes of a workspace; with memory and layer set, its pointers are set too. */
@@ -120,11 +119,5 @@ float lora_scale(const struct dtx_train_params *p);
 struct op_adapter adapter_op(const struct dtx_adapter *a);
 /* A ~ U(-1/sqrt(in), 1/sqrt(in)) keyed by seed, B = 0, into host memory of lora_floats floats. */
 void lora_init(const struct lora_dims *d, unsigned targets, int rank, uint64_t seed, float *w);
-
-/* peft.c: the tensors of a PEFT folder from and to a flat host buffer. */
-int peft_read(const struct lora_dims *d, unsigned targets, int rank, int dirfd, const char *dir, float *w,
-              struct dtx_err *e);
-int peft_write(const struct lora_dims *d, const struct dtx_train_params *p, const float *w, int dirfd,
-               const char *dir, const char *base_name, struct dtx_err *e);
 
 #endif

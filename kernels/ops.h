@@ -62,6 +62,8 @@ struct op_adapter {
 
 enum { DTX_MAX_RANK = 512 };
 
+struct lora_dims lora_dims_of(const struct dtx_model_config *c); /* lora.c */
+
 static inline size_t lora_layer_floats(const struct lora_dims *d, uint32_t targets, int rank)
 {
     size_t n = 0;

@@ -2,27 +2,26 @@
  * PEFT folders: adapter_model.safetensors (float32) and adapter_config.json, in the form that PEFT, vLLM and
  * llama.cpp load.  The folder as a whole is checked by dtx_adapter_check before peft_read.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/job.h"
+#include "kernels/peft.h"
 #include "kernels/safetensors.h"
 #include "scheduler/base/fdio.h"
 
-enum { NAME = 128 };
-
-static void tensor_name(char *out, int layer, int target, char matrix)
+void peft_tensor_name(char out[PEFT_NAME], int layer, int target, char matrix)
 {
-    snprintf(out, NAME, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
+    snprintf(out, PEFT_NAME, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
              target <= DTX_O ? "self_attn" : "mlp", dtx_target_names[target], matrix);
 }
 
 static int read_one(const struct st_set *files, int layer, int target, char matrix, int rows, int cols,
                     float *out, struct dtx_err *e)
 {
-    char name[NAME];
-    tensor_name(name, layer, target, matrix);
+    char name[PEFT_NAME];
+    peft_tensor_name(name, layer, target, matrix);
     const struct st_tensor *t = st_find(files, name);
     if (!t)
         return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s is missing", name);
@@ -30,8 +29,13 @@ static int read_one(const struct st_set *files, int layer, int target, char matr
         return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s: expected shape [%d, %d]", name,
                         rows, cols);
     int rc = st_read_f32(t, 0, t->elements, out);
-    return rc < 0 ? dtx_fail(e, rc, "adapter_model.safetensors: tensor %s cannot be read as numbers", name)
-                  : 0;
+    if (rc < 0)
+        return dtx_fail(e, rc, "adapter_model.safetensors: tensor %s cannot be read as numbers", name);
+    for (uint64_t i = 0; i < t->elements; i++)
+        if (!isfinite(out[i]))
+            return dtx_fail(e, -EINVAL,
+                            "adapter_model.safetensors: tensor %s holds a value that is not finite", name);
+    return 0;
 }
 
 int peft_read(const struct lora_dims *d, unsigned targets, int rank, int dirfd, const char *dir, float *w,
@@ -72,7 +76,7 @@ static int write_tensors(const struct lora_dims *d, unsigned targets, int rank, 
 {
     size_t most = (size_t)d->layers * DTX_TARGETS * 2, n = 0;
     struct st_tensor *tensors = calloc(most, sizeof *tensors);
-    char(*names)[NAME] = calloc(most, sizeof *names);
+    char(*names)[PEFT_NAME] = calloc(most, sizeof *names);
     if (!tensors || !names) {
         free(tensors);
         free(names);
@@ -83,10 +87,10 @@ static int write_tensors(const struct lora_dims *d, unsigned targets, int rank, 
             if (!(targets >> t & 1))
                 continue;
             const float *a = w + lora_offset(d, targets, rank, l, t);
-            tensor_name(names[n], l, t, 'A');
+            peft_tensor_name(names[n], l, t, 'A');
             tensors[n] = tensor_of(names[n], a, rank, d->in[t]);
             n++;
-            tensor_name(names[n], l, t, 'B');
+            peft_tensor_name(names[n], l, t, 'B');
             tensors[n] = tensor_of(names[n], a + (size_t)rank * (size_t)d->in[t], d->out[t], rank);
             n++;
         }
@@ -96,16 +100,31 @@ static int write_tensors(const struct lora_dims *d, unsigned targets, int rank, 
     return rc;
 }
 
+/* The shortest decimal that reads back as x. */
+static void add_number(struct buf *b, double x)
+{
+    char text[40];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        if (strtod(text, NULL) == x)
+            break;
+    }
+    buf_adds(b, text);
+}
+
 static void config_json(struct buf *b, const struct dtx_train_params *p, const char *base_name)
 {
     buf_adds(b, "{\n  \"base_model_name_or_path\": ");
     buf_add_json(b, base_name, strlen(base_name));
-    buf_addf(
-        b,
-        ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-        "  \"init_lora_weights\": true,\n  \"lora_alpha\": %.17g,\n  \"lora_dropout\": %.17g,\n"
-        "  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  \"target_modules\": [",
-        p->alpha, p->dropout, p->rank);
+    buf_adds(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+                "  \"init_lora_weights\": true,\n  \"lora_alpha\": ");
+    add_number(b, p->alpha);
+    buf_adds(b, ",\n  \"lora_dropout\": ");
+    add_number(b, p->dropout);
+    buf_addf(b,
+             ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  "
+             "\"target_modules\": [",
+             p->rank);
     const char *comma = "";
     for (int t = 0; t < DTX_TARGETS; t++)
         if (p->targets >> t & 1) {

@@ -42,6 +42,7 @@ size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, i
                         int rank, bool train)
 {
     struct cutter k = {.base = w->memory};
+    rank = (rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
     size_t act = (size_t)act_bytes, R = (size_t)rows, hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {0};

@@ -10,7 +10,7 @@ generation_config.json, and training.json, the record of the run.
 
 Needs PyTorch, transformers, tokenizers and safetensors: tools of the developer, DTX itself uses none of them, and the
 model made is checked in.  The text, the tokenizer and the order of training are the same in every run; sums on a GPU are not,
-bit for bit, so that another run gives a model that is as good, not the same one.  On one H100 it takes about 3 minutes;
+bit for bit, so that another run gives a model that is as good, not the same one.  On one H100 it takes 5 minutes;
 without a GPU it works too and takes hours (try --steps 50 --step-tokens 2048 to see it run).
 """
 import argparse

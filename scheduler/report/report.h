@@ -15,11 +15,11 @@ struct curve { /* one line of a chart */
 };
 
 /* Self-contained SVG line chart. */
-void chart_svg(struct buf *out, const char *title, const char *x_label, const char *y_label, const struct curve *curves,
-               size_t n);
+void chart_svg(struct buf *out, const char *title, const char *x_label, const char *y_label,
+               const struct curve *curves, size_t n);
 
-/* Curves of a metrics.csv (step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory): loss and, dashed, eval_loss.
- * curves_release frees what it made. */
+/* Curves of a metrics.csv (step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory): loss and, dashed,
+ * eval_loss. curves_release frees what it made. */
 struct curves {
     struct curve *v;
     size_t n, cap;
@@ -27,9 +27,10 @@ struct curves {
 int curves_add_csv(struct curves *c, const char *name, const char *csv, size_t len);
 void curves_release(struct curves *c);
 
-/* report.html of an experiment: table, loss curves of all jobs on one chart, best, answers of the evaluation side by
- * side.  experiment: {"name","state","best","created","finished","evaluation","rows":[{leaderboard row}],
- * "samples":[{"question","reference","answers":{"JOB":text}}]}; csvs: job name -> metrics.csv text in `curves`. */
+/* report.html of an experiment: table, loss curves of all jobs on one chart, best, answers of the evaluation
+ * side by side.  experiment: {"name","state","best","created","finished","evaluation","rows":[{leaderboard
+ * row}], "samples":[{"question","reference","answers":{"JOB":text}}]}; csvs: job name -> metrics.csv text in
+ * `curves`. */
 void report_html(struct buf *out, const json_t *experiment, const struct curves *curves);
 
 /* models/compare/PROMPT/answers.md and stats.tsv from {"prompt","answers":[{"model","text","prompt_tokens",

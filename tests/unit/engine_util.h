@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "kernels/job.h"
+#include "kernels/peft.h"
 #include "kernels/rng.h"
 #include "kernels/safetensors.h"
 #include "scheduler/base/fdio.h"
