@@ -151,8 +151,8 @@ static void patch_init(struct iovec *iov, int count)
     if (count < 2 || h->error || iov[1].iov_len < sizeof(*r))
         return;
     r = iov[1].iov_base;
-    if (r->minor < 36 || !(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
-        return;
+    if (!(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
+        return; /* the bits count, not the protocol version that libfuse speaks */
     if (!(r->flags & DTX_FUSE_INIT_EXT))
         r->flags2 = 0;
     r->flags |= DTX_FUSE_INIT_EXT;

@@ -65,19 +65,23 @@ static void renew(struct fs *f, struct handle *h)
     place_release(&p);
 }
 
+/* The handle may be released as soon as there is a reply: nothing of it is touched after that. */
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off)
 {
+    struct snapshot *s;
     size_t have = 0;
 
     pthread_mutex_lock(&h->mu);
     if (off == 0)
         renew(fs_of(req), h);
-    if (h->snapshot && off >= 0 && (size_t)off < h->snapshot->size)
-        have = h->snapshot->size - (size_t)off;
+    s = snapshot_ref(h->snapshot);
+    pthread_mutex_unlock(&h->mu);
+    if (s && off >= 0 && (size_t)off < s->size)
+        have = s->size - (size_t)off;
     if (have > size)
         have = size;
-    fuse_reply_buf(req, have ? h->snapshot->data + off : NULL, have);
-    pthread_mutex_unlock(&h->mu);
+    fuse_reply_buf(req, have ? s->data + off : NULL, have);
+    snapshot_put(s);
 }
 
 static int take_words(struct fs *f, const struct handle *h, const char *words, size_t n, const struct caller *who)

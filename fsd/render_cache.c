@@ -53,19 +53,19 @@ struct render_cache *render_cache_new(void)
     return c;
 }
 
+struct snapshot *snapshot_ref(struct snapshot *s)
+{
+    if (s)
+        __atomic_add_fetch(&s->refs, 1, __ATOMIC_RELAXED);
+    return s;
+}
+
 void snapshot_put(struct snapshot *s)
 {
     if (s && __atomic_sub_fetch(&s->refs, 1, __ATOMIC_ACQ_REL) == 0) {
         free(s->data);
         free(s);
     }
-}
-
-static struct snapshot *snapshot_ref(struct snapshot *s)
-{
-    if (s)
-        __atomic_add_fetch(&s->refs, 1, __ATOMIC_RELAXED);
-    return s;
 }
 
 static void free_entry(struct entry *p)

@@ -45,6 +45,7 @@ void render_cache_free(struct render_cache *c);
 /* A reference to the snapshot to use now. */
 int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, render_fn make, void *arg,
                      struct snapshot **out);
+struct snapshot *snapshot_ref(struct snapshot *s); /* NULL is allowed, in both */
 void snapshot_put(struct snapshot *s);
 /* Drop the texts that nobody asked for in RENDER_IDLE_MS (what they were is remembered for their mtime). */
 void render_cache_tidy(struct render_cache *c);
