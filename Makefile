@@ -1,7 +1,7 @@
-# DTX.  Variants: make SAN=address|undefined|thread, make CC=clang.  Everything is built under $(BUILD).
+# DTX.  Variants: make SAN=address|undefined|thread, CC=clang, FUZZING=1 (with clang: coverage for the fuzzers).  Everything is built under $(BUILD).
 SAN     ?=
 CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
-BUILD   ?= build$(if $(SAN),-$(SAN))$(if $(findstring clang,$(CC)),-clang)
+BUILD   ?= build$(if $(SAN),-$(SAN))$(if $(findstring clang,$(CC)),-clang)$(if $(FUZZING),-fuzz)
 PKGS    := fuse3 jansson sqlite3 libpcre2-8 libutf8proc libcrypto zlib openblas
 
 # Goals that do not need the libraries to be there yet.
@@ -15,7 +15,8 @@ endif
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter
 ALL_CFLAGS  = -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
-              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
+              $(if $(FUZZING),-fsanitize=fuzzer-no-link)
 ALL_LIBS    = -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
 # The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
 KERNEL_CFLAGS := -O3 -mavx2 -mfma -mf16c
@@ -25,8 +26,8 @@ obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 BASE_OBJ   := $(call obj,$(call src,scheduler/base))
 KERNEL_OBJ := $(call obj,$(call src,kernels kernels/cpu))
 LAYOUT_OBJ := $(call obj,$(call src,mnt-layout))
-SCHED_OBJ  := $(call obj,$(call src,scheduler scheduler/data scheduler/score scheduler/report))
-WORKER_OBJ := $(call obj,$(filter-out scheduler/worker/main.c,$(call src,scheduler/worker)))
+SCHED_OBJ  := $(call obj,$(call src,scheduler scheduler/report))
+WORKER_OBJ := $(call obj,$(filter-out scheduler/worker/main.c,$(call src,scheduler/worker scheduler/data scheduler/score)))
 FSD_OBJ    := $(call obj,$(filter-out fsd/main.c,$(call src,fsd)))
 LIBS       := $(FSD_OBJ) $(WORKER_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(KERNEL_OBJ) $(BASE_OBJ)
 UNIT       := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
@@ -45,14 +46,37 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/tests/%: tests/unit/%.c $(LIBS)
+# .incbin leaves no trace in the dependency files.
+$(BUILD)/mnt-layout/layout_embed.o: mnt-layout/bin_dtx.sh $(wildcard mnt-layout/text/*.md)
+
+# Tests take what they need from one archive of everything.
+$(BUILD)/libdtx.a: $(LIBS)
+	rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libdtx.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(LIBS) $(CHECK_LIBS) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libdtx.a $(CHECK_LIBS) $(ALL_LIBS)
 
 # Fuzz targets: with clang they are libFuzzer programs, with gcc a driver runs the files given to them.
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(LIBS) $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libdtx.a $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c %.o,$^) $(ALL_LIBS)
+	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
+
+$(BUILD)/dtx.layout.5: packaging/man/layout_page.c $(LAYOUT_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $(BUILD)/layout_page $^ $(ALL_LIBS)
+	$(BUILD)/layout_page >$@
+
+PREFIX ?= /usr/local
+install: all $(BUILD)/dtx.layout.5
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(BUILD)/dtxd $(BUILD)/dtx-worker $(wildcard $(BUILD)/dtx_cuda.so) $(DESTDIR)$(PREFIX)/bin
+	install -m 755 mnt-layout/bin_dtx.sh $(DESTDIR)$(PREFIX)/bin/dtx
+	install -m 644 $(BUILD)/dtx.layout.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 packaging/man/dtxd.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	sed 's,/usr/bin/dtxd,$(PREFIX)/bin/dtxd,' packaging/systemd/dtxd.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/dtxd.service
 
 units: $(UNIT)
 fuzzers: $(FUZZ)
@@ -80,6 +104,27 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all units fuzzers deps demo test check-all format clean
+.PHONY: all install units fuzzers deps demo test check-all format clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- CUDA: kernels/cuda -> dtx_cuda.so, loaded at run time; only where nvcc is there ----
+NVCC      ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+GENCODE   ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90
+CU_SRC    := $(wildcard kernels/cuda/*.cu)
+CU_OBJ    := $(patsubst %.cu,build/%.cu.o,$(CU_SRC))
+
+cuda: build/dtx_cuda.so
+build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
+build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
+	$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
+build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+.PHONY: cuda
+build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+build/gpu_oracle: tests/gpu/oracle.c $(KERNEL_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)

@@ -150,6 +150,9 @@ struct dtx_step_result {
  * state, and activations of its largest micro-batch. */
 uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p,
                       const struct dtx_rows *rows);
+/* The same with a device's number formats (dtx_job_plan takes the CPU's). */
+uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
+                         const struct dtx_train_params *p, const struct dtx_rows *rows);
 
 /* New job.  rows must live as long as the job; rows longer than block_size must have been cut before.  init:
  * folder of a PEFT adapter to go on from (its rank, alpha and targets must equal the params'), or NULL for

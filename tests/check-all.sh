@@ -25,18 +25,18 @@ with_clang() { make -j2 CC=clang all units >/dev/null && BUILD=build-clang tests
 formatted() { git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
 long_runs() { make -j2 all units >/dev/null && FULL=1 TEST_TIMEOUT=3600 tests/run.sh; }
 fuzz() {
-    make -j2 CC=clang SAN=address fuzzers >/dev/null || return 1
+    make -j2 CC=clang SAN=address FUZZING=1 fuzzers >/dev/null || return 1
     local rc=0 target name corpus
-    if [ -f tests/fuzz/make_seeds.py ]; then python3 tests/fuzz/make_seeds.py build-address-clang/seeds || rc=1; fi
-    for target in build-address-clang/fuzz/fuzz_*; do
+    if [ -f tests/fuzz/make_seeds.py ]; then python3 tests/fuzz/make_seeds.py build-address-clang-fuzz/seeds || rc=1; fi
+    for target in build-address-clang-fuzz/fuzz/fuzz_*; do
         case $target in *.d | *.o) continue ;; esac
         name=$(basename "$target")
-        corpus=build-address-clang/corpus/$name
-        mkdir -p "$corpus" build-address-clang/seeds/"$name"
+        corpus=build-address-clang-fuzz/corpus/$name
+        mkdir -p "$corpus" build-address-clang-fuzz/seeds/"$name"
         echo "-- $name"
         "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-            "$corpus" build-address-clang/seeds/"$name" >"build-address-clang/$name.log" 2>&1 ||
-            { tail -n 30 "build-address-clang/$name.log"; rc=1; }
+            "$corpus" build-address-clang-fuzz/seeds/"$name" >"build-address-clang-fuzz/$name.log" 2>&1 ||
+            { tail -n 30 "build-address-clang-fuzz/$name.log"; rc=1; }
     done
     return $rc
 }

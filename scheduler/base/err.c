@@ -4,11 +4,23 @@
 #include <stdio.h>
 #include <string.h>
 
+/* One line that a terminal can show: control characters (also those of quoted input) become spaces, and a
+ * UTF-8 character that the end of the buffer cut in two goes. */
 static void flatten(char *s)
 {
-    for (; *s; s++)
-        if (*s == '\n' || *s == '\r')
-            *s = ' ';
+    size_t n = strlen(s), start = n;
+
+    for (char *p = s; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = ' ';
+    while (start > 0 && n - start < 3 && ((unsigned char)s[start - 1] & 0xc0) == 0x80)
+        start--;
+    if (start > 0 && (unsigned char)s[start - 1] >= 0xc0) {
+        unsigned char lead = (unsigned char)s[start - 1];
+        size_t want = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+        if (n - start + 1 < want)
+            s[start - 1] = '\0';
+    }
 }
 
 static void fill(struct dtx_err *e, int code, const char *fmt, va_list ap)

@@ -66,7 +66,7 @@ static bool parse_header(const char *head, const char *key, struct token_cache *
                found, &rows, &c->tokens, &c->longest, &c->truncated, &c->skipped, payload) != 7)
         return false;
     c->rows.n = rows;
-    return strcmp(found, key) == 0 && c->tokens < UINT64_C(1) << 40 && rows > 0;
+    return (!key || strcmp(found, key) == 0) && c->tokens < UINT64_C(1) << 40 && rows > 0;
 }
 
 static bool starts_are_sound(const struct token_cache *c, int block_size)
@@ -81,7 +81,7 @@ static bool starts_are_sound(const struct token_cache *c, int block_size)
     return true;
 }
 
-/* true: *c is the cache that the key asks for.  false: there is none that can be used. */
+/* true: *c is the cache that the key asks for (NULL: whatever key it has).  false: there is none that can be used. */
 static bool cache_map(int dirfd, const char *path, const char *key, int block_size, struct token_cache *c)
 {
     int fd = openat(dirfd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
@@ -115,6 +115,13 @@ static bool cache_map(int dirfd, const char *path, const char *key, int block_si
     return false;
 }
 
+int token_cache_map(int dirfd, const char *path, int block_size, struct token_cache *out, struct dtx_err *e)
+{
+    if (!cache_map(dirfd, path, NULL, block_size, out))
+        return dtx_fail(e, -ENOENT, "%s is not there or is damaged", path);
+    return 0;
+}
+
 /* ---- making ---- */
 
 struct stream { /* a file written from the front */
@@ -129,7 +136,7 @@ struct maker {
     struct stream ids, labels, starts; /* labels and starts are put behind the ids at the end */
     struct dtx_ids row_ids, row_labels;
     uint64_t rows, tokens, longest, truncated, skipped;
-    char first_reason[512];
+    char first_reason[1016];
     struct dtx_err *e;
 };
 

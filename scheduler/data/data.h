@@ -70,6 +70,8 @@ struct token_cache {
 };
 int token_cache_make(struct dataset *d, enum data_split split, const struct dtx_tokenizer *t, int block_size,
                      int dirfd, const char *path, struct token_cache *out, struct dtx_err *e);
+/* Map a cache that was made before, without its dataset (which may be gone by then). */
+int token_cache_map(int dirfd, const char *path, int block_size, struct token_cache *out, struct dtx_err *e);
 void token_cache_release(struct token_cache *c);
 
 #endif

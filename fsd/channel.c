@@ -1,0 +1,207 @@
+#include "fsd/channel.h"
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <spawn.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+/* Of newer kernels' headers; flags2 holds bits 32 and up. */
+#define DTX_FUSE_INIT_EXT (1u << 30)
+#define DTX_FUSE2_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+
+/* struct fuse_init_out as of protocol 7.36: flags2 took the place of unused words. */
+struct init_reply {
+    uint32_t major, minor, max_readahead, flags;
+    uint16_t max_background, congestion_threshold;
+    uint32_t max_write, time_gran;
+    uint16_t max_pages, map_alignment;
+    uint32_t flags2;
+};
+
+/* ---- mounting ---- */
+
+static int mount_as_root(const char *mountpoint, struct dtx_err *e)
+{
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    char options[160];
+
+    if (fd < 0)
+        return dtx_fail_errno(e, "cannot open /dev/fuse (modprobe fuse?)");
+    snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
+             (unsigned)getuid(), (unsigned)getgid());
+    if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options)) {
+        int rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+/* Does /etc/fuse.conf let users show their mounts to others? */
+static bool others_allowed(void)
+{
+    FILE *in = fopen("/etc/fuse.conf", "re");
+    char line[256];
+    bool found = false;
+
+    while (in && !found && fgets(line, sizeof(line), in))
+        found = strncmp(line, "user_allow_other", 16) == 0;
+    if (in)
+        fclose(in);
+    return found;
+}
+
+static int receive_fd(int sock)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    char byte;
+    struct iovec iov = {&byte, 1};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *c;
+    ssize_t n;
+    int fd;
+
+    do
+        n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+    if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+        return -EIO;
+    memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+    return fd;
+}
+
+/* fusermount3 mounts for us and sends the descriptor over the socket that _FUSE_COMMFD names. */
+static int spawn_fusermount(const char *mountpoint, int sock, pid_t *pid)
+{
+    char options[] = "fsname=dtx,subtype=dtx,default_permissions,allow_other", comm[32];
+    char *argv[] = {"fusermount3", "-o", options, "--", (char *)mountpoint, NULL};
+
+    if (!others_allowed())
+        *strstr(options, ",allow_other") = '\0';
+    snprintf(comm, sizeof(comm), "%d", sock);
+    if (setenv("_FUSE_COMMFD", comm, 1))
+        return -errno;
+    return -posix_spawnp(pid, argv[0], NULL, NULL, argv, environ);
+}
+
+static int mount_as_user(const char *mountpoint, struct dtx_err *e)
+{
+    int sock[2], rc, fd = -EIO;
+    pid_t pid;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, sock))
+        return dtx_fail_errno(e, "socketpair");
+    fcntl(sock[0], F_SETFD, FD_CLOEXEC);
+    rc = spawn_fusermount(mountpoint, sock[1], &pid);
+    close(sock[1]);
+    unsetenv("_FUSE_COMMFD");
+    if (!rc) {
+        fd = receive_fd(sock[0]);
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+    }
+    close(sock[0]);
+    if (rc || fd < 0)
+        return dtx_fail(e, rc ? rc : fd, "fusermount3 cannot mount at %s: is fuse3 installed, and may you use it?",
+                        mountpoint);
+    return fd;
+}
+
+int channel_mount(const char *mountpoint, struct dtx_err *e)
+{
+    return geteuid() == 0 ? mount_as_root(mountpoint, e) : mount_as_user(mountpoint, e);
+}
+
+/* ---- messages ---- */
+
+/* se's userdata is the file system: the one channel that this process serves is known here. */
+static struct channel *the_channel;
+
+static void note_init(const void *message, size_t n)
+{
+    const struct fuse_in_header *h = message;
+    const struct fuse_init_in *in = (const void *)(h + 1);
+
+    if (n < sizeof(*h) + 16 || h->opcode != FUSE_INIT)
+        return;
+    the_channel->kernel_flags2 =
+        n >= sizeof(*h) + sizeof(*in) && (in->flags & DTX_FUSE_INIT_EXT) ? in->flags2 : 0;
+    __atomic_store_n(&the_channel->init_unique, h->unique, __ATOMIC_RELEASE);
+}
+
+/* Put what libfuse does not know into its answer to INIT. */
+static void patch_init(struct iovec *iov, int count)
+{
+    const struct fuse_out_header *h = iov[0].iov_base;
+    struct init_reply *r;
+
+    if (count < 2 || h->error || iov[1].iov_len < sizeof(*r))
+        return;
+    r = iov[1].iov_base;
+    if (!(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
+        return; /* the bits count, not the protocol version that libfuse speaks */
+    if (!(r->flags & DTX_FUSE_INIT_EXT))
+        r->flags2 = 0;
+    r->flags |= DTX_FUSE_INIT_EXT;
+    r->flags2 |= DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
+}
+
+static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
+{
+    ssize_t got = read(fd, buf, n);
+
+    if (got > 0)
+        note_init(buf, (size_t)got);
+    return got;
+}
+
+static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+    const struct fuse_out_header *h = iov[0].iov_base;
+    unsigned long long unique = __atomic_load_n(&the_channel->init_unique, __ATOMIC_ACQUIRE);
+
+    if (unique && h->unique == unique) {
+        patch_init(iov, count);
+        __atomic_store_n(&the_channel->init_unique, 0, __ATOMIC_RELEASE);
+    }
+    return writev(fd, iov, count);
+}
+
+static ssize_t channel_splice_in(int fdin, off_t *offin, int fdout, off_t *offout, size_t n, unsigned flags,
+                                 void *userdata)
+{
+    return splice(fdin, offin, fdout, offout, n, flags);
+}
+
+static ssize_t channel_splice_out(int fdin, off_t *offin, int fdout, off_t *offout, size_t n, unsigned flags,
+                                  void *userdata)
+{
+    return splice(fdin, offin, fdout, offout, n, flags);
+}
+
+int channel_attach(struct channel *c, struct fuse_session *se, int fd, struct dtx_err *e)
+{
+    static const struct fuse_custom_io io = {.read = channel_read,
+                                             .writev = channel_writev,
+                                             .splice_receive = channel_splice_in,
+                                             .splice_send = channel_splice_out};
+    int rc;
+
+    *c = (struct channel){0};
+    the_channel = c;
+    rc = fuse_session_custom_io(se, &io, fd);
+    return rc ? dtx_fail(e, rc < 0 ? rc : -EIO, "libfuse does not take the connection") : 0;
+}

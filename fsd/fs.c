@@ -1,0 +1,228 @@
+/* The file system object, and the small things that the operations share. */
+#include "fsd/fs.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "scheduler/base/log.h"
+
+/* As many descriptors as we may have: half of them are for the cache of backing.c. */
+static unsigned raise_descriptor_limit(void)
+{
+    struct rlimit lim;
+    unsigned long keep;
+
+    if (getrlimit(RLIMIT_NOFILE, &lim))
+        return 256;
+    lim.rlim_cur = lim.rlim_max;
+    if (lim.rlim_cur > 1 << 20)
+        lim.rlim_cur = 1 << 20;
+    setrlimit(RLIMIT_NOFILE, &lim);
+    getrlimit(RLIMIT_NOFILE, &lim);
+    keep = lim.rlim_cur / 4;
+    return keep > 16384 ? 16384 : (unsigned)keep;
+}
+
+/* The folders of DTX's that callers create objects in, and those above them, as the table declares them. */
+static int make_store_folders(int tree_fd, struct dtx_err *e)
+{
+    struct stat st;
+
+    for (size_t i = 0; i < layout_count; i++) {
+        const struct layout_entry *row = &layout_table[i];
+        if (strchr(row->pattern, '{') || strchr(row->pattern, '*') || !*row->pattern)
+            continue;
+        if (row->kind != LK_DIR && row->kind != LK_DROP_DIR)
+            continue;
+        if (mkdirat(tree_fd, row->pattern, 0755) && errno != EEXIST)
+            return dtx_fail_errno(e, "cannot make tree/%s in the store", row->pattern);
+        if (fstatat(tree_fd, row->pattern, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode))
+            return dtx_fail(e, -ENOTDIR, "tree/%s in the store is not a folder", row->pattern);
+        /* sticky: it has been set up before, and keeps the permissions that an administrator gave it since */
+        if (row->kind == LK_DROP_DIR && !(st.st_mode & S_ISVTX) && fchmodat(tree_fd, row->pattern, row->mode, 0))
+            return dtx_fail_errno(e, "cannot set the permissions of tree/%s in the store", row->pattern);
+    }
+    return 0;
+}
+
+static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
+{
+    char path[PATH_MAX];
+    int rc = make_store_folders(f->tree_fd, e);
+
+    if (rc)
+        return rc;
+    if (snprintf(path, sizeof(path), "%s/nodes.db", store) >= (int)sizeof(path))
+        return dtx_fail(e, -ENAMETOOLONG, "the store's path is too long");
+    rc = nodes_open(path, &f->nodes, e);
+    if (rc)
+        return rc;
+    rc = backing_new(f->tree_fd, f->nodes, raise_descriptor_limit(), &f->backing);
+    if (rc)
+        return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
+    f->renders = render_cache_new();
+    f->handles = handles_new();
+    return f->renders && f->handles ? 0 : dtx_fail(e, -ENOMEM, "out of memory");
+}
+
+int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e)
+{
+    int rc;
+
+    *f = (struct fs){.sched = sched, .tree_fd = sched_tree_fd(sched), .root = geteuid() == 0};
+    for (int i = 0; i < FS_DIR_LOCKS; i++)
+        pthread_rwlock_init(&f->dir_lock[i], NULL);
+    rc = open_parts(f, store, e);
+    if (rc)
+        fs_release(f);
+    return rc;
+}
+
+void fs_release(struct fs *f)
+{
+    handles_free(f->handles);
+    render_cache_free(f->renders);
+    backing_free(f->backing);
+    nodes_close(f->nodes);
+    for (int i = 0; i < FS_DIR_LOCKS; i++)
+        pthread_rwlock_destroy(&f->dir_lock[i]);
+}
+
+struct fs *fs_of(fuse_req_t req)
+{
+    return fuse_req_userdata(req);
+}
+
+struct caller fs_caller(fuse_req_t req)
+{
+    const struct fuse_ctx *c = fuse_req_ctx(req);
+
+    return (struct caller){c->uid, c->gid, c->pid};
+}
+
+void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path)
+{
+    struct caller who = fs_caller(req);
+
+    sched_drop_event(f->sched, ev, path, &who);
+}
+
+void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id)
+{
+    struct buf path = BUF_INIT;
+
+    if (nodes_path(f->nodes, id, &path) == 0 && path.p) /* an unlinked file concerns nobody */
+        fs_event(f, req, ev, path.p);
+    buf_release(&path);
+}
+
+int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id)
+{
+    struct caller who = fs_caller(req);
+    struct buf path = BUF_INIT;
+    int rc = 0;
+
+    if (nodes_path(f->nodes, id, &path) == 0 && path.p)
+        rc = sched_may_change(f->sched, path.p, &who);
+    buf_release(&path);
+    return rc;
+}
+
+void fs_forget(struct fs *f, uint64_t id, uint64_t count)
+{
+    if (nodes_forget(f->nodes, id, count))
+        backing_drop(f->backing, id);
+}
+
+/* ---- locks ---- */
+
+static pthread_rwlock_t *lock_of(struct fs *f, uint64_t id)
+{
+    return &f->dir_lock[id % FS_DIR_LOCKS];
+}
+
+void fs_lock_name(struct fs *f, uint64_t parent)
+{
+    pthread_rwlock_wrlock(lock_of(f, parent));
+}
+
+void fs_unlock_name(struct fs *f, uint64_t parent)
+{
+    pthread_rwlock_unlock(lock_of(f, parent));
+}
+
+void fs_lock_names(struct fs *f, uint64_t a, uint64_t b)
+{
+    pthread_rwlock_t *x = lock_of(f, a), *y = lock_of(f, b);
+
+    pthread_rwlock_wrlock(x < y ? x : y);
+    if (x != y)
+        pthread_rwlock_wrlock(x < y ? y : x);
+}
+
+void fs_unlock_names(struct fs *f, uint64_t a, uint64_t b)
+{
+    pthread_rwlock_t *x = lock_of(f, a), *y = lock_of(f, b);
+
+    pthread_rwlock_unlock(x);
+    if (x != y)
+        pthread_rwlock_unlock(y);
+}
+
+void fs_lock_lookup(struct fs *f, uint64_t parent)
+{
+    pthread_rwlock_rdlock(lock_of(f, parent));
+}
+
+void fs_unlock_lookup(struct fs *f, uint64_t parent)
+{
+    pthread_rwlock_unlock(lock_of(f, parent));
+}
+
+void fs_reply_err(fuse_req_t req, int rc)
+{
+    fuse_reply_err(req, -rc);
+}
+
+/* ---- listing ---- */
+
+static void add_literal(void *arg, const struct layout_entry *child, const char *name)
+{
+    listing_add(arg, name);
+}
+
+static void add_listed(void *arg, const char *name)
+{
+    listing_add(arg, name);
+}
+
+/* Everything that might be there: readers look each name up and leave out what is not. */
+int fs_list(struct fs *f, uint64_t id, struct listing *l)
+{
+    struct backing_fd dir;
+    struct place p;
+    int rc = place_of_node(f, id, &p);
+
+    if (!rc) {
+        listing_add(l, ".");
+        listing_add(l, "..");
+        if (!p.m.rest)
+            layout_children(p.path.p, add_literal, l);
+        if (!p.m.rest && p.m.entry->reader != LR_NONE)
+            sched_list(f->sched, &p.m, add_listed, l);
+        rc = backing_get(f->backing, id, &dir);
+        if (!rc) {
+            rc = listing_add_folder(l, dir.fd);
+            backing_put(f->backing, &dir);
+        } else if (rc == -ENOENT && p.owner == NODE_GENERATED) {
+            rc = 0; /* DTX keeps nothing there yet */
+        }
+    }
+    place_release(&p);
+    return rc ? rc : listing_finish(l);
+}

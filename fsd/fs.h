@@ -1,0 +1,152 @@
+/*
+ * The file system as a whole: what the operations (ops_*.c) share.
+ *
+ * The way of a request: ops.c's table -> an operation in ops_*.c -> place (what does the layout say about this path?)
+ * -> the scheduler (generated files), or the store through backing.h (users' files) -> one reply.
+ *
+ * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> those inside nodes, backing,
+ * renders, handles and sched, which are leaves and never held across each other.
+ */
+#ifndef DTX_FSD_FS_H
+#define DTX_FSD_FS_H
+
+#include <fuse_lowlevel.h>
+#include <pthread.h>
+
+#include "fsd/backing.h"
+#include "fsd/handles.h"
+#include "fsd/nodes.h"
+#include "fsd/render_cache.h"
+#include "mnt-layout/layout.h"
+#include "scheduler/sched.h"
+
+enum { FS_DIR_LOCKS = 64, FS_NAME_MAX = 255 };
+
+struct fs {
+    struct sched *sched;
+    struct nodes *nodes;
+    struct backing *backing;
+    struct render_cache *renders;
+    struct handles *handles;
+    int tree_fd; /* borrowed */
+    bool root;   /* may give files away */
+    /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
+    pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
+    void (*started)(void *arg); /* called once, when the kernel has begun to talk to us */
+    void *started_arg;
+};
+
+/* f->sched must be open. */
+int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e);
+void fs_release(struct fs *f);
+extern const struct fuse_lowlevel_ops fs_ops; /* userdata: struct fs */
+
+/* ---- place.c: what a path is ---- */
+
+struct place {
+    struct buf path;       /* relative to the mount; owned */
+    struct layout_match m; /* m.rest points into path */
+    enum node_owner owner;
+};
+
+/* All give -ENOENT where the layout knows no such path; release the place in any case. */
+int place_of_node(struct fs *f, uint64_t id, struct place *p);
+int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place *p);
+void place_release(struct place *p);
+/* May a caller create an object of this type (S_IFMT) of this name here?  Fills p. */
+int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p);
+
+/* ---- attr.c: attributes of nodes and names ---- */
+
+struct fs_attr {
+    struct stat st; /* st_ino is the node id */
+    double attr_timeout, entry_timeout;
+};
+
+enum { FS_COUNT = 1 /* the kernel will count it */, FS_TYPE_ONLY = 2 /* only st_ino and the type in st_mode */ };
+
+/* Look a name up, binding it to a node. */
+int fs_lookup_name(struct fs *f, uint64_t parent, const char *name, int flags, struct node_info *node,
+                   struct fs_attr *a);
+int fs_attr_of(struct fs *f, uint64_t id, struct fs_attr *a);
+/* Bind a name that was just made in the store (dirfd is the folder's). */
+int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node, struct fs_attr *a);
+/* The newest rendering of a generated file. */
+int fs_render(struct fs *f, uint64_t id, const struct place *p, enum render_use use, struct snapshot **out);
+void fs_fill_entry(const struct node_info *node, const struct fs_attr *a, struct fuse_entry_param *e);
+
+/* ---- fs.c: small things ---- */
+
+struct fs *fs_of(fuse_req_t req);
+struct caller fs_caller(fuse_req_t req);
+/* Tell the scheduler about a user-owned path. */
+void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path);
+void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id);
+/* 0, or -EPERM while a job holds it. */
+int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
+/* The kernel dropped lookups of a node, or was not told about one after all. */
+void fs_forget(struct fs *f, uint64_t id, uint64_t count);
+void fs_lock_name(struct fs *f, uint64_t parent);
+void fs_unlock_name(struct fs *f, uint64_t parent);
+void fs_lock_names(struct fs *f, uint64_t a, uint64_t b);
+void fs_unlock_names(struct fs *f, uint64_t a, uint64_t b);
+void fs_lock_lookup(struct fs *f, uint64_t parent);
+void fs_unlock_lookup(struct fs *f, uint64_t parent);
+void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
+/* Names in a folder, as a caller sees them. */
+int fs_list(struct fs *f, uint64_t id, struct listing *l);
+
+/* ---- operations ---- */
+
+/* ops_attr.c */
+void fs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void fs_op_readlink(fuse_req_t req, fuse_ino_t ino);
+void fs_op_statfs(fuse_req_t req, fuse_ino_t ino);
+void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags);
+void fs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void fs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void fs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+/* ops_dir.c */
+void fs_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
+void fs_op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
+void fs_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+/* ops_name.c */
+void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name);
+void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+/* ops_remove.c */
+void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+/* ops_rename.c */
+void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+                  unsigned int flags);
+/* ops_file.c */
+void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off, struct fuse_file_info *fi);
+void fs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi);
+void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out,
+                           off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags);
+void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+/* Forget a handle, telling the scheduler if it was a writer's. */
+void fs_close_handle(fuse_req_t req, uint64_t fh);
+/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no memory. */
+struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
+/* ops_text.c: generated files */
+void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
+void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off);
+void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in);
+void fs_text_lseek(fuse_req_t req, struct handle *h, off_t off, int whence);
+
+#endif

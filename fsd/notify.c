@@ -1,0 +1,182 @@
+#include "fsd/notify.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/base/clock.h"
+#include "scheduler/base/log.h"
+
+/* Changes gather for a moment; more than so many paths are dropped: the timeouts do it then. */
+enum { GATHER_MS = 50, TIDY_S = 5, MAX_PATHS = 4096, MAX_CHILDREN = 256 };
+
+struct notify {
+    struct fs *f;
+    struct fuse_session *se;
+    pthread_t thread;
+
+    pthread_mutex_t mu; /* protects what follows */
+    pthread_cond_t wake;
+    char *path[MAX_PATHS];
+    size_t paths;
+    bool stop;
+};
+
+static struct timespec in_ms(int64_t ms)
+{
+    int64_t at = clock_mono_ns() + ms * 1000000;
+
+    return (struct timespec){at / 1000000000, at % 1000000000};
+}
+
+/* The node of a path, if it has one; *parent and *name (in path) are those of its last component. */
+static int find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node)
+{
+    char *save = NULL;
+    int rc = nodes_get(f->nodes, NODE_ROOT, node);
+
+    *parent = 0;
+    for (char *part = strtok_r(path, "/", &save); part && !rc; part = strtok_r(NULL, "/", &save)) {
+        *parent = node->id;
+        *name = part;
+        rc = nodes_find(f->nodes, node->id, part, node);
+    }
+    return rc;
+}
+
+static bool is_gone(struct fs *f, uint64_t id)
+{
+    struct sched_attr attr;
+    struct place p;
+    bool gone = place_of_node(f, id, &p) == 0 && p.owner == NODE_GENERATED && sched_stat(f->sched, &p.m, &attr) == -ENOENT;
+
+    place_release(&p);
+    return gone;
+}
+
+static void tell_one(struct notify *n, char *path)
+{
+    uint64_t parent, child[MAX_CHILDREN];
+    struct node_info node;
+    const char *name = "";
+    size_t children;
+
+    if (find_path(n->f, path, &parent, &name, &node))
+        return; /* never looked up */
+    if (nodes_known(n->f->nodes, node.id))
+        fuse_lowlevel_notify_inval_inode(n->se, node.id, -1, 0);
+    if (parent && is_gone(n->f, node.id)) {
+        fuse_lowlevel_notify_inval_entry(n->se, parent, name, strlen(name));
+        return;
+    }
+    children = nodes_generated_children(n->f->nodes, node.id, child, MAX_CHILDREN);
+    for (size_t i = 0; i < children; i++)
+        fuse_lowlevel_notify_inval_inode(n->se, child[i], -1, 0);
+}
+
+static void tell_all(struct notify *n)
+{
+    char *path[64];
+    size_t paths;
+
+    do {
+        pthread_mutex_lock(&n->mu);
+        for (paths = 0; paths < 64 && n->paths; paths++)
+            path[paths] = n->path[--n->paths];
+        pthread_mutex_unlock(&n->mu);
+        for (size_t i = 0; i < paths; i++) {
+            tell_one(n, path[i]);
+            free(path[i]);
+        }
+    } while (paths);
+}
+
+static void *notify_main(void *arg)
+{
+    struct notify *n = arg;
+    int64_t tidied = clock_mono_ns();
+    bool stop;
+
+    do {
+        struct timespec until = in_ms(TIDY_S * 1000);
+
+        pthread_mutex_lock(&n->mu);
+        while (!n->stop && !n->paths && pthread_cond_timedwait(&n->wake, &n->mu, &until) == 0)
+            ;
+        until = in_ms(GATHER_MS);
+        while (!n->stop && n->paths && pthread_cond_timedwait(&n->wake, &n->mu, &until) == 0)
+            ;
+        stop = n->stop;
+        pthread_mutex_unlock(&n->mu);
+        if (!stop)
+            tell_all(n);
+        if (clock_mono_ns() - tidied > TIDY_S * (int64_t)1000000000) {
+            tidied = clock_mono_ns();
+            backing_tidy(n->f->backing);
+            render_cache_tidy(n->f->renders);
+        }
+    } while (!stop);
+    return NULL;
+}
+
+int notify_new(struct fs *f, struct fuse_session *se, struct notify **out, struct dtx_err *e)
+{
+    struct notify *n = calloc(1, sizeof(*n));
+    pthread_condattr_t attr;
+
+    if (!n)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    n->f = f;
+    n->se = se;
+    pthread_mutex_init(&n->mu, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&n->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    if (pthread_create(&n->thread, NULL, notify_main, n)) {
+        free(n);
+        return dtx_fail(e, -EAGAIN, "cannot start a thread");
+    }
+    *out = n;
+    return 0;
+}
+
+void notify_changed(void *arg, const char *path)
+{
+    struct notify *n = arg;
+    char *copy;
+
+    pthread_mutex_lock(&n->mu);
+    for (size_t i = n->paths; i-- > 0 && i + 16 > n->paths;) /* the same again and again is usual */
+        if (strcmp(n->path[i], path) == 0) {
+            pthread_mutex_unlock(&n->mu);
+            return;
+        }
+    if (!n->stop && n->paths < MAX_PATHS && (copy = strdup(path))) {
+        n->path[n->paths++] = copy;
+        if (n->paths == 1)
+            pthread_cond_signal(&n->wake);
+    }
+    pthread_mutex_unlock(&n->mu);
+}
+
+void notify_stop(struct notify *n)
+{
+    if (!n)
+        return;
+    pthread_mutex_lock(&n->mu);
+    n->stop = true;
+    pthread_cond_signal(&n->wake);
+    pthread_mutex_unlock(&n->mu);
+    pthread_join(n->thread, NULL);
+}
+
+void notify_free(struct notify *n)
+{
+    if (!n)
+        return;
+    for (size_t i = 0; i < n->paths; i++)
+        free(n->path[i]);
+    pthread_cond_destroy(&n->wake);
+    pthread_mutex_destroy(&n->mu);
+    free(n);
+}

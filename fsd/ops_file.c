@@ -1,0 +1,248 @@
+/* Open files of the store.  Generated files turn off to ops_text.c. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fsd/fs.h"
+
+/* One request may copy so much: a thread is not kept for seconds. */
+enum { COPY_MAX = 64 << 20 };
+
+static bool writes(int flags)
+{
+    return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi)
+{
+    struct handle *h = handles_add(f->handles, HANDLE_FILE, node->id, fd, NULL);
+
+    if (!h)
+        return NULL;
+    h->writer = writes(fi->flags);
+    fi->fh = h->fh;
+    fi->keep_cache = 1; /* the kernel drops its pages when size or mtime change (AUTO_INVAL_DATA) */
+    fi->noflush = !h->writer;
+    return h;
+}
+
+static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
+{
+    struct fs *f = fs_of(req);
+    struct backing_fd file;
+    int rc = 0;
+
+    if (writes(flags) || (flags & O_TRUNC))
+        rc = node->owner == NODE_STORE ? -EPERM : fs_may_change_node(f, req, node->id);
+    if (!rc)
+        rc = backing_get(f->backing, node->id, &file);
+    if (rc)
+        return rc;
+    rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_APPEND | O_SYNC | O_DSYNC | O_NOATIME));
+    backing_put(f->backing, &file);
+    return rc;
+}
+
+void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct node_info node;
+    struct handle *h;
+    int fd, rc = nodes_get(f->nodes, ino, &node);
+
+    if (!rc && node.owner == NODE_GENERATED) {
+        fs_text_open(req, &node, fi);
+        return;
+    }
+    fd = rc ? rc : open_backed(req, &node, fi->flags);
+    h = fd < 0 ? NULL : fs_file_handle(f, &node, fd, fi);
+    if (!h) {
+        fs_reply_err(req, fd < 0 ? fd : -ENOMEM);
+        return;
+    }
+    if (fi->flags & O_TRUNC)
+        fs_event_node(f, req, DROP_CREATE, ino);
+    if (h->writer)
+        fs_event_node(f, req, DROP_OPEN_WRITE, ino);
+    if (fuse_reply_open(req, fi) == -ENOENT)
+        fs_close_handle(req, h->fh);
+}
+
+void fs_close_handle(fuse_req_t req, uint64_t fh)
+{
+    struct fs *f = fs_of(req);
+    struct handle *h = handles_get(f->handles, fh);
+
+    if (h && h->writer && h->kind == HANDLE_FILE)
+        fs_event_node(f, req, DROP_RELEASE, h->id);
+    handles_remove(f->handles, fh);
+}
+
+void fs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    fs_close_handle(req, fi->fh);
+    fs_reply_err(req, 0);
+}
+
+void fs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+    struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
+    struct fuse_bufvec data = FUSE_BUFVEC_INIT(size);
+
+    if (!h || h->kind == HANDLE_DIR) {
+        fs_reply_err(req, -EBADF);
+    } else if (h->kind != HANDLE_FILE) {
+        fs_text_read(req, h, size, off);
+    } else {
+        data.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+        data.buf[0].fd = h->fd;
+        data.buf[0].pos = off;
+        fuse_reply_data(req, &data, FUSE_BUF_SPLICE_MOVE);
+    }
+}
+
+/* Before and after a change through an open file: may it be, and the scheduler is told. */
+static int begin_change(fuse_req_t req, struct handle *h, struct buf *path)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
+
+    buf_init(path);
+    if (nodes_path(f->nodes, h->id, path))
+        return 0; /* unlinked: nobody's concern */
+    return sched_may_change(f->sched, path->p, &who);
+}
+
+static void end_change(fuse_req_t req, struct handle *h, struct buf *path, bool done)
+{
+    if (done) {
+        __atomic_store_n(&h->wrote, true, __ATOMIC_RELAXED);
+        if (path->p)
+            fs_event(fs_of(req), req, DROP_WRITE, path->p);
+    }
+    buf_release(path);
+}
+
+void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off, struct fuse_file_info *fi)
+{
+    struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
+    struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
+    struct buf path;
+    ssize_t n;
+
+    if (!h || (h->kind != HANDLE_FILE && h->kind != HANDLE_CONTROL)) {
+        fs_reply_err(req, -EBADF);
+        return;
+    }
+    if (h->kind == HANDLE_CONTROL) {
+        fs_text_write(req, h, in);
+        return;
+    }
+    out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
+    out.buf[0].fd = h->fd;
+    out.buf[0].pos = off;
+    n = begin_change(req, h, &path);
+    if (!n)
+        n = fuse_buf_copy(&out, in, 0);
+    end_change(req, h, &path, n > 0);
+    if (n < 0)
+        fs_reply_err(req, (int)n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}
+
+/* A spec that was written is judged when it is closed. */
+void fs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct handle *h = handles_get(f->handles, fi->fh);
+    struct place p;
+    int rc = 0;
+
+    if (h && h->kind == HANDLE_FILE && h->writer) {
+        if (place_of_node(f, h->id, &p) == 0 && p.m.entry->kind == LK_USER_FILE)
+            rc = sched_flush(f->sched, p.path.p);
+        place_release(&p);
+    }
+    fs_reply_err(req, rc);
+}
+
+void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct handle *h = handles_get(f->handles, fi->fh);
+    int rc = 0;
+
+    if (h && h->kind == HANDLE_FILE) {
+        if (datasync ? fdatasync(h->fd) : fsync(h->fd))
+            rc = -errno;
+        if (!rc)
+            rc = nodes_sync(f->nodes, NULL);
+        if (!rc && h->writer)
+            fs_event_node(f, req, DROP_FSYNC, h->id);
+    }
+    fs_reply_err(req, rc);
+}
+
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi)
+{
+    struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
+    struct buf path;
+    int rc;
+
+    if (!h || h->kind != HANDLE_FILE) {
+        fs_reply_err(req, -EOPNOTSUPP);
+        return;
+    }
+    rc = begin_change(req, h, &path);
+    if (!rc && fallocate(h->fd, mode, off, len))
+        rc = -errno;
+    end_change(req, h, &path, rc == 0);
+    fs_reply_err(req, rc);
+}
+
+void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out,
+                           off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags)
+{
+    struct fs *f = fs_of(req);
+    struct handle *from = handles_get(f->handles, fi_in->fh), *to = handles_get(f->handles, fi_out->fh);
+    struct buf path;
+    ssize_t n;
+
+    if (!from || !to || from->kind != HANDLE_FILE || to->kind != HANDLE_FILE) {
+        fs_reply_err(req, -EXDEV); /* the kernel copies by reading and writing then */
+        return;
+    }
+    n = begin_change(req, to, &path);
+    if (!n) {
+        n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len > COPY_MAX ? COPY_MAX : len, (unsigned)flags);
+        if (n < 0)
+            n = errno == ENOSYS ? -EXDEV : -errno;
+    }
+    end_change(req, to, &path, n > 0);
+    if (n < 0)
+        fs_reply_err(req, (int)n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}
+
+void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+    struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
+    off_t at;
+
+    if (!h || h->kind == HANDLE_DIR) {
+        fs_reply_err(req, -EBADF);
+        return;
+    }
+    if (h->kind != HANDLE_FILE) {
+        fs_text_lseek(req, h, off, whence);
+        return;
+    }
+    at = lseek(h->fd, off, whence);
+    if (at < 0)
+        fs_reply_err(req, -errno);
+    else
+        fuse_reply_lseek(req, at);
+}

@@ -1,0 +1,239 @@
+/* Making new names in users' folders. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fsd/fs.h"
+
+/* Where a new name is made: place and folder, with the folder's names locked. */
+struct spot {
+    struct place p;
+    struct backing_fd dir;
+    uint64_t parent;
+};
+
+static int spot_begin(struct fs *f, uint64_t parent, const char *name, mode_t type, struct spot *s)
+{
+    int rc = place_may_create(f, parent, name, type, &s->p);
+
+    s->parent = parent;
+    if (!rc)
+        rc = backing_get(f->backing, parent, &s->dir);
+    if (rc) {
+        place_release(&s->p);
+        return rc;
+    }
+    fs_lock_name(f, parent);
+    return 0;
+}
+
+static void spot_end(struct fs *f, struct spot *s)
+{
+    fs_unlock_name(f, s->parent);
+    backing_put(f->backing, &s->dir);
+    place_release(&s->p);
+}
+
+/* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file system has
+ * seen to that).  Giving away clears set-id bits: they are put back. */
+static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *name, mode_t mode)
+{
+    struct caller who = fs_caller(req);
+    struct stat dir;
+    gid_t gid;
+
+    if (!f->root || fstat(dirfd, &dir))
+        return f->root ? -errno : 0;
+    gid = dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid;
+    if (fchownat(dirfd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    if (S_ISREG(mode) && (mode & (S_ISUID | S_ISGID)) && fchmodat(dirfd, name, mode & 07777, 0))
+        return -errno;
+    return 0;
+}
+
+/* What was just made: owner, node, attributes. On failure it is removed again. */
+static int adopt(struct fs *f, fuse_req_t req, const struct spot *s, const char *name, mode_t mode,
+                 struct fuse_entry_param *e, struct node_info *node)
+{
+    struct fs_attr a;
+    int rc = give_to_caller(f, req, s->dir.fd, name, mode);
+
+    if (!rc)
+        rc = fs_bind_new(f, s->parent, s->dir.fd, name, node, &a);
+    if (rc)
+        unlinkat(s->dir.fd, name, S_ISDIR(mode) ? AT_REMOVEDIR : 0);
+    else
+        fs_fill_entry(node, &a, e);
+    return rc;
+}
+
+static void reply_entry(fuse_req_t req, int rc, const struct fuse_entry_param *e)
+{
+    struct fs *f = fs_of(req);
+
+    if (rc)
+        fs_reply_err(req, rc);
+    else if (fuse_reply_entry(req, e) == -ENOENT)
+        fs_forget(f, e->ino, 1);
+}
+
+void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct spot s;
+    int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
+
+    if (!rc)
+        rc = spot_begin(f, parent, name, mode, &s);
+    if (rc) {
+        fs_reply_err(req, rc);
+        return;
+    }
+    if (!S_ISREG(mode) && s.p.m.entry->kind != LK_USER_ANY)
+        rc = -EPERM; /* a spec is a file */
+    else if (mknodat(s.dir.fd, name, mode, 0))
+        rc = -errno;
+    else
+        rc = adopt(f, req, &s, name, mode, &e, &node);
+    if (!rc)
+        fs_event(f, req, DROP_CREATE, s.p.path.p);
+    spot_end(f, &s);
+    reply_entry(req, rc, &e);
+}
+
+void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct spot s;
+    int rc = spot_begin(f, parent, name, S_IFDIR, &s);
+
+    if (rc) {
+        fs_reply_err(req, rc);
+        return;
+    }
+    rc = mkdirat(s.dir.fd, name, mode & 07777) ? -errno : adopt(f, req, &s, name, mode | S_IFDIR, &e, &node);
+    if (!rc)
+        fs_event(f, req, DROP_MKDIR, s.p.path.p);
+    spot_end(f, &s);
+    reply_entry(req, rc, &e);
+}
+
+void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct spot s;
+    int rc = spot_begin(f, parent, name, S_IFLNK, &s);
+
+    if (rc) {
+        fs_reply_err(req, rc);
+        return;
+    }
+    rc = symlinkat(link, s.dir.fd, name) ? -errno : adopt(f, req, &s, name, S_IFLNK, &e, &node);
+    if (!rc)
+        fs_event(f, req, DROP_LINK, s.p.path.p);
+    spot_end(f, &s);
+    reply_entry(req, rc, &e);
+}
+
+static int link_backed(struct fs *f, const struct spot *s, uint64_t id, const char *name)
+{
+    struct backing_fd file;
+    char path[40];
+    int rc = backing_get(f->backing, id, &file);
+
+    if (rc)
+        return rc;
+    if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
+        rc = -errno;
+    backing_put(f->backing, &file);
+    return rc;
+}
+
+void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct fs_attr a;
+    struct spot s;
+    int rc = nodes_get(f->nodes, ino, &node);
+
+    if (!rc && node.owner != NODE_USER) /* its other name would be writable */
+        rc = -EPERM;
+    if (!rc)
+        rc = spot_begin(f, newparent, newname, S_IFREG, &s);
+    if (rc) {
+        fs_reply_err(req, rc);
+        return;
+    }
+    rc = link_backed(f, &s, ino, newname);
+    if (!rc)
+        rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
+    if (!rc) {
+        fs_fill_entry(&node, &a, &e);
+        fs_event(f, req, DROP_LINK, s.p.path.p);
+    }
+    spot_end(f, &s);
+    reply_entry(req, rc, &e);
+}
+
+/* ---- create and open ---- */
+
+/* The kernel saw no such name.  If there is one now, it has not checked permissions: -ESTALE makes it look again. */
+static int create_file(const struct spot *s, const char *name, mode_t mode, int flags)
+{
+    int keep = flags & (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC);
+    int fd = openat(s->dir.fd, name, keep | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 07777);
+
+    if (fd >= 0)
+        return fd;
+    return errno == EEXIST && !(flags & O_EXCL) ? -ESTALE : -errno;
+}
+
+void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct handle *h = NULL;
+    struct node_info node;
+    struct spot s;
+    int fd, rc = spot_begin(f, parent, name, S_IFREG, &s);
+
+    if (rc) {
+        fs_reply_err(req, rc);
+        return;
+    }
+    fd = rc = create_file(&s, name, mode, fi->flags);
+    if (fd >= 0)
+        rc = adopt(f, req, &s, name, mode | S_IFREG, &e, &node);
+    if (fd >= 0 && rc)
+        close(fd);
+    if (!rc) {
+        h = fs_file_handle(f, &node, fd, fi);
+        if (!h) {
+            rc = -ENOMEM;
+            fs_forget(f, node.id, 1);
+        }
+    }
+    if (h) {
+        fs_event(f, req, DROP_CREATE, s.p.path.p);
+        if (h->writer)
+            fs_event(f, req, DROP_OPEN_WRITE, s.p.path.p);
+    }
+    spot_end(f, &s);
+    if (rc)
+        fs_reply_err(req, rc);
+    else if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+        fs_close_handle(req, h->fh);
+        fs_forget(f, e.ino, 1);
+    }
+}

@@ -1,0 +1,129 @@
+/* Renaming in users' folders. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fsd/fs.h"
+
+struct rename {
+    struct place from, to;
+    uint64_t parent, newparent;
+    const char *name, *newname;
+    unsigned flags;
+    struct backing_fd dir, newdir;
+    bool replaces; /* newname exists */
+};
+
+/* An NFS client hides an open file that it removes: that is an unlink. */
+static int rename_own(fuse_req_t req, const struct rename *r)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
+
+    if (r->parent != r->newparent || strncmp(r->newname, ".nfs", 4) != 0 || r->flags)
+        return -EPERM;
+    return sched_unlink(f->sched, &r->from.m, &who);
+}
+
+/* May the thing at one end go to the other? */
+static int check_ends(struct fs *f, struct rename *r)
+{
+    struct stat from, to;
+    struct place back;
+    int rc;
+
+    if (r->from.m.entry->kind == LK_DROP_DIR)
+        return -EPERM;
+    if (fstatat(r->dir.fd, r->name, &from, AT_SYMLINK_NOFOLLOW))
+        return -errno;
+    rc = place_may_create(f, r->newparent, r->newname, from.st_mode, &r->to);
+    if (rc)
+        return rc;
+    r->replaces = fstatat(r->newdir.fd, r->newname, &to, AT_SYMLINK_NOFOLLOW) == 0;
+    if (!(r->flags & RENAME_EXCHANGE) || !r->replaces)
+        return 0;
+    rc = place_may_create(f, r->parent, r->name, to.st_mode, &back);
+    place_release(&back);
+    return rc;
+}
+
+static int check_holders(fuse_req_t req, const struct rename *r)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
+    int rc = sched_may_change(f->sched, r->from.path.p, &who);
+
+    if (!rc && r->replaces)
+        rc = sched_may_change(f->sched, r->to.path.p, &who);
+    return rc;
+}
+
+static void rename_nodes(struct fs *f, const struct rename *r)
+{
+    if (r->flags & RENAME_EXCHANGE)
+        nodes_exchange(f->nodes, r->parent, r->name, r->newparent, r->newname);
+    else
+        nodes_rename(f->nodes, r->parent, r->name, r->newparent, r->newname);
+}
+
+static int rename_backed(struct fs *f, const struct rename *r)
+{
+    struct node_info over;
+    int rc;
+
+    fs_lock_names(f, r->parent, r->newparent);
+    if (nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 && nodes_known(f->nodes, over.id))
+        backing_pin(f->backing, over.id);
+    rc = renameat2(r->dir.fd, r->name, r->newdir.fd, r->newname, r->flags) ? -errno : 0;
+    if (!rc)
+        rename_nodes(f, r);
+    fs_unlock_names(f, r->parent, r->newparent);
+    return rc;
+}
+
+static int rename_user(fuse_req_t req, struct rename *r)
+{
+    struct fs *f = fs_of(req);
+    int rc = backing_get(f->backing, r->parent, &r->dir);
+
+    if (rc)
+        return rc;
+    rc = backing_get(f->backing, r->newparent, &r->newdir);
+    if (rc) {
+        backing_put(f->backing, &r->dir);
+        return rc;
+    }
+    rc = check_ends(f, r);
+    if (!rc)
+        rc = check_holders(req, r);
+    if (!rc)
+        rc = rename_backed(f, r);
+    backing_put(f->backing, &r->dir);
+    backing_put(f->backing, &r->newdir);
+    if (rc)
+        return rc;
+    if (r->flags & RENAME_EXCHANGE)
+        fs_event(f, req, DROP_RENAMED_IN, r->from.path.p);
+    else
+        fs_event(f, req, DROP_RENAMED_OUT, r->from.path.p);
+    fs_event(f, req, DROP_RENAMED_IN, r->to.path.p);
+    return 0;
+}
+
+void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+                  unsigned int flags)
+{
+    struct fs *f = fs_of(req);
+    struct rename r = {.parent = parent, .newparent = newparent, .name = name, .newname = newname, .flags = flags};
+    int rc = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : 0;
+
+    if (!rc)
+        rc = place_of_child(f, parent, name, &r.from);
+    if (!rc)
+        rc = r.from.owner == NODE_USER ? rename_user(req, &r) : rename_own(req, &r);
+    place_release(&r.from);
+    place_release(&r.to);
+    fs_reply_err(req, rc);
+}

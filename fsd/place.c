@@ -1,0 +1,100 @@
+/* What the layout says about a path. */
+#include <string.h>
+
+#include "fsd/fs.h"
+#include "scheduler/base/text.h"
+
+static enum node_owner owner_of(enum layout_kind kind)
+{
+    switch (kind) {
+    case LK_DIR:
+    case LK_TEXT:
+    case LK_CONTROL:
+    case LK_LINK:
+        return NODE_GENERATED;
+    case LK_STORE_FILE:
+    case LK_STORE_DIR:
+    case LK_STORE_ANY:
+        return NODE_STORE;
+    case LK_DROP_DIR:
+    case LK_USER_DIR:
+    case LK_USER_ANY:
+    case LK_USER_FILE:
+        return NODE_USER;
+    }
+    return NODE_GENERATED;
+}
+
+static int look_up(struct place *p)
+{
+    int rc = p->path.failed ? -ENOMEM : layout_lookup(p->path.p ? p->path.p : "", &p->m);
+
+    if (!rc)
+        p->owner = owner_of(p->m.entry->kind);
+    return rc;
+}
+
+int place_of_node(struct fs *f, uint64_t id, struct place *p)
+{
+    int rc;
+
+    buf_init(&p->path);
+    buf_reserve(&p->path, 0); /* the root's path is "", not NULL */
+    rc = nodes_path(f->nodes, id, &p->path);
+    return rc ? rc : look_up(p);
+}
+
+int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place *p)
+{
+    int rc;
+
+    buf_init(&p->path);
+    if (strlen(name) > FS_NAME_MAX)
+        return -ENAMETOOLONG;
+    rc = nodes_path(f->nodes, parent, &p->path);
+    if (rc)
+        return rc;
+    if (p->path.len)
+        buf_addc(&p->path, '/');
+    buf_adds(&p->path, name);
+    return look_up(p);
+}
+
+void place_release(struct place *p)
+{
+    buf_release(&p->path);
+}
+
+/* The first level of a collection: names of objects. */
+static int check_object_name(const struct place *p, const struct place *folder, const char *name, mode_t type)
+{
+    const struct layout_match *m = &p->m;
+
+    if (folder->m.entry->reader == LR_EXPERIMENTS && S_ISDIR(type))
+        return -EPERM; /* NAME.json makes experiments/NAME/ */
+    if (name_is_leftover(name))
+        return 0;
+    return name_check(m->rest || !m->nargs || m->entry->object == OBJ_NONE ? name : m->arg[m->nargs - 1], NULL);
+}
+
+int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p)
+{
+    struct place folder;
+    int rc = place_of_child(f, parent, name, p);
+
+    if (rc == -ENOENT)
+        return -EPERM; /* nothing may be made here */
+    if (rc)
+        return rc;
+    if (p->owner != NODE_USER || p->m.entry->kind == LK_DROP_DIR)
+        return -EPERM;
+    if (p->m.entry->kind == LK_USER_FILE && S_ISDIR(type))
+        return -EPERM;
+    if (p->m.entry->kind == LK_USER_DIR && !S_ISDIR(type) && !S_ISLNK(type))
+        return -EPERM; /* an object here is a folder */
+    rc = place_of_node(f, parent, &folder);
+    if (!rc && folder.m.entry->kind == LK_DROP_DIR)
+        rc = check_object_name(p, &folder, name, type);
+    place_release(&folder);
+    return rc;
+}

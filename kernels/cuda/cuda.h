@@ -1,0 +1,146 @@
+/*
+ * The CUDA device: what the .cu files share.  Implements kernels/ops.h for bf16 activations and weights; adapters,
+ * gradients, moments, losses and logits are float32 or double as ops.h says.
+ *
+ * Rules that keep THE PROMISE of ops.h here:
+ *  - a GEMM uses one algorithm per (shape of the frozen matrix, type), never split-K; see gemm.cu;
+ *  - LoRA products, attention, norms and losses are tiled by position within the segment or sequence;
+ *  - sums run in a fixed order, no atomics on floats.
+ * One stream; memory comes from the stream-ordered pool, which never gives memory back to the driver.
+ */
+#ifndef DTX_CUDA_H
+#define DTX_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "kernels/ops.h"
+}
+#include "kernels/cuda/attention.cuh"
+
+typedef __nv_bfloat16 bf16;
+
+enum {
+    ROW_ALIGN = 128,
+    LORA_ROWS = 32,      /* rows of one tile in the LoRA products */
+    STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
+    CUBLAS_WORKSPACE = 64 << 20,
+};
+
+struct lora_tile { /* LORA_ROWS rows of one segment */
+    int32_t row0, adapter, rows, seg; /* rows: real ones, at most LORA_ROWS */
+};
+
+struct dev_adapter { /* op_adapter as kernels see it */
+    const bf16 *shadow; /* the flat buffer rounded to bf16 */
+    float *g;
+    int32_t rank;
+    uint32_t targets;
+    float scale, keep; /* keep = 1 / (1 - dropout) */
+    uint32_t threshold; /* of dropout; 0: none */
+};
+
+struct cuda_pack { /* op_pack.dev */
+    void *block;  /* one allocation for all tables */
+    int32_t *ids, *pos, *seq_of_row, *lab_row, *lab_id;
+    op_seg *segs;
+    op_seq *seqs;
+    dev_adapter *adapters;
+    lora_tile *tiles;
+    attn_tile *attn;
+    int32_t n_tiles, n_attn, max_seg_rows;
+    bool dropout; /* any adapter has some */
+    void *shadows; /* bf16 copies made for this pack (training adapters), or NULL */
+};
+
+struct gemm_plan;
+struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
+
+struct op_dev {
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    void *workspace;
+    cudaError_t status; /* the first error; stays */
+    char words[256];
+    int index;
+    struct dtx_device_info info;
+    /* pinned staging ring of two halves for uploads that need not wait */
+    char *staging;
+    size_t staging_used;
+    int staging_half;
+    cudaEvent_t staging_done[2];
+    gemm_plan *plans;
+    shadow *shadows;
+};
+
+/* Remember the first error with words. */
+void dev_fail(op_dev *d, cudaError_t rc, const char *what);
+#define DEV_CHECK(d, call) dev_fail(d, (call), #call)
+#define DEV_LAUNCHED(d, what) dev_fail(d, cudaGetLastError(), what)
+
+void *dev_alloc(op_dev *d, size_t bytes);
+void dev_free(op_dev *d, void *p);
+void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes);
+/* Adapter memory [p, p + bytes) changes: drop the rounded copies made of it. */
+void shadow_forget(op_dev *d, const void *p, size_t bytes);
+
+static inline cuda_pack *pack_dev(const op_pack *p)
+{
+    return (cuda_pack *)p->dev;
+}
+
+static inline int div_up(int64_t a, int64_t b)
+{
+    return (int)((a + b - 1) / b);
+}
+
+/* Columns of one part of h: max_rank rounded up to 16. */
+static inline int h_columns(const op_pack *p)
+{
+    return (p->max_rank + 15) / 16 * 16;
+}
+
+/* gemm.cu.  y[M, N] = x[M, K] W^T + (beta ? y : 0), W [N, K]; transposed: y[M, K] = x[M, N] W + ...
+ * y bf16, or float32 with out_f32. */
+void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
+          bool out_f32);
+void gemm_free_plans(op_dev *d);
+
+/* gemv.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x W^T +
+ * bias + LoRA (h of lora_down; NULL none). */
+void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
+          const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);
+
+/* lora.cu */
+void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
+void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
+void lora_down_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, bf16 *dh);
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx);
+void lora_grads(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h,
+                const bf16 *dh);
+void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -> bf16 */
+void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
+
+/* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
+void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);
+void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd);
+void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
+                     int32_t n, const void *add, void *dx);
+void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv);
+void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y);
+void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu);
+void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse);
+void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
+                       const void *qkv, const float *lse, void *dqkv);
+void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
+                  void *dx);
+void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op_outcome *out);
+void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv);
+void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o);
+void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
+               float *logits);
+void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+
+#endif

@@ -1,0 +1,461 @@
+/*
+ * The device: opening, memory, uploads, packs, the linear operation, and the ops table.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+extern "C" {
+#include "scheduler/base/err.h"
+}
+
+/* ---- errors and memory ---- */
+
+void dev_fail(op_dev *d, cudaError_t rc, const char *what)
+{
+    if (rc == cudaSuccess || d->status != cudaSuccess)
+        return;
+    d->status = rc;
+    snprintf(d->words, sizeof(d->words), "%s: %s", what, cudaGetErrorString(rc));
+}
+
+void *dev_alloc(op_dev *d, size_t bytes)
+{
+    void *p = NULL;
+    cudaError_t rc = cudaMallocAsync(&p, bytes ? bytes : 1, d->stream);
+    if (rc != cudaSuccess) {
+        dev_fail(d, rc, "scratch memory");
+        return NULL;
+    }
+    return p;
+}
+
+void dev_free(op_dev *d, void *p)
+{
+    if (p)
+        DEV_CHECK(d, cudaFreeAsync(p, d->stream));
+}
+
+static void *cu_alloc(op_dev *d, size_t bytes)
+{
+    void *p = NULL;
+    if (cudaMallocAsync(&p, bytes ? bytes : 1, d->stream) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return NULL; /* out of memory is the caller's to answer, not a failed device */
+    }
+    return p;
+}
+
+static void cu_zero(op_dev *d, void *p, size_t bytes)
+{
+    DEV_CHECK(d, cudaMemsetAsync(p, 0, bytes, d->stream));
+}
+
+/* A piece of the pinned ring, safe to write now.  n <= STAGING_HALF. */
+static char *staging_take(op_dev *d, size_t n)
+{
+    n = (n + 63) & ~(size_t)63;
+    if (d->staging_used + n > STAGING_HALF) {
+        DEV_CHECK(d, cudaEventRecord(d->staging_done[d->staging_half], d->stream));
+        d->staging_half ^= 1;
+        d->staging_used = 0;
+        DEV_CHECK(d, cudaEventSynchronize(d->staging_done[d->staging_half]));
+    }
+    char *p = d->staging + (size_t)d->staging_half * STAGING_HALF + d->staging_used;
+    d->staging_used += n;
+    return p;
+}
+
+void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        size_t n = bytes - at < STAGING_HALF ? bytes - at : (size_t)STAGING_HALF;
+        char *s = staging_take(d, n);
+        memcpy(s, (const char *)host + at, n);
+        DEV_CHECK(d, cudaMemcpyAsync((char *)dst + at, s, n, cudaMemcpyHostToDevice, d->stream));
+        at += n;
+    }
+}
+
+static int cu_sync(op_dev *d)
+{
+    DEV_CHECK(d, cudaStreamSynchronize(d->stream));
+    return d->status == cudaSuccess ? 0 : d->status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
+}
+
+static int cu_download(op_dev *d, void *host, const void *src, size_t bytes)
+{
+    DEV_CHECK(d, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, d->stream));
+    return cu_sync(d);
+}
+
+static const char *cu_error(op_dev *d)
+{
+    return d->words;
+}
+
+static void cu_upload_weights(op_dev *d, void *dst, size_t first, const float *host, size_t n)
+{
+    bf16 *out = (bf16 *)dst + first;
+    for (size_t at = 0; at < n;) {
+        size_t part = n - at < STAGING_HALF / sizeof(bf16) ? n - at : STAGING_HALF / sizeof(bf16);
+        bf16 *s = (bf16 *)staging_take(d, part * sizeof(bf16));
+        for (size_t i = 0; i < part; i++)
+            s[i] = __float2bfloat16(host[at + i]);
+        DEV_CHECK(d, cudaMemcpyAsync(out + at, s, part * sizeof(bf16), cudaMemcpyHostToDevice, d->stream));
+        at += part;
+    }
+}
+
+/* ---- adapters that are only read keep a rounded copy until their memory changes ---- */
+
+struct shadow {
+    const float *w;
+    size_t n;
+    bf16 *copy;
+    shadow *next;
+};
+
+static bf16 *shadow_of(op_dev *d, const float *w, size_t n)
+{
+    shadow *s;
+    for (s = d->shadows; s; s = s->next)
+        if (s->w == w && s->n == n)
+            return s->copy;
+    s = (shadow *)calloc(1, sizeof(*s));
+    if (!s || !(s->copy = (bf16 *)dev_alloc(d, n * sizeof(bf16)))) {
+        free(s);
+        return NULL;
+    }
+    s->w = w;
+    s->n = n;
+    lora_round(d, w, s->copy, n);
+    s->next = d->shadows;
+    d->shadows = s;
+    return s->copy;
+}
+
+/* Forget copies of anything that touches [p, p + bytes). */
+void shadow_forget(op_dev *d, const void *p, size_t bytes)
+{
+    for (shadow **at = &d->shadows; *at;) {
+        shadow *s = *at;
+        const char *a = (const char *)s->w, *b = (const char *)p;
+        if (b < a + s->n * sizeof(float) && a < b + bytes) {
+            *at = s->next;
+            dev_free(d, s->copy);
+            free(s);
+        } else {
+            at = &s->next;
+        }
+    }
+}
+
+static void cu_free(op_dev *d, void *p)
+{
+    if (p)
+        shadow_forget(d, p, 1);
+    dev_free(d, p);
+}
+
+static void cu_upload(op_dev *d, void *dst, const void *host, size_t bytes)
+{
+    shadow_forget(d, dst, bytes);
+    dev_upload(d, dst, host, bytes);
+}
+
+static void cu_copy(op_dev *d, void *dst, const void *src, size_t bytes)
+{
+    shadow_forget(d, dst, bytes);
+    DEV_CHECK(d, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, d->stream));
+}
+
+/* ---- packs ---- */
+
+struct layout_cursor { /* places tables one after another in one block */
+    size_t at;
+    size_t take(size_t bytes)
+    {
+        size_t here = at;
+        at += (bytes + 255) & ~(size_t)255;
+        return here;
+    }
+};
+
+/* Every row of every segment, padding included: what is written must be written everywhere. */
+static int fill_lora_tiles(const op_pack *p, lora_tile *t)
+{
+    int n = 0;
+    for (int s = 0; s < p->n_segs; s++)
+        for (int r = 0; r < div_up(p->segs[s].rows, ROW_ALIGN) * ROW_ALIGN; r += LORA_ROWS) {
+            int left = p->segs[s].rows - r; /* may be negative: a tile of padding */
+            t[n++] = {p->segs[s].row0 + r, p->segs[s].adapter, left < LORA_ROWS ? left : LORA_ROWS, s};
+        }
+    return n;
+}
+
+/* Longest sequences first would balance better; the order changes no number.  Tiles late in a sequence cost most. */
+static int fill_attn_tiles(const op_pack *p, attn_tile *t)
+{
+    int n = 0;
+    for (int s = 0; s < p->n_seqs; s++)
+        for (int first = (p->seqs[s].rows - 1) / ATTN_TILE * ATTN_TILE; first >= 0; first -= ATTN_TILE)
+            t[n++] = {p->seqs[s].row0, p->seqs[s].rows, first};
+    return n;
+}
+
+static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
+{
+    size_t floats = 0;
+    for (int i = 0; i < p->n_adapters; i++)
+        if (p->adapters[i].g)
+            floats += (lora_floats(p->dims, p->adapters[i].targets, p->adapters[i].rank) + 127) & ~(size_t)127;
+    if (floats && !(c->shadows = dev_alloc(d, floats * sizeof(bf16))))
+        return false;
+    floats = 0;
+    for (int i = 0; i < p->n_adapters; i++) {
+        const op_adapter *a = &p->adapters[i];
+        size_t n = lora_floats(p->dims, a->targets, a->rank);
+        out[i] = {NULL, a->g, a->rank, a->targets, a->scale, 1.f, 0};
+        if (a->g) {
+            bf16 *s = (bf16 *)c->shadows + floats;
+            lora_round(d, a->w, s, n);
+            out[i].shadow = s;
+            floats += (n + 127) & ~(size_t)127;
+        } else {
+            out[i].shadow = shadow_of(d, a->w, n);
+        }
+        if (a->dropout > 0) {
+            out[i].keep = 1.f / (1.f - a->dropout);
+            out[i].threshold = (uint32_t)fmin((double)a->dropout * 4294967296.0, 4294967295.0);
+            c->dropout = true;
+        }
+        if (!out[i].shadow)
+            return false;
+    }
+    return true;
+}
+
+static void cu_pack_release(op_dev *d, op_pack *p)
+{
+    cuda_pack *c = pack_dev(p);
+    if (!c)
+        return;
+    dev_free(d, c->shadows);
+    dev_free(d, c->block);
+    delete c;
+    p->dev = NULL;
+}
+
+static int cu_pack_prepare(op_dev *d, op_pack *p)
+{
+    cuda_pack *c = new cuda_pack();
+    layout_cursor at = {0};
+    int max_tiles = 0, max_attn = 0;
+
+    p->dev = c;
+    for (int s = 0; s < p->n_segs; s++) {
+        max_tiles += p->decode ? 0 : div_up(p->segs[s].rows, ROW_ALIGN) * (ROW_ALIGN / LORA_ROWS);
+        c->max_seg_rows = p->segs[s].rows > c->max_seg_rows ? p->segs[s].rows : c->max_seg_rows;
+    }
+    if (!p->decode)
+        for (int s = 0; s < p->n_seqs; s++)
+            max_attn += div_up(p->seqs[s].rows, ATTN_TILE);
+    size_t ids = at.take(p->rows * 4ull), pos = at.take(p->rows * 4ull), sor = at.take(p->rows * 4ull);
+    size_t lab = at.take(p->n_labels * 4ull), lid = at.take(p->n_labels * 4ull);
+    size_t segs = at.take(p->n_segs * sizeof(op_seg)), seqs = at.take(p->n_seqs * sizeof(op_seq));
+    size_t ads = at.take(p->n_adapters * sizeof(dev_adapter)), tiles = at.take(max_tiles * sizeof(lora_tile));
+    size_t attn = at.take(max_attn * sizeof(attn_tile));
+    char *host = (char *)calloc(1, at.at + 1), *dev = (char *)dev_alloc(d, at.at + 1);
+    c->block = dev;
+    if (!host || !dev || !fill_adapters(d, p, c, (dev_adapter *)(host + ads))) {
+        free(host);
+        cu_pack_release(d, p);
+        return -ENOMEM;
+    }
+    memcpy(host + ids, p->ids, p->rows * 4ull);
+    memcpy(host + pos, p->pos, p->rows * 4ull);
+    memcpy(host + sor, p->seq_of_row, p->rows * 4ull);
+    if (p->n_labels) {
+        memcpy(host + lab, p->lab_row, p->n_labels * 4ull);
+        memcpy(host + lid, p->lab_id, p->n_labels * 4ull);
+    }
+    memcpy(host + segs, p->segs, p->n_segs * sizeof(op_seg));
+    memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
+    c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
+    c->n_attn = p->decode ? 0 : fill_attn_tiles(p, (attn_tile *)(host + attn));
+    dev_upload(d, dev, host, at.at);
+    free(host);
+    c->ids = (int32_t *)(dev + ids);
+    c->pos = (int32_t *)(dev + pos);
+    c->seq_of_row = (int32_t *)(dev + sor);
+    c->lab_row = (int32_t *)(dev + lab);
+    c->lab_id = (int32_t *)(dev + lid);
+    c->segs = (op_seg *)(dev + segs);
+    c->seqs = (op_seq *)(dev + seqs);
+    c->adapters = (dev_adapter *)(dev + ads);
+    c->tiles = (lora_tile *)(dev + tiles);
+    c->attn = (attn_tile *)(dev + attn);
+    return d->status == cudaSuccess ? 0 : -EIO;
+}
+
+/* ---- linear ---- */
+
+static size_t cu_linear_h_floats(const op_pack *p, int32_t n_parts)
+{
+    return ((size_t)n_parts * p->rows * h_columns(p) + 1) / 2 + 64; /* bf16 in a float buffer */
+}
+
+__global__ void add_bias_kernel(bf16 *y, const bf16 *bias, const bf16 *add, int n)
+{
+    size_t row = (size_t)blockIdx.x * n;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        y[row + i] = __float2bfloat16((bias ? __bfloat162float(bias[i]) : 0.f) + (add ? __bfloat162float(add[row + i]) : 0.f));
+}
+
+static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const void *x, const void *add, void *y, float *h)
+{
+    const bf16 *xb = (const bf16 *)x, *W = (const bf16 *)l->W, *bias = (const bf16 *)l->bias, *addb = (const bf16 *)add;
+    bool lora = p->n_adapters > 0 && p->max_rank > 0, onto = lora;
+
+    if (p->decode) {
+        if (lora)
+            lora_decode_down(d, p, l, xb, (bf16 *)h);
+        gemv(d, p, l, p->rows, l->out, l->in, xb, W, bias, addb, lora ? (bf16 *)h : NULL, y, false);
+        return;
+    }
+    if (lora) {
+        lora_down(d, p, l, xb, (bf16 *)h);
+        if (addb && bias) {
+            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
+            addb = (bf16 *)y;
+        } else if (bias) {
+            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, NULL, l->out);
+            addb = (bf16 *)y;
+        }
+        lora_up(d, p, l, (bf16 *)h, addb, (bf16 *)y);
+    } else if (bias || addb) {
+        onto = true;
+        if (bias || addb != y)
+            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
+    }
+    gemm(d, false, p->rows, l->out, l->in, xb, W, onto, y, false);
+}
+
+static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const void *dy, const void *x, const float *h,
+                           void *dx)
+{
+    bool lora = p->n_adapters > 0 && p->max_rank > 0;
+    bf16 *dh = NULL;
+
+    if (lora) {
+        dh = (bf16 *)dev_alloc(d, cu_linear_h_floats(p, l->n_parts) * sizeof(float));
+        if (!dh)
+            return;
+        lora_down_back(d, p, l, (const bf16 *)dy, dh);
+        lora_grads(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
+        if (dx)
+            lora_up_back(d, p, l, dh, (bf16 *)dx);
+    }
+    if (dx)
+        gemm(d, true, p->rows, l->out, l->in, (const bf16 *)dy, (const bf16 *)l->W, lora, dx, false);
+    dev_free(d, dh);
+}
+
+/* ---- opening ---- */
+
+static void cu_info(op_dev *d, struct dtx_device_info *info)
+{
+    size_t free_bytes = 0, total = 0;
+    *info = d->info;
+    if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess) {
+        info->mem_total = total;
+        info->mem_used = total - free_bytes;
+    }
+}
+
+static void cu_close(op_dev *d)
+{
+    if (!d)
+        return;
+    if (d->stream) {
+        cudaStreamSynchronize(d->stream);
+        while (d->shadows)
+            shadow_forget(d, d->shadows->w, 1);
+        gemm_free_plans(d);
+        if (d->workspace)
+            cudaFreeAsync(d->workspace, d->stream);
+        cudaStreamSynchronize(d->stream);
+    }
+    if (d->lt)
+        cublasLtDestroy(d->lt);
+    for (int i = 0; i < 2; i++)
+        if (d->staging_done[i])
+            cudaEventDestroy(d->staging_done[i]);
+    if (d->staging)
+        cudaFreeHost(d->staging);
+    if (d->stream)
+        cudaStreamDestroy(d->stream);
+    free(d);
+}
+
+static const struct dtx_ops cuda_ops = {
+    "cuda", ROW_ALIGN, sizeof(bf16), sizeof(bf16), 16384,
+    cu_close, cu_info,
+    cu_alloc, cu_free, cu_zero, cu_upload, cu_download, cu_copy, cu_upload_weights, cu_sync, cu_error,
+    cu_pack_prepare, cu_pack_release,
+    cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
+    cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax,
+};
+
+static cudaError_t open_device(op_dev *d)
+{
+    cudaDeviceProp prop;
+    cudaMemPool_t pool;
+    uint64_t keep = UINT64_MAX;
+    int runtime = 0;
+    cudaError_t rc;
+
+    if ((rc = cudaSetDevice(d->index)) || (rc = cudaGetDeviceProperties(&prop, d->index)) ||
+        (rc = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking)) ||
+        (rc = cudaDeviceGetDefaultMemPool(&pool, d->index)) ||
+        (rc = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep)) ||
+        (rc = cudaMallocHost((void **)&d->staging, 2 * (size_t)STAGING_HALF)) ||
+        (rc = cudaEventCreateWithFlags(&d->staging_done[0], cudaEventDisableTiming)) ||
+        (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
+        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
+        return rc;
+    if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
+        return cudaErrorInitializationError;
+    snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
+    snprintf(d->info.fingerprint, sizeof(d->info.fingerprint), "cuda %.64s sm_%d%d runtime %d cublasLt %zu", prop.name,
+             prop.major, prop.minor, runtime, cublasLtGetVersion());
+    return cudaSuccess;
+}
+
+extern "C" int dtx_cuda_ops_count(void)
+{
+    int n = 0;
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
+extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e)
+{
+    op_dev *d = (op_dev *)calloc(1, sizeof(*d));
+    cudaError_t rc;
+
+    if (!d)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    d->index = index;
+    rc = open_device(d);
+    if (rc != cudaSuccess) {
+        cu_close(d);
+        return dtx_fail(e, -ENODEV, "cannot open GPU %d: %s (nvidia-smi lists the GPUs)", index, cudaGetErrorString(rc));
+    }
+    *out = d;
+    *ops = &cuda_ops;
+    return 0;
+}

@@ -1,0 +1,284 @@
+/*
+ * Operations bound by memory: embedding, RMSNorm, RoPE, SwiGLU, and the glue of attention.  Each row is computed from
+ * that row alone; float32 inside.  Vectors of 8 (16 bytes) where the width allows, single elements elsewhere.
+ */
+#include "kernels/cuda/cuda.h"
+
+template <int V> struct vec { /* V bf16 as floats */
+    float f[V];
+};
+
+template <int V> __device__ __forceinline__ vec<V> load(const bf16 *p)
+{
+    vec<V> v;
+    if constexpr (V == 8) {
+        uint4 raw = *(const uint4 *)p;
+        const __nv_bfloat162 *h = (const __nv_bfloat162 *)&raw;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 f = __bfloat1622float2(h[i]);
+            v.f[2 * i] = f.x;
+            v.f[2 * i + 1] = f.y;
+        }
+    } else {
+        v.f[0] = __bfloat162float(*p);
+    }
+    return v;
+}
+
+template <int V> __device__ __forceinline__ void store(bf16 *p, const vec<V> &v)
+{
+    if constexpr (V == 8) {
+        __nv_bfloat162 h[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            h[i] = __floats2bfloat162_rn(v.f[2 * i], v.f[2 * i + 1]);
+        *(uint4 *)p = *(uint4 *)h;
+    } else {
+        *p = __float2bfloat16(v.f[0]);
+    }
+}
+
+/* Sum over the block, the same in every thread; a fixed tree. */
+__device__ __forceinline__ float block_sum(float x, float *scratch)
+{
+    for (int m = 16; m; m /= 2)
+        x += __shfl_xor_sync(~0u, x, m);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.f;
+    for (int i = 0; i < (int)blockDim.x / 32; i++)
+        sum += scratch[i];
+    return sum;
+}
+
+static inline int row_threads(int n)
+{
+    return n >= 2048 ? 256 : n >= 512 ? 64 : 32;
+}
+
+/* ---- embedding ---- */
+
+template <int V> __global__ void embed_kernel(const int32_t *ids, const bf16 *E, int hidden, bf16 *x)
+{
+    int row = blockIdx.x, id = ids[row];
+    for (int i = threadIdx.x * V; i < hidden; i += blockDim.x * V) {
+        vec<V> v = {};
+        if (id >= 0)
+            v = load<V>(E + (size_t)id * hidden + i);
+        store<V>(x + (size_t)row * hidden + i, v);
+    }
+}
+
+#define BY_WIDTH(ok8, call8, call1)                                                                                    \
+    if (ok8)                                                                                                           \
+        call8;                                                                                                         \
+    else                                                                                                               \
+        call1
+
+void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x)
+{
+    const int32_t *ids = pack_dev(p)->ids;
+    int t = row_threads(hidden);
+    BY_WIDTH(hidden % 8 == 0, (embed_kernel<8><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)),
+             (embed_kernel<1><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)));
+    DEV_LAUNCHED(d, "embed");
+}
+
+/* ---- RMSNorm ---- */
+
+template <int V>
+__global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, bf16 *y, float *rstd)
+{
+    __shared__ float scratch[8];
+    const bf16 *xr = x + (size_t)blockIdx.x * n;
+    float sum = 0.f;
+    for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+        vec<V> v = load<V>(xr + i);
+        for (int j = 0; j < V; j++)
+            sum += v.f[j] * v.f[j];
+    }
+    float r = rsqrtf(block_sum(sum, scratch) / n + eps);
+    for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+        vec<V> v = load<V>(xr + i), g = load<V>(w + i);
+        for (int j = 0; j < V; j++)
+            v.f[j] = g.f[j] * (v.f[j] * r);
+        store<V>(y + (size_t)blockIdx.x * n + i, v);
+    }
+    if (rstd && threadIdx.x == 0)
+        rstd[blockIdx.x] = r;
+}
+
+void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd)
+{
+    int t = row_threads(n);
+    BY_WIDTH(n % 8 == 0,
+             (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
+             (rmsnorm_kernel<1><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)));
+    DEV_LAUNCHED(d, "rmsnorm");
+}
+
+template <int V>
+__global__ void rmsnorm_back_kernel(const bf16 *dy, const bf16 *x, const bf16 *w, const float *rstd, int n,
+                                    const bf16 *add, bf16 *dx)
+{
+    __shared__ float scratch[8];
+    size_t row = (size_t)blockIdx.x * n;
+    float r = rstd[blockIdx.x], sum = 0.f;
+    for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+        vec<V> g = load<V>(dy + row + i), v = load<V>(x + row + i), s = load<V>(w + i);
+        for (int j = 0; j < V; j++)
+            sum += g.f[j] * s.f[j] * v.f[j];
+    }
+    float mean = block_sum(sum, scratch) * r / n; /* mean(w dy xhat) */
+    for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+        vec<V> g = load<V>(dy + row + i), v = load<V>(x + row + i), s = load<V>(w + i), o = {};
+        if (add)
+            o = load<V>(add + row + i);
+        for (int j = 0; j < V; j++)
+            o.f[j] += r * (s.f[j] * g.f[j] - v.f[j] * r * mean);
+        store<V>(dx + row + i, o);
+    }
+}
+
+void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
+                     int32_t n, const void *add, void *dx)
+{
+    const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)x, *c = (const bf16 *)w, *e = (const bf16 *)add;
+    int t = row_threads(n);
+    BY_WIDTH(n % 8 == 0, (rmsnorm_back_kernel<8><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)),
+             (rmsnorm_back_kernel<1><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)));
+    DEV_LAUNCHED(d, "rmsnorm_back");
+}
+
+/* ---- RoPE: one block a row, a thread a (head, i) pair ---- */
+
+__global__ void rope_kernel(const int32_t *pos, const float *table, int n_heads, int dim, int ld, float sign, bf16 *qkv)
+{
+    int half = dim / 2;
+    const float *cs = table + (size_t)pos[blockIdx.x] * dim;
+    bf16 *row = qkv + (size_t)blockIdx.x * ld;
+    for (int i = threadIdx.x; i < n_heads * half; i += blockDim.x) {
+        int h = i / half, k = i % half;
+        bf16 *a = row + h * dim + k, *b = a + half;
+        float x = __bfloat162float(*a), y = __bfloat162float(*b), c = cs[k], s = sign * cs[half + k];
+        *a = __float2bfloat16(x * c - y * s);
+        *b = __float2bfloat16(y * c + x * s);
+    }
+}
+
+static int qkv_width(const op_attention *a)
+{
+    return (a->heads + 2 * a->kv_heads) * a->head_dim;
+}
+
+void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
+{
+    rope_kernel<<<p->rows, 256, 0, d->stream>>>(pack_dev(p)->pos, table, a->heads + a->kv_heads, a->head_dim,
+                                                qkv_width(a), inverse ? -1.f : 1.f, (bf16 *)qkv);
+    DEV_LAUNCHED(d, "rope");
+}
+
+/* ---- SwiGLU ---- */
+
+template <int V> __global__ void swiglu_kernel(const bf16 *gu, int ffn, size_t total, bf16 *y)
+{
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= total)
+        return;
+    size_t row = i / ffn, c = i % ffn;
+    vec<V> g = load<V>(gu + row * 2 * ffn + c), u = load<V>(gu + row * 2 * ffn + ffn + c);
+    for (int j = 0; j < V; j++)
+        g.f[j] = g.f[j] / (1.f + __expf(-g.f[j])) * u.f[j];
+    store<V>(y + i, g);
+}
+
+template <int V> __global__ void swiglu_back_kernel(const bf16 *dy, const bf16 *gu, int ffn, size_t total, bf16 *dgu)
+{
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= total)
+        return;
+    size_t row = i / ffn, at = row * 2 * ffn + i % ffn;
+    vec<V> g = load<V>(gu + at), u = load<V>(gu + at + ffn), dg = load<V>(dy + i), du = dg;
+    for (int j = 0; j < V; j++) {
+        float s = 1.f / (1.f + __expf(-g.f[j])), silu = g.f[j] * s, dyj = dg.f[j];
+        du.f[j] = dyj * silu;
+        dg.f[j] = dyj * u.f[j] * s * (1.f + g.f[j] * (1.f - s));
+    }
+    store<V>(dgu + at, dg);
+    store<V>(dgu + at + ffn, du);
+}
+
+void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y)
+{
+    size_t total = (size_t)p->rows * ffn;
+    BY_WIDTH(ffn % 8 == 0,
+             (swiglu_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)),
+             (swiglu_kernel<1><<<div_up(total, 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)));
+    DEV_LAUNCHED(d, "swiglu");
+}
+
+void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu)
+{
+    size_t total = (size_t)p->rows * ffn;
+    const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)gu;
+    BY_WIDTH(ffn % 8 == 0,
+             (swiglu_back_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>(a, b, ffn, total, (bf16 *)dgu)),
+             (swiglu_back_kernel<1><<<div_up(total, 256), 256, 0, d->stream>>>(a, b, ffn, total, (bf16 *)dgu)));
+    DEV_LAUNCHED(d, "swiglu_back");
+}
+
+/* ---- attention over whole sequences ---- */
+
+/* Zeros in the rows that belong to no sequence. */
+__global__ void zero_padding_kernel(const int32_t *seq_of_row, int n, bf16 *x)
+{
+    if (seq_of_row[blockIdx.x] < 0)
+        for (int i = threadIdx.x; i < n; i += blockDim.x)
+            x[(size_t)blockIdx.x * n + i] = __float2bfloat16(0.f);
+}
+
+static attn_shape shape_of(const op_pack *p, const op_attention *a)
+{
+    attn_shape s = {};
+    int ld = qkv_width(a);
+    s.tokens = p->rows;
+    s.heads = a->heads;
+    s.kv_heads = a->kv_heads;
+    s.head_dim = a->head_dim;
+    s.q_stride = s.k_stride = s.v_stride = s.dq_stride = s.dk_stride = s.dv_stride = ld;
+    s.o_stride = s.do_stride = a->heads * a->head_dim;
+    return s;
+}
+
+void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse)
+{
+    const cuda_pack *c = pack_dev(p);
+    attn_shape s = shape_of(p, a);
+    const bf16 *q = (const bf16 *)qkv, *k = q + a->heads * a->head_dim, *v = k + a->kv_heads * a->head_dim;
+    float *scratch = lse ? NULL : (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
+
+    zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, s.o_stride, (bf16 *)o);
+    if (c->n_attn && (lse || scratch))
+        DEV_CHECK(d, attn_forward(d->stream, &s, c->attn, c->n_attn, q, k, v, (bf16 *)o, lse ? lse : scratch));
+    dev_free(d, scratch);
+}
+
+void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
+                       const void *qkv, const float *lse, void *dqkv)
+{
+    const cuda_pack *c = pack_dev(p);
+    attn_shape s = shape_of(p, a);
+    int k0 = a->heads * a->head_dim, v0 = k0 + a->kv_heads * a->head_dim;
+    const bf16 *q = (const bf16 *)qkv;
+    bf16 *dq = (bf16 *)dqkv;
+    float *delta = (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
+
+    zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, s.q_stride, dq);
+    if (c->n_attn && delta)
+        DEV_CHECK(d, attn_backward(d->stream, &s, c->attn, c->n_attn, q, q + k0, q + v0, (const bf16 *)o, lse,
+                                   (const bf16 *)dout, delta, dq, dq + k0, dq + v0));
+    dev_free(d, delta);
+}

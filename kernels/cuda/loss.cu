@@ -1,0 +1,187 @@
+/*
+ * The head: cross-entropy at labelled rows, logits and argmax for generation.
+ *
+ * Labelled rows are gathered in chunks of HEAD_ROWS; a chunk's logits [rows, vocab] are float32; one block a row makes
+ * log sum exp, the loss and, in place of the logits' first half, the bf16 gradient.  The sum over a segment's rows
+ * runs in row order, in double.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <math_constants.h>
+
+enum { HEAD_ROWS = 2048, HEAD_THREADS = 512 };
+
+__global__ void gather_rows_kernel(const bf16 *x, const int32_t *rows, int hidden, bf16 *out)
+{
+    const bf16 *src = x + (size_t)rows[blockIdx.x] * hidden;
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
+        out[(size_t)blockIdx.x * hidden + i] = src[i];
+}
+
+__global__ void scatter_rows_kernel(const bf16 *in, const int32_t *rows, int hidden, bf16 *x)
+{
+    bf16 *dst = x + (size_t)rows[blockIdx.x] * hidden;
+    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
+        dst[i] = in[(size_t)blockIdx.x * hidden + i];
+}
+
+struct max_sum {
+    float max, sum;
+};
+
+__device__ __forceinline__ max_sum join(max_sum a, max_sum b)
+{
+    float m = fmaxf(a.max, b.max);
+    if (m == -CUDART_INF_F)
+        return {m, 0.f};
+    return {m, a.sum * __expf(a.max - m) + b.sum * __expf(b.max - m)};
+}
+
+/* scale_of[row]: the segment's loss_scale.  dlogits NULL: only the loss. */
+__global__ void __launch_bounds__(HEAD_THREADS)
+    cross_entropy_kernel(const float *logits, const int32_t *labels, const float *scale_of, int vocab, double *row_loss,
+                         bf16 *dlogits)
+{
+    __shared__ max_sum part[HEAD_THREADS / 32];
+    const float *l = logits + (size_t)blockIdx.x * vocab;
+    max_sum ms = {-CUDART_INF_F, 0.f};
+    for (int i = threadIdx.x; i < vocab; i += HEAD_THREADS)
+        ms = join(ms, {l[i], 1.f});
+    for (int m = 16; m; m /= 2)
+        ms = join(ms, {__shfl_xor_sync(~0u, ms.max, m), __shfl_xor_sync(~0u, ms.sum, m)});
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = ms;
+    __syncthreads();
+    ms = part[0];
+    for (int i = 1; i < HEAD_THREADS / 32; i++)
+        ms = join(ms, part[i]);
+    int label = labels[blockIdx.x];
+    double lse = (double)ms.max + log((double)ms.sum);
+    if (threadIdx.x == 0)
+        row_loss[blockIdx.x] = lse - (double)l[label];
+    if (!dlogits)
+        return;
+    float scale = scale_of[blockIdx.x], inv = 1.f / ms.sum;
+    for (int i = threadIdx.x; i < vocab; i += HEAD_THREADS) {
+        float prob = __expf(l[i] - ms.max) * inv;
+        dlogits[(size_t)blockIdx.x * vocab + i] = __float2bfloat16(scale * (prob - (i == label ? 1.f : 0.f)));
+    }
+}
+
+/* For every labelled row its segment's loss_scale. */
+__global__ void label_scales_kernel(const op_seg *segs, float *scale_of)
+{
+    const op_seg s = segs[blockIdx.x];
+    for (int i = threadIdx.x; i < s.labels; i += blockDim.x)
+        scale_of[s.label0 + i] = s.loss_scale;
+}
+
+/* One warp a segment; lane i takes every 32nd row, then the lanes in order. */
+__global__ void sum_losses_kernel(const op_seg *segs, const double *row_loss, double *loss)
+{
+    const op_seg s = segs[blockIdx.x];
+    double sum = 0.;
+    for (int i = threadIdx.x; i < s.labels; i += 32)
+        sum += row_loss[s.label0 + i];
+    for (int m = 16; m; m /= 2)
+        sum += __shfl_xor_sync(~0u, sum, m);
+    if (threadIdx.x == 0 && s.labels)
+        loss[s.slot] += sum;
+}
+
+void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
+                  void *dx)
+{
+    const cuda_pack *c = pack_dev(p);
+    int chunk = p->n_labels < HEAD_ROWS ? p->n_labels : HEAD_ROWS;
+    bf16 *rows, *dlogits = NULL;
+    float *logits, *scale_of;
+    double *row_loss;
+
+    if (dx)
+        DEV_CHECK(d, cudaMemsetAsync(dx, 0, (size_t)p->rows * hidden * sizeof(bf16), d->stream));
+    if (!p->n_labels)
+        return;
+    rows = (bf16 *)dev_alloc(d, (size_t)chunk * hidden * sizeof(bf16));
+    logits = (float *)dev_alloc(d, (size_t)chunk * vocab * sizeof(float));
+    scale_of = (float *)dev_alloc(d, (size_t)p->n_labels * sizeof(float));
+    row_loss = (double *)dev_alloc(d, (size_t)p->n_labels * sizeof(double));
+    if (dx)
+        dlogits = (bf16 *)dev_alloc(d, (size_t)chunk * vocab * sizeof(bf16));
+    if (rows && logits && scale_of && row_loss && (!dx || dlogits)) {
+        label_scales_kernel<<<p->n_segs, 128, 0, d->stream>>>(c->segs, scale_of);
+        for (int at = 0; at < p->n_labels; at += chunk) {
+            int n = p->n_labels - at < chunk ? p->n_labels - at : chunk;
+            gather_rows_kernel<<<n, 128, 0, d->stream>>>((const bf16 *)x, c->lab_row + at, hidden, rows);
+            gemm(d, false, n, vocab, hidden, rows, (const bf16 *)W, false, logits, true);
+            cross_entropy_kernel<<<n, HEAD_THREADS, 0, d->stream>>>(logits, c->lab_id + at, scale_of + at, vocab,
+                                                                    row_loss + at, dlogits);
+            if (dx) {
+                gemm(d, true, n, vocab, hidden, dlogits, (const bf16 *)W, false, rows, false);
+                scatter_rows_kernel<<<n, 128, 0, d->stream>>>(rows, c->lab_row + at, hidden, (bf16 *)dx);
+            }
+        }
+        sum_losses_kernel<<<p->n_segs, 32, 0, d->stream>>>(c->segs, row_loss, loss);
+        DEV_LAUNCHED(d, "head loss");
+    }
+    dev_free(d, dlogits);
+    dev_free(d, row_loss);
+    dev_free(d, scale_of);
+    dev_free(d, logits);
+    dev_free(d, rows);
+}
+
+/* ---- generation ---- */
+
+void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
+               float *logits)
+{
+    int32_t *dev_rows = (int32_t *)dev_alloc(d, (size_t)n * sizeof(int32_t));
+    bf16 *picked = (bf16 *)dev_alloc(d, (size_t)n * hidden * sizeof(bf16));
+
+    if (dev_rows && picked) {
+        dev_upload(d, dev_rows, rows, (size_t)n * sizeof(int32_t));
+        gather_rows_kernel<<<n, 128, 0, d->stream>>>((const bf16 *)x, dev_rows, hidden, picked);
+        gemv(d, NULL, NULL, n, vocab, hidden, picked, (const bf16 *)W, NULL, NULL, NULL, logits, true);
+    }
+    dev_free(d, picked);
+    dev_free(d, dev_rows);
+}
+
+__global__ void argmax_kernel(const float *logits, int vocab, int32_t *out)
+{
+    __shared__ float best_value[32];
+    __shared__ int best_index[32];
+    const float *l = logits + (size_t)blockIdx.x * vocab;
+    float v = -CUDART_INF_F;
+    int at = 0x7fffffff;
+    auto take = [&](float x, int i) {
+        if (x > v || (x == v && i < at)) {
+            v = x;
+            at = i;
+        }
+    };
+    for (int i = threadIdx.x; i < vocab; i += blockDim.x)
+        take(isnan(l[i]) ? -CUDART_INF_F : l[i], i);
+    for (int m = 16; m; m /= 2) {
+        float x = __shfl_xor_sync(~0u, v, m);
+        int i = __shfl_xor_sync(~0u, at, m);
+        take(x, i);
+    }
+    if (threadIdx.x % 32 == 0) {
+        best_value[threadIdx.x / 32] = v;
+        best_index[threadIdx.x / 32] = at;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 1; i < (int)blockDim.x / 32; i++)
+            take(best_value[i], best_index[i]);
+        out[blockIdx.x] = at;
+    }
+}
+
+void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out)
+{
+    argmax_kernel<<<n, 1024, 0, d->stream>>>(logits, vocab, out);
+    DEV_LAUNCHED(d, "argmax");
+}

@@ -1,0 +1,65 @@
+/*
+ * Random numbers by counters: a number is a pure function of its key, never of call order, so that it is the
+ * same on every device, for any number of threads and after a restart.  Plain C that nvcc compiles too.
+ */
+#ifndef DTX_RNG_H
+#define DTX_RNG_H
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define RNG_FN static __host__ __device__ inline
+#else
+#define RNG_FN static inline
+#endif
+
+/* The finaliser of splitmix64: every input bit reaches every output bit. */
+RNG_FN uint64_t rng_mix64(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+/* A key from a key and one more field: rng_key(rng_key(seed, epoch), row) ... */
+RNG_FN uint64_t rng_key(uint64_t key, uint64_t field)
+{
+    return rng_mix64(key ^ rng_mix64(field));
+}
+
+/* The key of the dropout mask of one token's input to one adapted matrix.  seq_key comes from (seed, epoch,
+ * row). */
+RNG_FN uint64_t rng_dropout_key(uint64_t seq_key, int token, int layer, int target)
+{
+    return rng_key(seq_key, (uint64_t)(uint32_t)token << 32 | (uint32_t)layer << 3 | (uint32_t)target);
+}
+
+/* 32 random bits for element i under a key: two rounds of murmur3's finaliser, so that loops vectorise. */
+RNG_FN uint32_t rng_u32(uint64_t key, uint32_t i)
+{
+    uint32_t x = i * 0x9e3779b1u + (uint32_t)key;
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    x += (uint32_t)(key >> 32);
+    x *= 0xc2b2ae35u;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    return x ^ (x >> 15);
+}
+
+/* Dropout keeps element i when rng_u32(key, i) >= this. */
+RNG_FN uint32_t rng_dropout_threshold(float p)
+{
+    double t = (double)p * 4294967296.0;
+    return t >= 4294967295.0 ? 4294967295u : (uint32_t)t;
+}
+
+/* Uniform in [0, 1) with 53 bits. */
+RNG_FN double rng_double(uint64_t key, uint64_t i)
+{
+    return (double)(rng_key(key, i) >> 11) * (1.0 / 9007199254740992.0);
+}
+
+#endif

@@ -1,0 +1,103 @@
+/* The memory of a pass: one allocation, laid out by the same function that the planner asks for its size. */
+#include <stdlib.h>
+
+#include "kernels/model.h"
+
+enum { ALIGN = 256 };
+
+struct cutter {
+    char *base; /* NULL: only count */
+    size_t used;
+};
+
+static void *cut(struct cutter *c, size_t rows, size_t width, size_t bytes)
+{
+    size_t at = c->used;
+    c->used += (rows * width * bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return c->base ? c->base + at : NULL;
+}
+
+static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_config *c, size_t act,
+                                   size_t rows, size_t rank)
+{
+    static const size_t parts[H_COUNT] = {3, 1, 2, 1};
+    size_t hidden = (size_t)c->hidden, q = (size_t)(c->heads * c->head_dim),
+           kv = (size_t)(c->kv_heads * c->head_dim);
+    struct layer_acts a = {
+        .x = cut(k, rows, hidden, act),
+        .qkv = cut(k, rows, q + 2 * kv, act),
+        .o = cut(k, rows, q, act),
+        .x2 = cut(k, rows, hidden, act),
+        .gu = cut(k, rows, 2 * (size_t)c->ffn, act),
+        .lse = cut(k, rows, (size_t)c->heads, sizeof(float)),
+        .rstd1 = cut(k, rows, 1, sizeof(float)),
+        .rstd2 = cut(k, rows, 1, sizeof(float)),
+    };
+    for (int i = 0; i < H_COUNT; i++)
+        a.h[i] = cut(k, rows, parts[i] * rank, sizeof(float));
+    return a;
+}
+
+size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, int rows,
+                        int rank, bool train)
+{
+    struct cutter k = {.base = w->memory};
+    rank = (rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
+    size_t act = (size_t)act_bytes, R = (size_t)rows, hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
+    size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
+    struct layer_acts a = {0};
+    for (int i = 0; i < c->layers; i++) {
+        if (i == 0 || train)
+            a = cut_layer(&k, c, act, R, (size_t)rank);
+        if (w->layer)
+            w->layer[i] = a;
+    }
+    w->x_last = train ? cut(&k, R, hidden, act) : a.x;
+    w->xn = cut(&k, R, hidden, act);
+    w->a = cut(&k, R, ffn, act);
+    w->rstd_last = cut(&k, R, 1, sizeof(float));
+    if (train) {
+        w->da = cut(&k, R, ffn, act);
+        w->dx = cut(&k, R, hidden, act);
+        w->dres = cut(&k, R, hidden, act);
+        w->dout = cut(&k, R, q, act);
+        w->dqkv = cut(&k, R, q + 2 * kv, act);
+    }
+    return k.used;
+}
+
+static void space_free(struct dtx_base *b, struct workspace *w)
+{
+    b->ops->free(b->dev, w->memory);
+    free(w->layer);
+    *w = (struct workspace){0};
+}
+
+void workspace_free(struct dtx_base *b)
+{
+    space_free(b, &b->spaces[0]);
+    space_free(b, &b->spaces[1]);
+}
+
+int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e)
+{
+    struct workspace *w = b->ws = &b->spaces[train];
+    if (w->memory && rows <= w->rows && rank <= w->rank)
+        return 0;
+    struct workspace n = {.rows = rows > w->rows ? rows : w->rows, .rank = rank > w->rank ? rank : w->rank};
+    space_free(b, w);
+    n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
+    if (!n.layer)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    struct workspace size = {0};
+    size_t bytes = workspace_layout(&size, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
+    n.memory = base_alloc(b, bytes, e);
+    if (!n.memory) {
+        free(n.layer);
+        dtx_fail_context(e, "activations of %d tokens", rows);
+        return -ENOMEM;
+    }
+    workspace_layout(&n, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
+    *w = n;
+    return 0;
+}

@@ -1,0 +1,106 @@
+/* The administrator's configuration file: JSON; read at start and whenever it changes. */
+#include <fcntl.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/base/fdio.h"
+#include "scheduler/base/json.h"
+#include "scheduler/base/log.h"
+#include "scheduler/base/text.h"
+#include "scheduler/internal.h"
+
+/* admins: user names or numbers who may change what is not theirs.  roots: folders that datasets may name,
+ * hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts and
+ * only checked here. */
+static const char *const keys[] = {"admins", "roots", "hosts", "quotas"};
+enum { KEYS = sizeof(keys) / sizeof(keys[0]) };
+
+static int check_keys(const json_t *v, const char *text, size_t n, const char *path, struct dtx_err *e)
+{
+    const char *key;
+    json_t *value;
+    int line = 1, column = 1, near;
+
+    if (!json_is_object(v))
+        return dtx_fail(e, -EINVAL, "%s:1:1: expected a JSON object", path);
+    json_object_foreach((json_t *)v, key, value)
+    {
+        bool known = false;
+        for (int i = 0; i < KEYS; i++)
+            known |= strcmp(key, keys[i]) == 0;
+        if (known)
+            continue;
+        json_locate(text, n, key, 1, &line, &column);
+        near = text_nearest(key, keys, KEYS);
+        return dtx_fail(e, -EINVAL,
+                        "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, roots, hosts or quotas", path,
+                        line, column, key, near < 0 ? "" : "; did you mean \"", near < 0 ? "" : keys[near],
+                        near < 0 ? "" : "\"?");
+    }
+    return 0;
+}
+
+static int one_admin(const json_t *v, uid_t *uid, struct dtx_err *e)
+{
+    const char *name = json_string_value(v);
+    struct passwd pw, *found = NULL;
+    char data[4096];
+
+    if (json_is_integer(v) && json_integer_value(v) >= 0) {
+        *uid = (uid_t)json_integer_value(v);
+        return 0;
+    }
+    if (!name || getpwnam_r(name, &pw, data, sizeof(data), &found) || !found)
+        return dtx_fail(e, -EINVAL, "admins: expected names of users of this machine or numbers, found %s",
+                        name ? name : "something else");
+    *uid = found->pw_uid;
+    return 0;
+}
+
+static int read_admins(const json_t *all, struct settings *out, struct dtx_err *e)
+{
+    json_t *list = json_object_get(all, "admins"), *v;
+    int rc = 0;
+    size_t i;
+
+    if (list && !json_is_array(list))
+        return dtx_fail(e, -EINVAL, "admins: expected a list, like [\"alice\", 1001]");
+    if (json_array_size(list) > sizeof(out->admins) / sizeof(out->admins[0]))
+        return dtx_fail(e, -E2BIG, "admins: at most %zu", sizeof(out->admins) / sizeof(out->admins[0]));
+    json_array_foreach(list, i, v)
+    {
+        if (rc == 0)
+            rc = one_admin(v, &out->admins[out->nadmins++], e);
+    }
+    return rc;
+}
+
+/* A wrong file changes nothing: what was read before stays, and the log says what is wrong. */
+void config_load(struct sched *s)
+{
+    struct settings now = {.nadmins = 0};
+    struct buf text = BUF_INIT;
+    struct dtx_err e = {0};
+    json_t *all = NULL;
+    int rc;
+
+    if (!s->config_path)
+        return;
+    rc = fd_read_file(AT_FDCWD, s->config_path, MAX_SPEC, &text, &e);
+    if (rc == 0)
+        rc = json_parse_text(s->config_path, text.p ? text.p : "", text.len, &all, &e);
+    if (rc == 0)
+        rc = check_keys(all, text.p, text.len, s->config_path, &e);
+    if (rc == 0 && (rc = read_admins(all, &now, &e)))
+        dtx_fail_context(&e, "%s", s->config_path);
+    buf_release(&text);
+    json_decref(all);
+    if (rc) {
+        log_line("configuration not taken: %s", e.msg);
+        return;
+    }
+    s->settings = now;
+    log_line("configuration read from %s: %d admins", s->config_path, now.nadmins);
+}

@@ -1,0 +1,467 @@
+/* Experiments: accepting a spec, pinning what it names, starting when all is there, ending. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
+#include "scheduler/base/json.h"
+#include "scheduler/base/log.h"
+#include "scheduler/base/sha256.h"
+#include "scheduler/internal.h"
+
+/* ---- accepting ---- */
+
+static const char *const other_bytes =
+    "an experiment of this name is there, made from other bytes: rm -r experiments/%s/ "
+    "first, or give this one another name";
+
+static struct experiment *deleted_one(struct sched *s, const char *name)
+{
+    for (int i = 0; i < s->nexps; i++)
+        if (s->exps[i]->deleted && strcmp(s->exps[i]->name, name) == 0)
+            return s->exps[i];
+    return NULL;
+}
+
+/* The spec's file holds these bytes while NAME/ exists. */
+static int take_again(struct sched *s, struct experiment *x, const char *sha, const char *stamp)
+{
+    char words[512];
+    struct dtx_err e = {0};
+    int rc;
+
+    snprintf(words, sizeof(words), other_bytes, x->name);
+    set_text(&x->spec_reason, strcmp(sha, x->sha) == 0 ? NULL : words);
+    snprintf(x->stamp, sizeof(x->stamp), "%s", stamp);
+    slow_begin(s);
+    rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
+    slow_end(s);
+    if (rc)
+        catalog_trouble(s, &e);
+    else if (x->spec_reason)
+        log_line("experiment %s: spec refused: %s", x->name, words);
+    sched_changed(s, "experiments");
+    return rc;
+}
+
+/* Copies of the parameter groups and the evaluation that are READY.  True if a new one was pinned. */
+static bool pin(struct sched *s, struct experiment *x)
+{
+    const char *evaluation = json_str(x->spec, "evaluation", NULL);
+    json_t *groups;
+    struct object *o;
+    bool news = false;
+
+    if (!x->pins)
+        x->pins = json_pack("{s{}sn}", "paramgroups", "evaluation");
+    groups = json_object_get(x->pins, "paramgroups");
+    for (int i = 0; i < x->njobs; i++) {
+        const char *name = x->jobs[i]->paramgroup;
+        if (json_object_get(groups, name) || !(o = object_ready(s, OBJ_PARAMGROUP, name)))
+            continue;
+        json_object_set_new(groups, name, json_deep_copy(o->spec));
+        news = true;
+    }
+    if (evaluation && json_is_null(json_object_get(x->pins, "evaluation")) &&
+        (o = object_ready(s, OBJ_EVALUATION, evaluation))) {
+        json_object_set_new(x->pins, "evaluation", json_deep_copy(o->spec));
+        news = true;
+    }
+    evaluation = json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL);
+    if (evaluation && !json_object_get(x->pins, "evaluation_dataset") &&
+        (o = object_ready(s, OBJ_DATASET, evaluation))) {
+        json_object_set_new(x->pins, "evaluation_dataset", json_deep_copy(o->spec));
+        news = true;
+    }
+    return news;
+}
+
+static void forget(struct experiment *x)
+{
+    for (int i = 0; i < x->njobs; i++)
+        job_free(x->jobs[i]);
+    free(x->jobs);
+    x->jobs = NULL;
+    x->njobs = 0;
+    set_json(&x->spec, NULL);
+    set_json(&x->pins, NULL);
+}
+
+static int refuse(struct sched *s, struct experiment *x, const char *words)
+{
+    forget(x);
+    return experiment_event(s, x, EV_ERROR, words);
+}
+
+/* Spec, pins and jobs in one transaction. */
+static int write_accepted(struct sched *s, struct experiment *x)
+{
+    struct dtx_err e = {0};
+    int rc;
+
+    slow_begin(s);
+    rc = catalog_begin(s->catalog, &e);
+    if (rc == 0)
+        rc = catalog_put_experiment(s->catalog, x, ST_PENDING, NULL, &e);
+    for (int i = 0; rc == 0 && i < x->njobs; i++)
+        rc = catalog_put_job(s->catalog, x->jobs[i], ST_INIT, ST_INIT, NULL, &e);
+    if (rc == 0)
+        rc = catalog_event(s->catalog, "experiment", x->name, x->state, EV_SETTLE, ST_PENDING, NULL, &e);
+    if (rc == 0)
+        rc = catalog_commit(s->catalog, &e);
+    else
+        catalog_rollback(s->catalog);
+    slow_end(s);
+    if (rc)
+        catalog_trouble(s, &e);
+    return rc;
+}
+
+/* A folder left from an experiment of this name that was deleted. */
+static void trash(struct sched *s, const char *name)
+{
+    static unsigned counter;
+    char from[PATH_MAX], to[PATH_MAX];
+    const char *dirs[] = {"tree/experiments", "work"};
+
+    slow_begin(s);
+    mkdirat(s->store_fd, "work/.trash", 0700);
+    for (int i = 0; i < 2; i++) {
+        snprintf(from, sizeof(from), "%s/%s", dirs[i], name);
+        snprintf(to, sizeof(to), "work/.trash/%lld.%u", (long long)clock_wall_ns(), ++counter);
+        if (renameat(s->store_fd, from, s->store_fd, to) == 0)
+            fd_remove_tree(s->store_fd, to, NULL);
+    }
+    slow_end(s);
+}
+
+static void make_folders(struct sched *s, struct experiment *x)
+{
+    char path[PATH_MAX];
+    struct dtx_err e = {0};
+    int rc = 0;
+
+    slow_begin(s);
+    for (int i = 0; rc == 0 && i < x->njobs; i++) {
+        snprintf(path, sizeof(path), "tree/experiments/%s/jobs/%s", x->name, x->jobs[i]->name);
+        rc = fd_mkdirs(s->store_fd, path, 0755, &e);
+        give_to(s, path + 5, x->uid, x->gid);
+    }
+    snprintf(path, sizeof(path), "experiments/%s/jobs", x->name);
+    give_to(s, path, x->uid, x->gid);
+    snprintf(path, sizeof(path), "experiments/%s", x->name);
+    give_to(s, path, x->uid, x->gid);
+    slow_end(s);
+    if (rc)
+        log_line("experiment %s: %s", x->name, e.msg);
+}
+
+static int accept_spec(struct sched *s, struct experiment *x)
+{
+    int rc;
+
+    pin(s, x);
+    x->priority = (int)json_int(x->spec, "priority", 0);
+    rc = write_accepted(s, x);
+    if (rc) {
+        forget(x);
+        return rc;
+    }
+    trash(s, x->name);
+    x->state = ST_PENDING;
+    x->changed = clock_wall_ns();
+    set_text(&x->reason, NULL);
+    for (int i = 0; i < x->njobs; i++)
+        x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
+    make_folders(s, x);
+    log_line("experiment %s: RECEIVING -> PENDING: %d jobs", x->name, x->njobs);
+    experiment_log(s, x, "accepted: %d jobs", x->njobs);
+    sched_changed(s, "experiments");
+    sched_changed(s, "experiments/%s", x->name);
+    return 0;
+}
+
+int experiment_take(struct sched *s, const char *name, const struct buf *text, const char *refused,
+                    const struct caller *who, const char *stamp, bool final)
+{
+    struct experiment *x = experiment_find(s, name);
+    char file[NAME_CAP + 8], sha[65];
+    struct dtx_err e = {0};
+    json_t *spec = NULL;
+    int rc;
+
+    if (!x || deleted_one(s, name))
+        return -EBUSY; /* the old one is still being cancelled; or RECEIVING could not be written */
+    sha256_text(text->p ? text->p : "", text->len, sha);
+    if (x->njobs && x->state != ST_RECEIVING)
+        return take_again(s, x, sha, stamp);
+    if (x->state != ST_RECEIVING)
+        return -EBUSY;
+    snprintf(x->stamp, sizeof(x->stamp), "%s", stamp);
+    snprintf(x->sha, sizeof(x->sha), "%s", sha);
+    x->uid = who->uid;
+    x->gid = who->gid;
+    if (refused)
+        return refuse(s, x, refused);
+    snprintf(file, sizeof(file), "%s.json", name);
+    rc = spec_parse(SPEC_EXPERIMENT, file, text->p ? text->p : "", text->len, &spec, &e);
+    if (rc && !final)
+        return -EAGAIN;
+    if (rc)
+        return refuse(s, x, e.msg);
+    forget(x);
+    x->spec = spec;
+    set_text(&x->text, text->p);
+    rc = jobs_expand(x, &e);
+    if (rc)
+        return refuse(s, x, e.msg);
+    return accept_spec(s, x);
+}
+
+/* For close(): would this text be refused?  Mutex held. */
+int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e)
+{
+    struct experiment *x = experiment_find(s, name);
+    char sha[65];
+
+    if (!x || !x->njobs)
+        return 0;
+    sha256_text(text, n, sha);
+    return strcmp(sha, x->sha) == 0 ? 0 : dtx_fail(e, -EINVAL, other_bytes, name);
+}
+
+/* ---- starting ---- */
+
+static void want(struct buf *b, const char *what, const char *name, const struct object *o)
+{
+    buf_addf(b, "%s%s %s", b->len ? ", " : "waiting for: ", what, name);
+    if (o && o->state == ST_REJECTED)
+        buf_addf(b, " (REJECTED: %s)", o->reason ? o->reason : "");
+    else if (o)
+        buf_addf(b, " (%s)", state_name(o->state));
+}
+
+static bool seen_before(const struct experiment *x, int i, size_t field)
+{
+    for (int k = 0; k < i; k++)
+        if (strcmp((const char *)x->jobs[k] + field, (const char *)x->jobs[i] + field) == 0)
+            return true;
+    return false;
+}
+
+static bool source_still_runs(struct sched *s, const char *model)
+{
+    char name[NAME_CAP];
+    size_t n = strlen(model);
+    struct experiment *x;
+
+    if (n < 11 || strncmp(model, "tuned/", 6) != 0 || strcmp(model + n - 5, ".best") != 0)
+        return false;
+    snprintf(name, sizeof(name), "%.*s", (int)(n - 11), model + 6);
+    x = experiment_find(s, name);
+    return x && !state_is_end(x->state);
+}
+
+static void want_model(struct sched *s, const struct job *j, struct buf *missing)
+{
+    struct model_ref ref;
+    struct dtx_err e = {0};
+
+    if (source_still_runs(s, j->model))
+        want(missing, "the end of the experiment of", j->model, NULL);
+    else if (model_resolve(s, j->model, &ref, &e))
+        want(missing, "model", j->model, object_find(s, OBJ_BASE, j->model));
+}
+
+/* What is not READY yet, in words; nothing if all is. */
+static void find_missing(struct sched *s, struct experiment *x, struct buf *missing)
+{
+    const char *evaluation = json_str(x->spec, "evaluation", NULL), *name;
+    json_t *pinned = json_object_get(x->pins, "evaluation");
+
+    for (int i = 0; i < x->njobs; i++) {
+        struct job *j = x->jobs[i];
+        if (j->params || state_is_end(j->state))
+            continue;
+        if (!json_object_get(json_object_get(x->pins, "paramgroups"), j->paramgroup) &&
+            !seen_before(x, i, offsetof(struct job, paramgroup)))
+            want(missing, "paramgroup", j->paramgroup, object_find(s, OBJ_PARAMGROUP, j->paramgroup));
+        if (!object_ready(s, OBJ_DATASET, j->dataset) && !seen_before(x, i, offsetof(struct job, dataset)))
+            want(missing, "dataset", j->dataset, object_find(s, OBJ_DATASET, j->dataset));
+        if (!seen_before(x, i, offsetof(struct job, model)))
+            want_model(s, j, missing);
+    }
+    if (evaluation && !json_is_object(pinned))
+        want(missing, "evaluation", evaluation, object_find(s, OBJ_EVALUATION, evaluation));
+    name = json_str(pinned, "dataset", NULL);
+    if (name && !object_ready(s, OBJ_DATASET, name))
+        want(missing, "dataset", name, object_find(s, OBJ_DATASET, name));
+}
+
+/* Parameters with overrides and seed; base and adapter under the model's name. */
+static int pin_job(struct sched *s, struct job *j, struct dtx_err *e)
+{
+    struct model_ref ref;
+    json_t *params;
+    int rc = model_resolve(s, j->model, &ref, e);
+
+    if (rc)
+        return rc;
+    params = json_deep_copy(json_object_get(json_object_get(j->exp->pins, "paramgroups"), j->paramgroup));
+    if (!params)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    if (j->overrides)
+        rc = spec_merge_overrides(params, j->overrides, e);
+    if (rc) {
+        json_decref(params);
+        return rc;
+    }
+    if (j->has_seed)
+        json_object_set_new(params, "seed", json_integer(j->seed));
+    else
+        j->seed = json_int(params, "seed", 42);
+    set_json(&j->params, params);
+    snprintf(j->base, sizeof(j->base), "%s", ref.base);
+    snprintf(j->init, sizeof(j->init), "%s", ref.tuned);
+    return 0;
+}
+
+static int start_job(struct sched *s, struct job *j)
+{
+    struct dtx_err e = {0};
+
+    if (state_is_end(j->state))
+        return 0;
+    if (!j->params && pin_job(s, j, &e))
+        return job_event(s, j, EV_ERROR, e.msg);
+    return j->state == ST_INIT ? job_event(s, j, EV_START, NULL) : 0;
+}
+
+static void try_start(struct sched *s, struct experiment *x)
+{
+    struct buf missing = BUF_INIT;
+    struct dtx_err e = {0};
+    int rc = 0;
+
+    if (pin(s, x)) {
+        slow_begin(s);
+        rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
+        slow_end(s);
+        if (rc)
+            catalog_trouble(s, &e);
+    }
+    find_missing(s, x, &missing);
+    if (missing.len) {
+        experiment_event(s, x, EV_WAIT, missing.p);
+        buf_release(&missing);
+        return;
+    }
+    for (int i = 0; rc == 0 && i < x->njobs; i++)
+        rc = start_job(s, x->jobs[i]);
+    if (rc == 0)
+        rc = rows_expand(s, x);
+    if (rc == 0)
+        experiment_event(s, x, EV_START, NULL);
+}
+
+/* ---- ending ---- */
+
+static void count(const struct experiment *x, int *good, int *cancelled, int *failed, int *open)
+{
+    *good = *cancelled = *failed = *open = 0;
+    for (int i = 0; i < x->njobs; i++)
+        switch (x->jobs[i]->state) {
+        case ST_SUCCESSFUL:
+            ++*good;
+            break;
+        case ST_CANCELLED:
+            ++*cancelled;
+            break;
+        case ST_FAILED:
+            ++*failed;
+            break;
+        default:
+            ++*open;
+        }
+}
+
+static void try_end(struct sched *s, struct experiment *x)
+{
+    int good, cancelled, failed, open;
+    char words[128];
+    bool rows_open = false;
+
+    count(x, &good, &cancelled, &failed, &open);
+    if (open || x->njobs == 0)
+        return;
+    for (int i = 0; i < x->nrows; i++)
+        if (!state_is_end(x->rows[i]->state)) {
+            if (cancelled == x->njobs)
+                control_job(s, x->rows[i], "cancel");
+            rows_open = true;
+        }
+    if (rows_open)
+        return;
+    snprintf(words, sizeof(words), "%d of %d jobs successful, %d failed, %d cancelled", good, x->njobs,
+             failed, cancelled);
+    experiment_event(s, x, good ? EV_DONE : cancelled == x->njobs ? EV_ALL_CANCELLED : EV_NONE_WELL, words);
+}
+
+static bool on_a_worker(const struct experiment *x)
+{
+    for (int i = 0; i < x->njobs; i++)
+        if (x->jobs[i]->worker)
+            return true;
+    for (int i = 0; i < x->nrows; i++)
+        if (x->rows[i]->worker)
+            return true;
+    return false;
+}
+
+/* The catalog forgets it at once; memory and files go when no worker has a job of it any more. */
+int experiment_delete(struct sched *s, struct experiment *x)
+{
+    int rc;
+
+    rc = experiment_event(s, x, EV_RMDIR, NULL);
+    if (rc)
+        return rc;
+    x->deleted = true;
+    for (int i = 0; i < x->njobs + x->nrows; i++) {
+        struct job *j = i < x->njobs ? x->jobs[i] : x->rows[i - x->njobs];
+        if (j->worker)
+            worker_send(s, j->worker, PM_JOB_STOP,
+                        json_pack("{so ss}", "id", json_sprintf("%s/%s", x->name, j->name), "how", "cancel"));
+    }
+    return 0;
+}
+
+static void drop_unsaved_rows(struct experiment *x)
+{
+    while (x->nrows && x->rows[x->nrows - 1]->id == 0)
+        job_free(x->rows[--x->nrows]);
+}
+
+void experiments_round(struct sched *s, int64_t now)
+{
+    for (int i = 0; i < s->nexps; i++) {
+        struct experiment *x = s->exps[i];
+        if (x->deleted && !on_a_worker(x)) {
+            trash(s, x->name);
+            experiment_drop(s, x);
+            i--;
+            continue;
+        }
+        if (x->deleted || x->retry_at > now)
+            continue;
+        drop_unsaved_rows(x);
+        if (x->state == ST_PENDING && x->njobs)
+            try_start(s, x);
+        if (x->state == ST_PROCESSING || x->state == ST_PAUSED)
+            try_end(s, x);
+    }
+}

@@ -1,0 +1,373 @@
+/*
+ * When is a drop complete?  NFSv3 has no close on the server, NFSv4 opens empty files first, clients write
+ * back in bursts up to 30 s apart.  So:
+ *
+ *   a spec    at once when renamed into place; else when no local writer has it open and it was quiet for 200
+ * ms after a RELEASE, 5 s without one; one that is empty or does not parse and saw no RELEASE: 35 s a folder
+ * at once when it was renamed into place or holds _SUCCESS (and no local writer is left); a base model also
+ *             when all its shards are as long as their headers say; else after 2 s without writers and
+ * writes, 35 s where no RELEASE was seen
+ *
+ * FUSE threads note events (intake_note, a few comparisons under the mutex); the loop's intake_round acts on
+ * them.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/base/clock.h"
+#include "scheduler/base/log.h"
+#include "scheduler/base/text.h"
+#include "scheduler/internal.h"
+
+static const int64_t spec_released = SECOND_NS / 5, spec_open = 5 * SECOND_NS,
+                     folder_released = 2 * SECOND_NS, no_release = 35 * SECOND_NS, keep_for = 10 * SECOND_NS,
+                     model_look = SECOND_NS / 2, own_echo = 3 * SECOND_NS;
+
+struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
+{
+    struct intake *i;
+
+    for (i = s->intakes; i; i = i->next)
+        if (strcmp(i->path, p->root) == 0)
+            return i;
+    i = calloc(1, sizeof(*i));
+    if (!i)
+        return NULL;
+    snprintf(i->path, sizeof(i->path), "%s", p->root);
+    snprintf(i->name, sizeof(i->name), "%s", p->name);
+    i->kind = p->kind;
+    i->folder = p->folder;
+    i->last = now;
+    i->last_drop = -own_echo;
+    i->next = s->intakes;
+    s->intakes = i;
+    return i;
+}
+
+static void change(struct intake *i, int64_t now)
+{
+    i->dirty = true;
+    i->gone = i->wait_long = false;
+    i->last = now;
+    i->gen++;
+    if (i->complete && !i->success)
+        i->complete = false;
+}
+
+/* An event on the root itself, or in it. */
+static void note_root_gone(struct intake *i, int64_t now)
+{
+    change(i, now);
+    i->gone = true;
+    i->success = i->complete = false;
+}
+
+static void note_renamed_in(struct intake *i, bool is_root, int64_t now)
+{
+    change(i, now);
+    i->released = true;
+    if (is_root)
+        i->complete = true;
+}
+
+static void note_release(struct intake *i, const char *rest, int64_t now)
+{
+    if (i->writers > 0)
+        i->writers--;
+    if (i->writers == 0)
+        i->released = true;
+    if (i->dirty)
+        i->last = now;
+    if (i->dirty && i->folder && strcmp(rest, "_SUCCESS") == 0)
+        i->complete = i->success = true;
+}
+
+static void note(struct intake *i, enum drop_event ev, const struct place *p, int64_t now)
+{
+    switch (ev) {
+    case DROP_OPEN_WRITE:
+        i->writers++;
+        i->released = false;
+        break;
+    case DROP_RELEASE:
+        note_release(i, p->rest, now);
+        break;
+    case DROP_FSYNC:
+        break;
+    case DROP_SETATTR: /* chmod or truncate: the stamp tells */
+        if (i->dirty)
+            i->last = now;
+        else
+            i->maybe = true;
+        break;
+    case DROP_RENAMED_IN:
+        note_renamed_in(i, p->is_root, now);
+        break;
+    case DROP_RENAMED_OUT:
+    case DROP_UNLINK:
+    case DROP_RMDIR:
+        if (p->is_root) {
+            note_root_gone(i, now);
+            break;
+        }
+        change(i, now);
+        i->released = true;
+        break;
+    case DROP_LINK:
+        change(i, now);
+        i->released = true;
+        break;
+    case DROP_CREATE:
+    case DROP_MKDIR:
+    case DROP_WRITE:
+        change(i, now);
+        break;
+    }
+}
+
+/* Folders of DTX's own making are no drops. */
+static bool is_drop(const struct place *p, enum drop_event ev)
+{
+    if (p->kind == OBJ_TUNED)
+        return p->is_root && (ev == DROP_RMDIR || ev == DROP_RENAMED_OUT);
+    return p->kind != OBJ_JOB && (p->kind != OBJ_EXPERIMENT || !p->folder);
+}
+
+/* An echo of what came through the mount, or something that may not have changed a byte.  True: nothing to
+ * note. */
+static bool behind_the_back(struct intake *i, enum drop_event ev, int64_t now)
+{
+    if (now - i->last_drop < own_echo || i->writers)
+        return true;
+    if (i->dirty || ev == DROP_RENAMED_OUT || ev == DROP_UNLINK || ev == DROP_RMDIR)
+        return false;
+    i->maybe = true;
+    i->released = ev == DROP_RELEASE || ev == DROP_RENAMED_IN || ev == DROP_LINK;
+    i->behind = ev;
+    return true;
+}
+
+bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who, int64_t now)
+{
+    struct place p;
+    struct intake *i;
+    bool quiet;
+
+    if (!place_of(path, &p) || !is_drop(&p, ev))
+        return false;
+    i = intake_get(s, &p, now);
+    if (!i)
+        return false;
+    if (!p.is_root && name_is_leftover(base_name(path)) && !i->dirty)
+        return false; /* an editor's or rsync's scratch file beside finished ones */
+    if (!who) {
+        if (behind_the_back(i, ev, now))
+            return i->maybe;
+    } else {
+        i->last_drop = now;
+        if (!i->has_who)
+            i->who = *who;
+        i->has_who = true;
+    }
+    quiet = i->dirty && (ev == DROP_WRITE || ev == DROP_FSYNC || ev == DROP_SETATTR);
+    note(i, ev, &p, now);
+    return !quiet;
+}
+
+int64_t intake_due(const struct intake *i)
+{
+    if (i->gone)
+        return 0;
+    if (i->writers)
+        return INT64_MAX;
+    if (i->complete)
+        return 0;
+    if (i->wait_long)
+        return i->last + no_release;
+    if (i->folder)
+        return i->last + (i->released ? folder_released : no_release);
+    return i->last + (i->released ? spec_released : spec_open);
+}
+
+/* ---- what the loop does about it ---- */
+
+/* The stamp that the object had when it was taken, or NULL. */
+static const char *taken_stamp(struct sched *s, const struct intake *i)
+{
+    if (i->kind == OBJ_EXPERIMENT) {
+        struct experiment *x = experiment_find(s, i->name);
+        return x ? x->stamp : NULL;
+    }
+    struct object *o = object_find(s, i->kind, i->name);
+    return o ? o->stamp : NULL;
+}
+
+/* Something may have changed behind the mount's back, or only a mode: compare. */
+static void look_closer(struct sched *s, struct intake *i, int64_t now)
+{
+    const char *was = taken_stamp(s, i);
+    char text[96];
+    struct stamp st;
+    int rc;
+
+    i->maybe = false;
+    slow_begin(s);
+    rc = stamp_path(s->tree_fd, i->path, &st);
+    slow_end(s);
+    stamp_text(&st, text, sizeof(text));
+    if (rc == -ENOENT) {
+        if (was)
+            note_root_gone(i, now);
+        return;
+    }
+    if (was && strcmp(was, text) == 0)
+        return;
+    change(i, now);
+    i->last -= i->found_age;
+    i->found_age = 0;
+    i->success = i->complete = st.success || i->behind == DROP_RENAMED_IN;
+}
+
+static void announce_experiment(struct sched *s, struct intake *i)
+{
+    struct experiment *x = experiment_find(s, i->name);
+
+    if (x && x->state != ST_REJECTED)
+        return;
+    if (!x && !(x = experiment_new(s, i->name)))
+        return;
+    if (x->id == 0) {
+        x->uid = i->who.uid;
+        x->gid = i->who.gid;
+    }
+    if (experiment_event(s, x, EV_WRITE, NULL) && x->id == 0)
+        experiment_drop(s, x);
+}
+
+/* The object is RECEIVING from the first byte on. */
+static void announce(struct sched *s, struct intake *i)
+{
+    struct object *o;
+
+    if (i->kind == OBJ_EXPERIMENT) {
+        announce_experiment(s, i);
+        return;
+    }
+    if (i->kind == OBJ_SERVICE || i->kind == OBJ_TUNED)
+        return; /* a service is taken whole */
+    o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
+    if (!o || (o->state == ST_RECEIVING && o->id))
+        return;
+    check_cancel(s, o);
+    asking_cancel(s, o);
+    if (object_event(s, o, i->complete ? EV_RENAME : EV_WRITE, NULL))
+        object_drop_unsaved(s, o);
+}
+
+static bool removed(struct sched *s, struct intake *i)
+{
+    struct object *o = object_find(s, i->kind, i->name);
+    struct experiment *x;
+
+    if (i->kind == OBJ_EXPERIMENT) {
+        x = experiment_find(s, i->name);
+        if (x && (x->state == ST_RECEIVING || x->state == ST_REJECTED) && x->njobs == 0) {
+            if (experiment_event(s, x, EV_UNLINK, NULL))
+                return false;
+            experiment_drop(s, x);
+        } else if (x && x->spec_reason) {
+            set_text(&x->spec_reason, NULL);
+        }
+        return true;
+    }
+    if (!o)
+        return true;
+    if (o->kind == OBJ_SERVICE && service_still_there(s, o))
+        return true;
+    check_cancel(s, o);
+    asking_cancel(s, o);
+    return object_event(s, o, object_machine(o->kind) == M_SPEC ? EV_UNLINK : EV_RMDIR, NULL) == 0;
+}
+
+static bool ripe(struct sched *s, struct intake *i, int64_t now)
+{
+    bool complete;
+
+    if (intake_due(i) <= now)
+        return true;
+    if (i->kind != OBJ_BASE || i->writers || now - i->last < spec_released || now < i->look_at)
+        return false;
+    i->look_at = now + model_look;
+    slow_begin(s);
+    complete = model_shards_complete(s->tree_fd, i->path);
+    slow_end(s);
+    return complete;
+}
+
+static void settle(struct sched *s, struct intake *i, int64_t now)
+{
+    unsigned gen = i->gen;
+    int rc;
+
+    if (i->gone) {
+        if (removed(s, i) && gen == i->gen)
+            i->dirty = i->gone = false;
+        return;
+    }
+    announce(s, i);
+    if (!ripe(s, i, now))
+        return;
+    rc = take_drop(s, i, i->wait_long || i->complete);
+    if (rc == -EAGAIN)
+        i->wait_long = true;
+    if (rc || gen != i->gen) {
+        if (rc != -EAGAIN && rc)
+            i->retry_at = now + SECOND_NS;
+        return;
+    }
+    i->dirty = i->complete = i->success = i->wait_long = i->has_who = false;
+}
+
+void intake_round(struct sched *s, int64_t now)
+{
+    struct intake **p = &s->intakes, *i;
+
+    for (i = s->intakes; i; i = i->next) {
+        if (i->retry_at > now)
+            continue;
+        if (i->maybe)
+            look_closer(s, i, now);
+        i->announced = i->gen;
+        if (i->dirty)
+            settle(s, i, now);
+    }
+    while ((i = *p)) {
+        if (i->dirty || i->maybe || i->writers || now - i->last < keep_for) {
+            p = &i->next;
+            continue;
+        }
+        *p = i->next;
+        free(i);
+    }
+}
+
+int64_t intake_next(const struct sched *s)
+{
+    int64_t next = INT64_MAX;
+
+    for (const struct intake *i = s->intakes; i; i = i->next) {
+        int64_t t = INT64_MAX;
+        if (i->maybe)
+            t = 0;
+        else if (i->dirty)
+            t = i->announced != i->gen ? 0 : intake_due(i);
+        if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)
+            t = i->look_at > i->last + spec_released ? i->look_at : i->last + spec_released;
+        if (t < i->retry_at)
+            t = i->retry_at;
+        if (t < next)
+            next = t;
+    }
+    return next;
+}

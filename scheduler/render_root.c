@@ -1,0 +1,343 @@
+/* status, status.json, index.html, metrics.prom, devices, services. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/base/clock.h"
+#include "scheduler/base/json.h"
+#include "scheduler/internal.h"
+#include "scheduler/report/report.h"
+
+enum { SHOWN = 20 }; /* lines of each kind on one screen */
+
+static const enum object_kind shown_kinds[] = {OBJ_DATASET,     OBJ_PARAMGROUP,     OBJ_EVALUATION,
+                                               OBJ_DATA_PLUGIN, OBJ_SCORING_PLUGIN, OBJ_BASE,
+                                               OBJ_TUNED,       OBJ_SERVICE,        OBJ_COMPARE};
+enum { KINDS = sizeof(shown_kinds) / sizeof(shown_kinds[0]) };
+
+static int count(const struct sched *s, enum object_kind kind, int state)
+{
+    int n = 0;
+
+    for (int i = 0; i < s->nobjects; i++)
+        n += s->objects[i]->kind == kind && (state < 0 || (int)s->objects[i]->state == state);
+    return n;
+}
+
+static const char *worker_word(const struct worker *w)
+{
+    static const char *const words[] = {[WS_DOWN] = "DOWN", [WS_STARTING] = "STARTING", [WS_UP] = "UP"};
+
+    return words[w->state];
+}
+
+/* ---- status ---- */
+
+static void counts_line(const struct sched *s, enum object_kind kind, struct buf *out)
+{
+    int all = count(s, kind, -1);
+    const char *sep = ": ";
+
+    if (!all)
+        return;
+    buf_addf(out, "%s: %d", object_kind_collection(kind), all);
+    for (int st = 0; st < ST_COUNT; st++) {
+        int n = count(s, kind, st);
+        if (n) {
+            buf_addf(out, "%s%d %s", sep, n, state_name((enum state)st));
+            sep = ", ";
+        }
+    }
+    buf_addc(out, '\n');
+}
+
+static void device_line(const struct worker *w, struct buf *out)
+{
+    buf_addf(out, "  %s: %s", w->label, worker_word(w));
+    if (w->state == WS_UP)
+        buf_addf(out, ", %d jobs%s%s, %.0f tokens/s", w->njobs, w->base[0] ? " on " : "", w->base,
+                 json_num(w->stats, "tokens_per_s", 0));
+    else if (w->trouble)
+        buf_addf(out, ": %s", w->trouble);
+    buf_addc(out, '\n');
+}
+
+static void experiment_line(const struct experiment *x, struct buf *out)
+{
+    struct job *best = best_job(x);
+    int done = 0;
+
+    for (int i = 0; i < x->njobs; i++)
+        done += state_is_end(x->jobs[i]->state);
+    buf_addf(out, "  %s: %s, %d of %d jobs ended", x->name, state_name(x->state), done, x->njobs);
+    if (best)
+        buf_addf(out, ", best %s", best->name);
+    if (x->reason && !state_is_end(x->state))
+        buf_addf(out, ": %s", x->reason);
+    buf_addc(out, '\n');
+}
+
+static void rejected_lines(const struct sched *s, struct buf *out)
+{
+    int n = 0;
+
+    for (int i = 0; i < s->nobjects && n < SHOWN; i++) {
+        const struct object *o = s->objects[i];
+        if (o->state != ST_REJECTED && o->state != ST_FAILED)
+            continue;
+        if (n++ == 0)
+            buf_adds(out, "needs attention:\n");
+        buf_addf(out, "  %s/%s: %s: %s\n", object_kind_collection(o->kind), o->name, state_name(o->state),
+                 shown_reason(o->reason));
+    }
+}
+
+int render_status(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    int shown = 0, experiments = 0;
+
+    buf_adds(out, s->trouble ? "TROUBLE\n" : "RUNNING\n");
+    if (s->trouble)
+        add_field(out, "reason", "%s", s->trouble);
+    add_field(out, "version", "%s", s->version);
+    add_time(out, "started", s->started);
+    for (int i = 0; i < KINDS; i++)
+        counts_line(s, shown_kinds[i], out);
+    buf_adds(out, "devices:\n");
+    for (int i = 0; i < s->nworkers; i++)
+        device_line(&s->workers[i], out);
+    for (int i = 0; i < s->nexps; i++)
+        experiments += !s->exps[i]->deleted;
+    add_field(out, "experiments", "%d", experiments);
+    for (int i = s->nexps - 1; i >= 0 && shown < SHOWN; i--)
+        if (!s->exps[i]->deleted) {
+            experiment_line(s->exps[i], out);
+            shown++;
+        }
+    rejected_lines(s, out);
+    return 0;
+}
+
+/* ---- status.json ---- */
+
+static json_t *device_json(const struct worker *w)
+{
+    return json_pack("{ss ss ss si si so so so}", "name", w->label, "state", worker_word(w), "base", w->base,
+                     "jobs", w->njobs, "asks", w->asks, "hello",
+                     w->hello ? json_deep_copy(w->hello) : json_null(), "stats",
+                     w->stats ? json_deep_copy(w->stats) : json_null(), "reason",
+                     w->trouble ? json_string(w->trouble) : json_null());
+}
+
+static json_t *objects_json(struct sched *s, enum object_kind kind)
+{
+    json_t *list = json_array();
+    char created[32];
+
+    for (int i = 0; i < s->nobjects; i++) {
+        const struct object *o = s->objects[i];
+        if (o->kind == kind)
+            json_array_append_new(
+                list, json_pack("{ss ss so sI ss}", "name", o->name, "state", state_name(o->state), "reason",
+                                o->reason ? json_string(o->reason) : json_null(), "size", (json_int_t)o->size,
+                                "created", clock_iso(o->created, created, sizeof(created))));
+    }
+    return list;
+}
+
+json_t *appliance_json(struct sched *s)
+{
+    json_t *v, *devices = json_array(), *exps = json_array();
+    char started[32];
+
+    for (int i = 0; i < s->nworkers; i++)
+        json_array_append_new(devices, device_json(&s->workers[i]));
+    for (int i = 0; i < s->nexps; i++)
+        if (!s->exps[i]->deleted)
+            json_array_append_new(exps, experiment_json(s, s->exps[i]));
+    v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
+                  "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
+                  clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
+    for (int i = 0; v && i < KINDS; i++)
+        json_object_set_new(v, object_kind_collection(shown_kinds[i]), objects_json(s, shown_kinds[i]));
+    return v;
+}
+
+int render_status_json(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    json_t *v = appliance_json(s);
+    char *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+
+    json_decref(v);
+    if (!text)
+        return -ENOMEM;
+    buf_addf(out, "%s\n", text);
+    free(text);
+    return 0;
+}
+
+int render_console(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    json_t *v;
+
+    pthread_mutex_lock(&s->mutex);
+    v = appliance_json(s);
+    pthread_mutex_unlock(&s->mutex);
+    if (!v)
+        return -ENOMEM;
+    console_html(out, v);
+    json_decref(v);
+    return 0;
+}
+
+/* ---- metrics.prom ---- */
+
+static void metric(struct buf *out, const char *name, const char *type, const char *help)
+{
+    buf_addf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+/* A label's value: backslash, quote and newline escaped. */
+static void label(struct buf *out, const char *value)
+{
+    for (; *value; value++) {
+        if (*value == '\\' || *value == '"')
+            buf_addc(out, '\\');
+        if (*value == '\n')
+            buf_adds(out, "\\n");
+        else
+            buf_addc(out, *value);
+    }
+}
+
+static void object_metrics(struct sched *s, struct buf *out)
+{
+    metric(out, "dtx_objects", "gauge", "objects by kind and state");
+    for (int i = 0; i < KINDS; i++)
+        for (int st = 0; st < ST_COUNT; st++) {
+            int n = count(s, shown_kinds[i], st);
+            if (n)
+                buf_addf(out, "dtx_objects{kind=\"%s\",state=\"%s\"} %d\n", object_kind_name(shown_kinds[i]),
+                         state_name((enum state)st), n);
+        }
+}
+
+static void job_metrics(struct sched *s, struct buf *out)
+{
+    metric(out, "dtx_jobs", "gauge", "jobs by state");
+    for (int st = 0; st < ST_COUNT; st++) {
+        int n = 0;
+        for (int i = 0; i < s->nexps; i++)
+            for (int k = 0; k < s->exps[i]->njobs; k++)
+                n += !s->exps[i]->deleted && (int)s->exps[i]->jobs[k]->state == st;
+        if (n)
+            buf_addf(out, "dtx_jobs{state=\"%s\"} %d\n", state_name((enum state)st), n);
+    }
+    metric(out, "dtx_job_loss", "gauge", "training loss of running jobs");
+    for (int i = 0; i < s->nexps; i++)
+        for (int k = 0; k < s->exps[i]->njobs; k++) {
+            struct job *j = s->exps[i]->jobs[k];
+            if (!j->worker || !json_is_number(json_object_get(j->progress, "loss")))
+                continue;
+            buf_adds(out, "dtx_job_loss{experiment=\"");
+            label(out, s->exps[i]->name);
+            buf_adds(out, "\",job=\"");
+            label(out, j->name);
+            buf_addf(out, "\"} %g\n", json_num(j->progress, "loss", 0));
+        }
+}
+
+static void device_metric(struct sched *s, const char *name, const char *help, const char *key,
+                          struct buf *out)
+{
+    metric(out, name, "gauge", help);
+    for (int i = 0; i < s->nworkers; i++)
+        buf_addf(out, "%s{device=\"%s\"} %.17g\n", name, s->workers[i].label,
+                 json_num(s->workers[i].stats, key, 0));
+}
+
+int render_metrics(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    object_metrics(s, out);
+    job_metrics(s, out);
+    metric(out, "dtx_device_up", "gauge", "1 if the device's worker is up");
+    for (int i = 0; i < s->nworkers; i++)
+        buf_addf(out, "dtx_device_up{device=\"%s\"} %d\n", s->workers[i].label, s->workers[i].state == WS_UP);
+    device_metric(s, "dtx_device_memory_bytes", "memory used by the device's worker", "mem_used", out);
+    device_metric(s, "dtx_device_tokens_per_second", "tokens trained and generated in the last second",
+                  "tokens_per_s", out);
+    metric(out, "dtx_store_writable", "gauge", "0 while the catalog or the store cannot be written");
+    buf_addf(out, "dtx_store_writable %d\n", s->trouble == NULL);
+    return 0;
+}
+
+/* ---- devices, services ---- */
+
+int render_device(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    struct subject it;
+    struct worker *w;
+
+    if (!subject_of(s, m, &it))
+        return -ENOENT;
+    w = it.worker;
+    buf_addf(out, "%s\n", worker_word(w));
+    if (w->state != WS_UP && w->trouble)
+        add_field(out, "reason", "%s", w->trouble);
+    add_field(out, "device", "%s", json_str(w->hello, "device", w->device));
+    if (w->pid)
+        add_field(out, "pid", "%d", (int)w->pid);
+    if (w->threads)
+        add_field(out, "threads", "%d", w->threads);
+    buf_adds(out, "memory: ");
+    add_bytes(out, json_int(w->stats, "mem_used", json_int(w->hello, "mem_used", 0)));
+    buf_adds(out, " of ");
+    add_bytes(out, json_int(w->hello, "mem_total", 0));
+    buf_addf(out, "\nbase: %s\n", w->base[0] ? w->base : "none");
+    add_field(out, "tokens_per_s", "%.0f", json_num(w->stats, "tokens_per_s", 0));
+    add_field(out, "asks", "%d", w->asks);
+    add_field(out, "jobs", "%d", w->njobs);
+    for (int i = 0; i < s->nexps; i++)
+        for (int k = 0; k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
+            struct experiment *x = s->exps[i];
+            struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
+            if (j->worker != w)
+                continue;
+            buf_addf(out, "  %s/%s: ", x->name, j->name);
+            progress_line(j, out);
+            buf_addc(out, '\n');
+        }
+    return 0;
+}
+
+int render_service_stats(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    struct object *o = object_find(s, OBJ_SERVICE, m->arg[0]);
+    uint64_t good;
+    int waiting = 0;
+
+    if (!o)
+        return -ENOENT;
+    good = o->served.requests - o->served.failed;
+    for (int i = 0; i < s->nobjects; i++)
+        waiting += s->objects[i]->kind == OBJ_ASK &&
+                   (s->objects[i]->state == ST_PENDING || s->objects[i]->state == ST_ANSWERING) &&
+                   strncmp(s->objects[i]->name, o->name, strlen(o->name)) == 0 &&
+                   s->objects[i]->name[strlen(o->name)] == '/';
+    buf_addf(out, "%s\n", state_name(o->state));
+    add_field(out, "requests", "%llu", (unsigned long long)o->served.requests);
+    add_field(out, "failed", "%llu", (unsigned long long)o->served.failed);
+    add_field(out, "waiting", "%d", waiting);
+    add_field(out, "new_tokens", "%llu", (unsigned long long)o->served.tokens);
+    add_field(out, "tokens_per_s", "%.1f",
+              o->served.seconds > 0 ? (double)o->served.tokens / o->served.seconds : 0);
+    add_field(out, "ttft_s", "%.3f", good ? o->served.ttft / (double)good : 0);
+    return 0;
+}
+
+int render_service_endpoint(struct sched *s, const struct layout_match *m, struct buf *out)
+{
+    buf_addf(out, "services/%s/ask/\n", m->arg[0]);
+    add_field(out, "how", "write NAME.txt into it, read NAME.md beside it; NAME.status says when it is DONE");
+    return 0;
+}

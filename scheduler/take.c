@@ -1,0 +1,237 @@
+/* A complete drop becomes an object: specs are parsed, folders are measured and sent to CHECKING. */
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "scheduler/base/fdio.h"
+#include "scheduler/base/log.h"
+#include "scheduler/base/text.h"
+#include "scheduler/internal.h"
+
+int open_beneath(int dirfd, const char *path, int flags)
+{
+    struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY),
+                           .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+
+    return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof(how));
+}
+
+int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e)
+{
+    int fd = open_beneath(dirfd, path, O_RDONLY), rc = 0;
+    struct stat st;
+    ssize_t got = 1;
+
+    if (fd < 0)
+        return errno == ELOOP
+                   ? dtx_fail(e, -ELOOP, "%s is or lies behind a symbolic link: copy the file itself", path)
+                   : dtx_fail_errno(e, "cannot open %s", path);
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+        rc = dtx_fail(e, -EINVAL, "%s is not a regular file", path);
+    while (rc == 0 && got > 0) {
+        if (b->len > max)
+            rc = dtx_fail(e, -EFBIG, "%s has more than %zu bytes", path, max);
+        else if (buf_reserve(b, 65536))
+            rc = dtx_fail(e, -ENOMEM, "out of memory reading %s", path);
+        else if ((got = read(fd, b->p + b->len, 65536)) < 0 && errno != EINTR)
+            rc = dtx_fail_errno(e, "cannot read %s", path);
+        else if (got > 0)
+            b->p[b->len += (size_t)got] = '\0';
+        else if (got < 0)
+            got = 1;
+    }
+    close(fd);
+    return rc;
+}
+
+static bool is_blank(const struct buf *b)
+{
+    return b->len == 0 || strspn(b->p, " \t\r\n") == b->len;
+}
+
+static const enum spec_kind spec_of[OBJ_KINDS] = {
+    [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
+    [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
+    [OBJ_SCORING_PLUGIN] = SPEC_PLUGIN, [OBJ_SERVICE] = SPEC_SERVICE,
+    [OBJ_EXPERIMENT] = SPEC_EXPERIMENT, [OBJ_COMPARE] = SPEC_COMPARE,
+    [OBJ_ASK] = SPEC_COMPARE,
+};
+
+/* Settings and, beside them, "prompt". */
+static int parse_prompt(const char *file, const char *text, size_t n, json_t **out, struct dtx_err *e)
+{
+    size_t bad = text_utf8_bad_at(text, n), prompt_n = 0;
+    const char *prompt = text;
+    int rc;
+
+    if (bad < n)
+        return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8",
+                        base_name(file), bad, (unsigned char)text[bad]);
+    if (memchr(text, '\0', n))
+        return dtx_fail(e, -EINVAL, "%s: holds a NUL byte: a prompt is text", base_name(file));
+    rc = spec_parse_prompt(base_name(file), text, n, out, &prompt, &prompt_n, e);
+    if (rc)
+        return rc;
+    n = prompt_n;
+    while (n && strchr("\r\n", prompt[n - 1]))
+        n--;
+    if (strspn(prompt, " \t\r\n") >= n) {
+        json_decref(*out);
+        *out = NULL;
+        return dtx_fail(e, -EINVAL, "%s: the prompt is empty", base_name(file));
+    }
+    json_object_set_new(*out, "prompt", json_stringn(prompt, n));
+    json_object_set_new(*out, "own_settings", json_boolean(prompt != text));
+    return 0;
+}
+
+int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
+               struct dtx_err *e)
+{
+    if (kind == OBJ_COMPARE || kind == OBJ_ASK)
+        return parse_prompt(path, text, n, out, e);
+    return spec_parse(spec_of[kind], base_name(path), text, n, out, e);
+}
+
+/* Names that the file system let through but that no object may have. */
+static int check_name(const struct intake *i, struct dtx_err *e)
+{
+    const char *name = i->kind == OBJ_ASK ? base_name(i->name) : i->name;
+    int rc = name_check(name, e);
+
+    if (rc == 0 && i->kind == OBJ_EXPERIMENT && strchr(name, '.'))
+        rc = dtx_fail(e, -EINVAL, "an experiment's name has no dot: rename %s.json", name);
+    return rc;
+}
+
+static int reject(struct sched *s, struct object *o, const char *reason)
+{
+    set_json(&o->spec, NULL);
+    return object_event(s, o, EV_ERROR, reason);
+}
+
+/* paramgroup, evaluation, prompt */
+static int take_spec(struct sched *s, struct intake *i, struct object *o, const char *text, size_t n,
+                     bool last_chance)
+{
+    struct dtx_err e = {0};
+    json_t *spec = NULL;
+    int rc = check_name(i, &e);
+
+    if (rc == 0) {
+        slow_begin(s);
+        rc = take_parse(i->kind, i->path, text, n, &spec, &e);
+        slow_end(s);
+    }
+    if (rc && !last_chance && !i->released)
+        return -EAGAIN;
+    if (rc)
+        return reject(s, o, e.msg);
+    set_json(&o->spec, spec);
+    set_json(&o->report, NULL);
+    return object_event(s, o, i->kind == OBJ_COMPARE || i->kind == OBJ_ASK ? EV_SETTLE : EV_DONE, NULL);
+}
+
+/* The description in a folder: dataset.json or plugin.json. */
+static int take_folder(struct sched *s, struct intake *i, struct object *o)
+{
+    static const char *const files[OBJ_KINDS] = {[OBJ_DATASET] = "dataset.json",
+                                                 [OBJ_DATA_PLUGIN] = "plugin.json",
+                                                 [OBJ_SCORING_PLUGIN] = "plugin.json"};
+    char path[PATH_MAX];
+    struct buf text = BUF_INIT;
+    struct dtx_err e = {0};
+    json_t *spec = NULL;
+    int rc = check_name(i, &e);
+
+    if (rc == 0 && files[i->kind]) {
+        snprintf(path, sizeof(path), "%s/%s", i->path, files[i->kind]);
+        slow_begin(s);
+        rc = read_beneath(s->tree_fd, path, MAX_SPEC, &text, &e);
+        if (rc == -ENOENT && i->kind == OBJ_DATASET) {
+            buf_adds(&text, "{}");
+            rc = 0;
+        }
+        if (rc == 0)
+            rc = take_parse(i->kind, path, text.p, text.len, &spec, &e);
+        slow_end(s);
+    }
+    buf_release(&text);
+    if (rc)
+        return reject(s, o, e.msg);
+    set_json(&o->spec, spec);
+    set_json(&o->report, NULL);
+    return object_event(s, o, EV_SETTLE, NULL);
+}
+
+static int take_object(struct sched *s, struct intake *i, const struct stamp *st, const struct buf *text,
+                       bool last_chance)
+{
+    struct object *o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
+    struct dtx_err e = {0};
+    int rc;
+
+    if (!o)
+        return -ENOMEM;
+    o->size = st->bytes;
+    stamp_text(st, o->stamp, sizeof(o->stamp));
+    if (geteuid() == 0 || !i->has_who) {
+        o->uid = st->uid;
+        o->gid = st->gid;
+    }
+    if (i->kind == OBJ_SERVICE) {
+        rc = check_name(i, &e);
+        if (rc == 0)
+            rc = service_take(s, o, i->path, &e);
+        if (rc && rc != -EAGAIN)
+            rc = o->state == ST_NONE && object_event(s, o, EV_WRITE, NULL) ? -EIO : reject(s, o, e.msg);
+    } else if (i->folder) {
+        rc = take_folder(s, i, o);
+    } else {
+        rc = take_spec(s, i, o, text->p ? text->p : "", text->len, last_chance);
+    }
+    if (rc)
+        object_drop_unsaved(s, o);
+    return rc;
+}
+
+int take_drop(struct sched *s, struct intake *i, bool last_chance)
+{
+    struct buf text = BUF_INIT;
+    struct dtx_err e = {0};
+    struct stamp st;
+    char stamp[96];
+    int rc;
+
+    slow_begin(s);
+    rc = stamp_path(s->tree_fd, i->path, &st);
+    if (rc == 0 && !i->folder)
+        rc = read_beneath(s->tree_fd, i->path, MAX_SPEC, &text, &e);
+    slow_end(s);
+    if (rc == -ENOENT) { /* gone meanwhile; its event is on the way */
+        buf_release(&text);
+        i->gone = true;
+        return -EAGAIN;
+    }
+    if (!i->folder && is_blank(&text) && !last_chance) {
+        buf_release(&text);
+        return -EAGAIN;
+    }
+    stamp_text(&st, stamp, sizeof(stamp));
+    if (i->kind == OBJ_EXPERIMENT) {
+        struct caller who = {.uid = st.uid, .gid = st.gid};
+        if (geteuid() != 0 && i->has_who)
+            who = i->who;
+        rc = rc ? rc : check_name(i, &e);
+        rc = experiment_take(s, i->name, &text, rc ? e.msg : NULL, &who, stamp, last_chance || i->released);
+    } else {
+        rc = take_object(s, i, &st, &text, last_chance);
+    }
+    buf_release(&text);
+    return rc;
+}
