@@ -205,7 +205,8 @@ void render_cache_tidy(struct render_cache *c)
     pthread_mutex_lock(&c->mu);
     for (size_t i = 0; i < BUCKETS; i++)
         for (struct entry *p = c->table[i]; p; p = p->next)
-            if (p->users == 0 && p->now && p->used_ms < limit) { /* no users: its lock is free, and stays so */
+            if (p->users == 0 && p->now &&
+                p->used_ms < limit) { /* no users: its lock is free, and stays so */
                 snapshot_put(p->now);
                 p->now = NULL;
             }
