@@ -30,7 +30,7 @@ static bool has_suspect(struct sched *s, const struct worker *w)
 
 static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
-    if (w->state != WS_UP || w->quitting || w->eof_at || w->held_body)
+    if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
     if (w->njobs == 0)
         return true;

@@ -181,6 +181,7 @@ struct worker { /* protected by s->mutex */
     int64_t started, start_at; /* mono; not before (backoff) */
     int failures;              /* in a row */
     bool quitting;
+    bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
     int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
@@ -405,6 +406,7 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
+bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);
