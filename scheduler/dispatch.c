@@ -68,6 +68,8 @@ static int order(const void *a, const void *b)
 
     if (x->exp->priority != y->exp->priority)
         return x->exp->priority > y->exp->priority ? -1 : 1;
+    if (x->suspect != y->suspect)
+        return x->suspect ? -1 : 1; /* to know soon which one it is */
     if (x->exp->running != y->exp->running)
         return x->exp->running - y->exp->running;
     if (x->exp->id != y->exp->id)

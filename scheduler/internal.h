@@ -133,7 +133,9 @@ struct experiment {
     /* not in the catalog */
     char stamp[96]; /* of the spec file */
     bool deleted;
-    int running; /* jobs on workers, while dispatching */
+    int running;     /* jobs on workers, while dispatching */
+    unsigned looked; /* s->transitions when it was last tried to start it */
+    int64_t look_at; /* mono: try again then at the latest */
     int64_t retry_at;
 };
 
@@ -239,7 +241,8 @@ struct sched {
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
     long long next_ask;
-    bool locks_free; /* no worker of an earlier dtxd is left */
+    unsigned transitions; /* counted: what waits looks again when something happened */
+    bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
 
     pthread_cond_t changes_cond;
