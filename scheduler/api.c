@@ -325,8 +325,11 @@ static int may_remove(struct sched *s, const struct layout_match *m, const char 
 int sched_unlink(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
     char path[PATH_MAX];
+    struct sched_attr attr;
     int rc;
 
+    if (m->entry->reader == LR_OBJECT_STATUS && sched_stat(s, m, &attr) == -ENOENT)
+        return 0; /* it went with its object: rm -r NAME* */
     if (!removable(m))
         return -EPERM;
     match_path(m, path, sizeof(path));
