@@ -120,7 +120,7 @@ static json_t *job_row(const json_t *experiment, const json_t *job)
                                            "eval_loss", "tokens_per_s", "eta_s"};
     json_t *row = json_object();
 
-    copy(row, "name", experiment);
+    json_object_set_new(row, "experiment", json_string(json_str(experiment, "name", "?")));
     json_object_set_new(row, "job", json_string(json_str(job, "name", "?")));
     json_object_set_new(row, "progress", json_real(job_progress(job)));
     for (size_t k = 0; k < sizeof(own) / sizeof(own[0]); k++)
@@ -247,7 +247,7 @@ static void add_tiles(struct buf *out, const json_t *status)
     buf_adds(out, "<div class=\"tiles\">");
     add_tile(out, "jobs running", (double)running);
     add_tile(out, "jobs waiting", (double)waiting);
-    add_tile(out, "jobs done", (double)done);
+    add_tile(out, "jobs ended", (double)done);
     add_tile(out, "tokens/s", tokens);
     add_tile(out, "devices", (double)json_array_size(json_object_get(status, "devices")));
     buf_adds(out, "</div>\n");
@@ -267,9 +267,9 @@ void console_html(struct buf *out, const json_t *status)
     static const char *const problems[] = {"name", "state", "reason", NULL};
     static const char *const devices[] = {"name",         "state",    "device",    "base",   "jobs", "asks",
                                           "tokens_per_s", "mem_used", "mem_total", "reason", NULL};
-    static const char *const jobs[] = {"name",  "job",    "state", "progress",  "step",
-                                       "total", "epoch",  "loss",  "eval_loss", "tokens_per_s",
-                                       "eta_s", "device", NULL};
+    static const char *const jobs[] = {"experiment", "job",    "state", "progress",  "step",
+                                       "total",      "epoch",  "loss",  "eval_loss", "tokens_per_s",
+                                       "eta_s",      "device", NULL};
     static const char *const experiments[] = {"name",  "state",   "jobs",   "progress", "best",
                                               "score", "created", "reason", NULL};
     static const char *const services[] = {"name", "state", "size", "created", "reason", NULL};

@@ -446,7 +446,7 @@ START_TEST(console_page)
     expect_well_formed(&b);
     ck_assert(has(&b, "http-equiv=\"refresh\"") && has(&b, "started 2026-11-23T18:46:45Z"));
     ck_assert(has(&b, "<b>1</b><span>jobs running") && has(&b, "<b>1</b><span>jobs waiting"));
-    ck_assert(has(&b, "<b>2</b><span>jobs done") && has(&b, "<b>18244</b><span>tokens/s"));
+    ck_assert(has(&b, "<b>2</b><span>jobs ended") && has(&b, "<b>18244</b><span>tokens/s"));
     ck_assert(has(&b, "datasets/d2") && has(&b, "no &lt;x&gt;") && has(&b, "first/03-c") &&
               has(&b, "loss &lt;NaN&gt;"));
     ck_assert(has(&b, "<em>49%</em>") && has(&b, "1m15s") && has(&b, "1.2500")); /* of the job */
