@@ -63,6 +63,21 @@ $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libdtx.a $(if $(findstring clang,$(CC))
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
 
+$(BUILD)/dtx.layout.5: packaging/man/layout_page.c $(LAYOUT_OBJ) $(BASE_OBJ)
+	$(CC) $(ALL_CFLAGS) -o $(BUILD)/layout_page $^ $(ALL_LIBS)
+	$(BUILD)/layout_page >$@
+
+PREFIX ?= /usr/local
+install: all $(BUILD)/dtx.layout.5
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(BUILD)/dtxd $(BUILD)/dtx-worker $(wildcard $(BUILD)/dtx_cuda.so) $(DESTDIR)$(PREFIX)/bin
+	install -m 755 mnt-layout/bin_dtx.sh $(DESTDIR)$(PREFIX)/bin/dtx
+	install -m 644 $(BUILD)/dtx.layout.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 packaging/man/dtxd.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	sed 's,/usr/bin/dtxd,$(PREFIX)/bin/dtxd,' packaging/systemd/dtxd.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/dtxd.service
+
 units: $(UNIT)
 fuzzers: $(FUZZ)
 
@@ -89,7 +104,7 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all units fuzzers deps demo test check-all format clean
+.PHONY: all install units fuzzers deps demo test check-all format clean
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 

@@ -1,4 +1,5 @@
-/* Attributes of nodes and names: from the store for what is backed, from the scheduler for what is generated. */
+/* Attributes of nodes and names: from the store for what is backed, from the scheduler for what is generated.
+ */
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -6,9 +7,9 @@
 #include "fsd/fs.h"
 #include "scheduler/base/text.h"
 
-#define BACKED_TIMEOUT 1.0
+#define BACKED_TIMEOUT          1.0
 #define GENERATED_ENTRY_TIMEOUT 1.0
-#define GENERATED_ATTR_TIMEOUT (RENDER_HOLD_MS / 1000.0)
+#define GENERATED_ATTR_TIMEOUT  (RENDER_HOLD_MS / 1000.0)
 
 /* ---- generated ---- */
 
@@ -128,7 +129,8 @@ static int stat_child(struct fs *f, uint64_t parent, const struct place *p, cons
     return rc;
 }
 
-int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node, struct fs_attr *a)
+int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node,
+                struct fs_attr *a)
 {
     struct node_info what = {.owner = NODE_USER};
     int rc = backing_stat(f->backing, dirfd, name, &a->st, &what.key);

@@ -68,14 +68,16 @@ int backing_stat(const struct backing *b, int dirfd, const char *name, struct st
 {
     struct statx x;
 
-    if (statx(dirfd, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS | STATX_BTIME, &x))
+    if (statx(dirfd, name, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+              STATX_BASIC_STATS | STATX_BTIME, &x))
         return -errno;
     stat_of_statx(&x, st);
     if (key) {
         key->dev = stable_dev(b, st->st_dev);
         key->ino = st->st_ino;
-        key->btime =
-            x.stx_mask & STATX_BTIME ? (int64_t)x.stx_btime.tv_sec * 1000000000 + (int64_t)x.stx_btime.tv_nsec : 0;
+        key->btime = x.stx_mask & STATX_BTIME
+                         ? (int64_t)x.stx_btime.tv_sec * 1000000000 + (int64_t)x.stx_btime.tv_nsec
+                         : 0;
     }
     return 0;
 }
@@ -326,8 +328,8 @@ static int get_generated(struct backing *b, uint64_t id, struct backing_fd *out)
 static int get_at_depth(struct backing *b, uint64_t id, int depth, struct backing_fd *out);
 
 /* Try one of the node's names. */
-static int open_by_name(struct backing *b, const struct node_info *node, uint64_t parent, const char *name, int depth,
-                        struct backing_fd *out)
+static int open_by_name(struct backing *b, const struct node_info *node, uint64_t parent, const char *name,
+                        int depth, struct backing_fd *out)
 {
     struct backing_fd dir;
     struct node_key key;
@@ -367,7 +369,8 @@ static int get_at_depth(struct backing *b, uint64_t id, int depth, struct backin
         return rc;
     if (node.owner == NODE_GENERATED)
         return node.is_dir ? get_generated(b, id, out) : -EINVAL;
-    for (unsigned k = 0; k < 64; k++) { /* a rename meanwhile, or behind the mount's back: try the other names */
+    for (unsigned k = 0; k < 64;
+         k++) { /* a rename meanwhile, or behind the mount's back: try the other names */
         buf_clear(&name);
         rc = nodes_name(b->nodes, id, k, &parent, &name);
         if (rc == 0)

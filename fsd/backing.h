@@ -1,10 +1,11 @@
 /*
  * Files in the store: from a node id to a descriptor.
  *
- * A backed node is reached by an O_PATH descriptor, opened component by component from STORE/tree, never following a
- * link, and checked against the node's key; so neither a link that a caller made nor a rename meanwhile leads out of
- * the tree or to another file.  Descriptors are kept (the most recently used BACKING_KEEP of them, for a minute); that
- * of a file that was unlinked while the kernel knows it is pinned, because it has no name to be opened by any more.
+ * A backed node is reached by an O_PATH descriptor, opened component by component from STORE/tree, never
+ * following a link, and checked against the node's key; so neither a link that a caller made nor a rename
+ * meanwhile leads out of the tree or to another file.  Descriptors are kept (the most recently used
+ * BACKING_KEEP of them, for a minute); that of a file that was unlinked while the kernel knows it is pinned,
+ * because it has no name to be opened by any more.
  *
  * Every function may be called from any thread.
  */
@@ -26,8 +27,8 @@ struct backing_fd { /* borrowed from the cache until backing_put */
 int backing_new(int tree_fd, struct nodes *nodes, unsigned keep, struct backing **out);
 void backing_free(struct backing *b);
 
-/* The node's descriptor.  -ESTALE: it is not there any more, or another file is.  A generated folder's is that of the
- * folder at the same path in the store; -ENOENT if there is none. */
+/* The node's descriptor.  -ESTALE: it is not there any more, or another file is.  A generated folder's is
+ * that of the folder at the same path in the store; -ENOENT if there is none. */
 int backing_get(struct backing *b, uint64_t id, struct backing_fd *out);
 void backing_put(struct backing *b, struct backing_fd *f);
 

@@ -15,7 +15,7 @@
 extern char **environ;
 
 /* Of newer kernels' headers; flags2 holds bits 32 and up. */
-#define DTX_FUSE_INIT_EXT (1u << 30)
+#define DTX_FUSE_INIT_EXT              (1u << 30)
 #define DTX_FUSE2_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
 
 /* struct fuse_init_out as of protocol 7.36: flags2 took the place of unused words. */
@@ -36,7 +36,8 @@ static int mount_as_root(const char *mountpoint, struct dtx_err *e)
 
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open /dev/fuse (modprobe fuse?)");
-    snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
+    snprintf(options, sizeof(options),
+             "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
              (unsigned)getuid(), (unsigned)getgid());
     if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options)) {
         int rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
@@ -68,7 +69,8 @@ static int receive_fd(int sock)
     } control;
     char byte;
     struct iovec iov = {&byte, 1};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
     struct cmsghdr *c;
     ssize_t n;
     int fd;
@@ -115,7 +117,8 @@ static int mount_as_user(const char *mountpoint, struct dtx_err *e)
     }
     close(sock[0]);
     if (rc || fd < 0)
-        return dtx_fail(e, rc ? rc : fd, "fusermount3 cannot mount at %s: is fuse3 installed, and may you use it?",
+        return dtx_fail(e, rc ? rc : fd,
+                        "fusermount3 cannot mount at %s: is fuse3 installed, and may you use it?",
                         mountpoint);
     return fd;
 }
@@ -151,8 +154,8 @@ static void patch_init(struct iovec *iov, int count)
     if (count < 2 || h->error || iov[1].iov_len < sizeof(*r))
         return;
     r = iov[1].iov_base;
-    if (r->minor < 36 || !(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
-        return;
+    if (!(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
+        return; /* the bits count, not the protocol version that libfuse speaks */
     if (!(r->flags & DTX_FUSE_INIT_EXT))
         r->flags2 = 0;
     r->flags |= DTX_FUSE_INIT_EXT;

@@ -3,8 +3,9 @@
  *
  * The mount is made here and the descriptor given to libfuse as a "custom io", so that
  *  - the connection can belong to another process than the one that serves it (a parent that outlives dtxd);
- *  - what this libfuse does not know can be agreed on with the kernel by changing messages on their way.  Today that is
- *    FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6): shared mappings of generated files, which are opened past the cache.
+ *  - what this libfuse does not know can be agreed on with the kernel by changing messages on their way.
+ * Today that is FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6): shared mappings of generated files, which are opened
+ * past the cache.
  */
 #ifndef DTX_FSD_CHANNEL_H
 #define DTX_FSD_CHANNEL_H
@@ -20,7 +21,8 @@ struct channel {
 
 /* Open the device and mount it; as a user through fusermount3.  The descriptor, or a negative errno. */
 int channel_mount(const char *mountpoint, struct dtx_err *e);
-/* Let se talk through fd (which it takes over).  c must live as long as se; se's userdata stays what it is. */
+/* Let se talk through fd (which it takes over).  c must live as long as se; se's userdata stays what it is.
+ */
 int channel_attach(struct channel *c, struct fuse_session *se, int fd, struct dtx_err *e);
 
 #endif

@@ -44,7 +44,8 @@ static int make_store_folders(int tree_fd, struct dtx_err *e)
         if (fstatat(tree_fd, row->pattern, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode))
             return dtx_fail(e, -ENOTDIR, "tree/%s in the store is not a folder", row->pattern);
         /* sticky: it has been set up before, and keeps the permissions that an administrator gave it since */
-        if (row->kind == LK_DROP_DIR && !(st.st_mode & S_ISVTX) && fchmodat(tree_fd, row->pattern, row->mode, 0))
+        if (row->kind == LK_DROP_DIR && !(st.st_mode & S_ISVTX) &&
+            fchmodat(tree_fd, row->pattern, row->mode, 0))
             return dtx_fail_errno(e, "cannot set the permissions of tree/%s in the store", row->pattern);
     }
     return 0;

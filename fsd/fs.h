@@ -1,11 +1,12 @@
 /*
  * The file system as a whole: what the operations (ops_*.c) share.
  *
- * The way of a request: ops.c's table -> an operation in ops_*.c -> place (what does the layout say about this path?)
+ * The way of a request: ops.c's table -> an operation in ops_*.c -> place (what does the layout say about
+ * this path?)
  * -> the scheduler (generated files), or the store through backing.h (users' files) -> one reply.
  *
- * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> those inside nodes, backing,
- * renders, handles and sched, which are leaves and never held across each other.
+ * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> those inside
+ * nodes, backing, renders, handles and sched, which are leaves and never held across each other.
  */
 #ifndef DTX_FSD_FS_H
 #define DTX_FSD_FS_H
@@ -63,14 +64,18 @@ struct fs_attr {
     double attr_timeout, entry_timeout;
 };
 
-enum { FS_COUNT = 1 /* the kernel will count it */, FS_TYPE_ONLY = 2 /* only st_ino and the type in st_mode */ };
+enum {
+    FS_COUNT = 1 /* the kernel will count it */,
+    FS_TYPE_ONLY = 2 /* only st_ino and the type in st_mode */
+};
 
 /* Look a name up, binding it to a node. */
 int fs_lookup_name(struct fs *f, uint64_t parent, const char *name, int flags, struct node_info *node,
                    struct fs_attr *a);
 int fs_attr_of(struct fs *f, uint64_t id, struct fs_attr *a);
 /* Bind a name that was just made in the store (dirfd is the folder's). */
-int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node, struct fs_attr *a);
+int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node,
+                struct fs_attr *a);
 /* The newest rendering of a generated file. */
 int fs_render(struct fs *f, uint64_t id, const struct place *p, enum render_use use, struct snapshot **out);
 void fs_fill_entry(const struct node_info *node, const struct fs_attr *a, struct fuse_entry_param *e);
@@ -103,7 +108,8 @@ void fs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
 void fs_op_readlink(fuse_req_t req, fuse_ino_t ino);
 void fs_op_statfs(fuse_req_t req, fuse_ino_t ino);
-void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags);
+void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
+                    int flags);
 void fs_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void fs_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void fs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
@@ -121,27 +127,32 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
 void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
 void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name);
 void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
-void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+                  struct fuse_file_info *fi);
 /* ops_remove.c */
 void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 /* ops_rename.c */
-void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
-                  unsigned int flags);
+void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+                  const char *newname, unsigned int flags);
 /* ops_file.c */
 void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
-void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off, struct fuse_file_info *fi);
+void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+                     struct fuse_file_info *fi);
 void fs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
-void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi);
-void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out,
-                           off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags);
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                     struct fuse_file_info *fi);
+void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in,
+                           fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
+                           int flags);
 void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
 /* Forget a handle, telling the scheduler if it was a writer's. */
 void fs_close_handle(fuse_req_t req, uint64_t fh);
-/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no memory. */
+/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no
+ * memory. */
 struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
 /* ops_text.c: generated files */
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);

@@ -47,7 +47,8 @@ void handles_free(struct handles *t)
     free(t);
 }
 
-struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id, int fd, struct snapshot *snapshot)
+struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id, int fd,
+                           struct snapshot *snapshot)
 {
     struct handle *h = calloc(1, sizeof(*h));
 

@@ -1,6 +1,6 @@
 /*
- * Open files and folders.  The kernel holds a number, never a pointer: it is made of the daemon's start (high half) and
- * a counter, so that a number from before a restart is recognised as such.
+ * Open files and folders.  The kernel holds a number, never a pointer: it is made of the daemon's start (high
+ * half) and a counter, so that a number from before a restart is recognised as such.
  */
 #ifndef DTX_FSD_HANDLES_H
 #define DTX_FSD_HANDLES_H
@@ -40,7 +40,8 @@ struct handles;
 struct handles *handles_new(void);
 void handles_free(struct handles *t);
 /* A new handle with fd and snapshot (both taken over, also on failure: NULL). */
-struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id, int fd, struct snapshot *snapshot);
+struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id, int fd,
+                           struct snapshot *snapshot);
 /* NULL: not one of ours.  Valid until handles_remove, which the kernel asks for after everything else. */
 struct handle *handles_get(struct handles *t, uint64_t fh);
 void handles_remove(struct handles *t, uint64_t fh);

@@ -1,9 +1,9 @@
 /*
  * The names in a folder, in the order of their cookies.
  *
- * A cookie (d_off) is a hash of the name: it means the same place in every listing of that folder, before and after a
- * restart, while other names come and go.  NFS servers open the folder anew for each READDIR and go on from a cookie; an
- * index would skip names there as soon as rm -r removes some.
+ * A cookie (d_off) is a hash of the name: it means the same place in every listing of that folder, before and
+ * after a restart, while other names come and go.  NFS servers open the folder anew for each READDIR and go
+ * on from a cookie; an index would skip names there as soon as rm -r removes some.
  */
 #ifndef DTX_FSD_LISTING_H
 #define DTX_FSD_LISTING_H

@@ -16,13 +16,14 @@
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/log.h"
 
-#define DTX_VERSION "0.1"
+#define DTX_VERSION   "0.1"
 #define DEFAULT_STORE "/var/lib/dtx"
 
 struct options {
     const char *store, *config, *devices, *worker, *log, *mountpoint;
     bool foreground;
-    char store_path[PATH_MAX], worker_path[PATH_MAX], mount_path[PATH_MAX], log_path[PATH_MAX], config_path[PATH_MAX];
+    char store_path[PATH_MAX], worker_path[PATH_MAX], mount_path[PATH_MAX], log_path[PATH_MAX],
+        config_path[PATH_MAX];
 };
 
 /* Tells the parent (or, in the foreground, nobody) how the start went. */
@@ -43,10 +44,14 @@ static const char usage_text[] =
     "Without --foreground it returns when the mount is live.  SIGTERM unmounts and ends it.\n";
 
 static const struct option long_options[] = {
-    {"store", required_argument, NULL, 's'},  {"config", required_argument, NULL, 'c'},
-    {"devices", required_argument, NULL, 'd'}, {"foreground", no_argument, NULL, 'f'},
-    {"worker", required_argument, NULL, 'w'}, {"log", required_argument, NULL, 'l'},
-    {"help", no_argument, NULL, 'h'},         {"version", no_argument, NULL, 'V'},
+    {"store", required_argument, NULL, 's'},
+    {"config", required_argument, NULL, 'c'},
+    {"devices", required_argument, NULL, 'd'},
+    {"foreground", no_argument, NULL, 'f'},
+    {"worker", required_argument, NULL, 'w'},
+    {"log", required_argument, NULL, 'l'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
     {NULL, 0, NULL, 0},
 };
 
@@ -57,15 +62,33 @@ static int parse_options(int argc, char **argv, struct options *o)
 
     while ((c = getopt_long(argc, argv, "f", long_options, NULL)) != -1) {
         switch (c) {
-        case 's': o->store = optarg; break;
-        case 'c': o->config = optarg; break;
-        case 'd': o->devices = optarg; break;
-        case 'f': o->foreground = true; break;
-        case 'w': o->worker = optarg; break;
-        case 'l': o->log = optarg; break;
-        case 'h': fputs(usage_text, stdout); return 1;
-        case 'V': puts("dtxd " DTX_VERSION); return 1;
-        default: fputs(usage_text, stderr); return -EINVAL;
+        case 's':
+            o->store = optarg;
+            break;
+        case 'c':
+            o->config = optarg;
+            break;
+        case 'd':
+            o->devices = optarg;
+            break;
+        case 'f':
+            o->foreground = true;
+            break;
+        case 'w':
+            o->worker = optarg;
+            break;
+        case 'l':
+            o->log = optarg;
+            break;
+        case 'h':
+            fputs(usage_text, stdout);
+            return 1;
+        case 'V':
+            puts("dtxd " DTX_VERSION);
+            return 1;
+        default:
+            fputs(usage_text, stderr);
+            return -EINVAL;
         }
     }
     if (optind + 1 != argc) {
@@ -111,7 +134,8 @@ static int absolute(const char *path, char out[PATH_MAX], struct dtx_err *e)
 
     if (path[0] != '/' && !getcwd(cwd, sizeof(cwd)))
         return dtx_fail_errno(e, "the current folder");
-    if (snprintf(out, PATH_MAX, "%s%s%s", path[0] == '/' ? "" : cwd, path[0] == '/' ? "" : "/", path) >= PATH_MAX)
+    if (snprintf(out, PATH_MAX, "%s%s%s", path[0] == '/' ? "" : cwd, path[0] == '/' ? "" : "/", path) >=
+        PATH_MAX)
         return dtx_fail(e, -ENAMETOOLONG, "path too long: %.100s", path);
     return 0;
 }

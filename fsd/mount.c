@@ -118,11 +118,13 @@ int mount_prepare(const char *mountpoint, struct dtx_err *e)
     for (int tries = 0; mounted_type(mountpoint, type, sizeof(type)); tries++) {
         if (strncmp(type, "fuse", 4) != 0 || statvfs(mountpoint, &vfs) == 0 ||
             (errno != ENOTCONN && errno != ECONNABORTED))
-            return dtx_fail(e, -EBUSY, "%s is mounted already (%s): unmount it first, or choose another mountpoint",
+            return dtx_fail(e, -EBUSY,
+                            "%s is mounted already (%s): unmount it first, or choose another mountpoint",
                             mountpoint, type);
         log_line("clearing the dead mount at %s", mountpoint);
         if (tries == 16 || mount_remove(mountpoint, 1))
-            return dtx_fail(e, -EBUSY, "a dead mount at %s cannot be cleared: umount -l %s", mountpoint, mountpoint);
+            return dtx_fail(e, -EBUSY, "a dead mount at %s cannot be cleared: umount -l %s", mountpoint,
+                            mountpoint);
     }
     if (mkdir(mountpoint, 0755) && errno != EEXIST)
         return dtx_fail_errno(e, "cannot make the mountpoint %s", mountpoint);

@@ -8,7 +8,8 @@
 
 /* The absolute path of a mountpoint without touching what may be mounted on it. */
 int mount_resolve(const char *path, char *out, size_t outsz, struct dtx_err *e);
-/* Make it ready: a missing folder is made, a dead FUSE mount is cleared, -EBUSY if anything live is mounted there. */
+/* Make it ready: a missing folder is made, a dead FUSE mount is cleared, -EBUSY if anything live is mounted
+ * there. */
 int mount_prepare(const char *mountpoint, struct dtx_err *e);
 /* Unmount; -EBUSY while files on it are open.  lazy: detach it all the same. */
 int mount_remove(const char *mountpoint, int lazy);

@@ -1,12 +1,13 @@
 /*
  * The map of node ids in memory; nodes.h says what it promises, nodes_db.c keeps it.
  *
- * Three hash tables, all under n->mu: nodes by id, backed nodes by key, names by (parent, name).  A node lists its
- * names (the current one first) and, if it is a folder, the names in it.  Every change is also appended to a queue in
- * the order in which it happened; the flusher takes the whole queue and writes it in one transaction (db_mu).
+ * Three hash tables, all under n->mu: nodes by id, backed nodes by key, names by (parent, name).  A node
+ * lists its names (the current one first) and, if it is a folder, the names in it.  Every change is also
+ * appended to a queue in the order in which it happened; the flusher takes the whole queue and writes it in
+ * one transaction (db_mu).
  *
- * A node without a name is an orphan: unlinked while the kernel knows it.  It leaves the database at once and memory
- * with the kernel's last FORGET.
+ * A node without a name is an orphan: unlinked while the kernel knows it.  It leaves the database at once and
+ * memory with the kernel's last FORGET.
  */
 #include "fsd/nodes.h"
 
@@ -22,9 +23,9 @@ enum { ID_BLOCK = 1 << 16, FIRST_BUCKETS = 1024, MAX_DEPTH = 4096 };
 
 struct name {
     struct name *hash_next;
-    struct name *same_node;      /* next name of the node */
-    struct name *prev, *next;    /* names in the same folder */
-    struct node *node, *folder;  /* folder->info.id is the parent */
+    struct name *same_node;     /* next name of the node */
+    struct name *prev, *next;   /* names in the same folder */
+    struct node *node, *folder; /* folder->info.id is the parent */
     uint64_t hash;
     char text[];
 };
@@ -601,7 +602,8 @@ static int node_for(struct nodes *n, const struct node_info *what, struct name *
     if (key_present(&what->key))
         *out = node_by_key(n, &what->key);
     else
-        *out = old && !key_present(&old->node->info.key) && old->node->info.is_dir == what->is_dir ? old->node : NULL;
+        *out = old && !key_present(&old->node->info.key) && old->node->info.is_dir == what->is_dir ? old->node
+                                                                                                   : NULL;
     if (*out)
         return 0;
     info.id = take_id(n);
@@ -613,7 +615,8 @@ static int node_for(struct nodes *n, const struct node_info *what, struct name *
 }
 
 /* (folder, text) means node from now on (mu held). */
-static int give_name(struct nodes *n, struct node *folder, const char *text, struct node *node, struct name *old)
+static int give_name(struct nodes *n, struct node *folder, const char *text, struct node *node,
+                     struct name *old)
 {
     struct name *name;
 
@@ -629,7 +632,8 @@ static int give_name(struct nodes *n, struct node *folder, const char *text, str
     if (!node->stored)
         store_node(n, node);
     queue_change(n, NOP_PUT_NAME, &node->info, folder->info.id, text);
-    while (node->info.is_dir && name->same_node) /* a folder has one name: it was renamed behind the mount's back */
+    while (node->info.is_dir &&
+           name->same_node) /* a folder has one name: it was renamed behind the mount's back */
         remove_name(n, name->same_node);
     return 0;
 }
@@ -644,8 +648,8 @@ static bool is_below(const struct node *node, const struct node *folder)
     return false;
 }
 
-static int bind_locked(struct nodes *n, uint64_t parent, const char *text, const struct node_info *what, bool count,
-                       struct node_info *out)
+static int bind_locked(struct nodes *n, uint64_t parent, const char *text, const struct node_info *what,
+                       bool count, struct node_info *out)
 {
     struct node *folder = node_by_id(n, parent), *node;
     struct name *old;
@@ -659,7 +663,7 @@ static int bind_locked(struct nodes *n, uint64_t parent, const char *text, const
         return rc;
     if (node->info.is_dir && is_below(folder, node))
         return -ELOOP; /* a bind mount of a folder into itself */
-    node->lookups++; /* keeps it while its names change */
+    node->lookups++;   /* keeps it while its names change */
     rc = give_name(n, folder, text, node, old);
     if (!rc && node->info.owner != what->owner) {
         node->info.owner = what->owner;
@@ -802,7 +806,8 @@ void nodes_rename(struct nodes *n, uint64_t parent, const char *name, uint64_t n
     pthread_mutex_unlock(&n->mu);
 }
 
-void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent, const char *newname)
+void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent,
+                    const char *newname)
 {
     struct name *a, *b;
 

@@ -1,17 +1,18 @@
 /*
  * Node ids: the 64-bit numbers by which the kernel (and an NFS client's handle) names files.
  *
- * An id is given once and never again: neither pointers nor the backing inode's number, which is used again after a
- * removal.  Ids, names and generations live in STORE/nodes.db and in memory, so that (id, generation) means the same
- * file after a restart of the daemon.  A row (parent id, name) -> id is a name; a node with several is hard-linked; a
- * renamed folder takes everything below it along by one row.
+ * An id is given once and never again: neither pointers nor the backing inode's number, which is used again
+ * after a removal.  Ids, names and generations live in STORE/nodes.db and in memory, so that (id, generation)
+ * means the same file after a restart of the daemon.  A row (parent id, name) -> id is a name; a node with
+ * several is hard-linked; a renamed folder takes everything below it along by one row.
  *
- * Durability.  Changes are written behind, a batch every NODES_FLUSH_MS, without fsync: a killed daemon forgets at
- * most that much (such a handle turns stale, it never means another file, because ids are taken from blocks that were
- * reserved durably beforehand).  nodes_sync makes everything durable; an fsync of a file does it.
+ * Durability.  Changes are written behind, a batch every NODES_FLUSH_MS, without fsync: a killed daemon
+ * forgets at most that much (such a handle turns stale, it never means another file, because ids are taken
+ * from blocks that were reserved durably beforehand).  nodes_sync makes everything durable; an fsync of a
+ * file does it.
  *
- * Which file a backed node is, is checked with its key (device, inode, birth time): a file that was replaced behind
- * the mount's back gets a new id.  A generated node's identity is its name; its key is all zero.
+ * Which file a backed node is, is checked with its key (device, inode, birth time): a file that was replaced
+ * behind the mount's back gets a new id.  A generated node's identity is its name; its key is all zero.
  *
  * Every function may be called from any thread.
  */
@@ -53,12 +54,13 @@ int nodes_open(const char *db_path, struct nodes **out, struct dtx_err *e);
 /* Everything is written durably.  Frees n. */
 void nodes_close(struct nodes *n);
 
-/* The node that (parent, name) means: the one with that key (or, generated, of that name) if there is one, else a new
- * one.  A name that meant another node loses it.  With count, the kernel's lookup count goes up by one. */
+/* The node that (parent, name) means: the one with that key (or, generated, of that name) if there is one,
+ * else a new one.  A name that meant another node loses it.  With count, the kernel's lookup count goes up by
+ * one. */
 int nodes_bind(struct nodes *n, uint64_t parent, const char *name, const struct node_info *what, bool count,
                struct node_info *out);
-int nodes_get(struct nodes *n, uint64_t id, struct node_info *out);                          /* -ESTALE */
-int nodes_find(struct nodes *n, uint64_t parent, const char *name, struct node_info *out);   /* -ENOENT */
+int nodes_get(struct nodes *n, uint64_t id, struct node_info *out);                        /* -ESTALE */
+int nodes_find(struct nodes *n, uint64_t parent, const char *name, struct node_info *out); /* -ENOENT */
 /* The k-th name of a node (0 = the current one), appended to *name. -ENOENT after the last. */
 int nodes_name(struct nodes *n, uint64_t id, unsigned k, uint64_t *parent, struct buf *name);
 /* Path relative to the root, without a leading slash, appended.  -ESTALE: it has none any more. */
@@ -66,8 +68,10 @@ int nodes_path(struct nodes *n, uint64_t id, struct buf *path);
 
 /* The name is gone (and, for a folder, all names below it). */
 void nodes_unbind(struct nodes *n, uint64_t parent, const char *name);
-void nodes_rename(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent, const char *newname);
-void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent, const char *newname);
+void nodes_rename(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent,
+                  const char *newname);
+void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent,
+                    const char *newname);
 
 /* The kernel learns the node by its id: its lookup count goes up by one. -ESTALE */
 int nodes_count_lookup(struct nodes *n, uint64_t id);

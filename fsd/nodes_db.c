@@ -11,19 +11,20 @@ enum { SCHEMA_VERSION = 1 };
 enum statement { ST_PUT_NODE, ST_DROP_NODE, ST_PUT_NAME, ST_DROP_NAME, ST_COUNT };
 
 static const char *const statements[ST_COUNT] = {
-    [ST_PUT_NODE] = "INSERT OR REPLACE INTO node(id, generation, owner, is_dir, dev, ino, btime) "
-                    "VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    [ST_PUT_NODE] = ("INSERT OR REPLACE INTO node(id, generation, owner, is_dir, dev, ino, btime) "
+                     "VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)"),
     [ST_DROP_NODE] = "DELETE FROM node WHERE id = ?1",
     [ST_PUT_NAME] = "INSERT OR REPLACE INTO name(parent, name, id) VALUES(?1, ?2, ?3)",
     [ST_DROP_NAME] = "DELETE FROM name WHERE parent = ?1 AND name = ?2",
 };
 
-static const char schema[] = "CREATE TABLE node(id INTEGER PRIMARY KEY, generation INTEGER NOT NULL,"
-                             " owner INTEGER NOT NULL, is_dir INTEGER NOT NULL, dev INTEGER NOT NULL,"
-                             " ino INTEGER NOT NULL, btime INTEGER NOT NULL);"
-                             "CREATE TABLE name(parent INTEGER NOT NULL, name BLOB NOT NULL, id INTEGER NOT NULL,"
-                             " PRIMARY KEY(parent, name)) WITHOUT ROWID;"
-                             "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;";
+static const char schema[] =
+    "CREATE TABLE node(id INTEGER PRIMARY KEY, generation INTEGER NOT NULL,"
+    " owner INTEGER NOT NULL, is_dir INTEGER NOT NULL, dev INTEGER NOT NULL,"
+    " ino INTEGER NOT NULL, btime INTEGER NOT NULL);"
+    "CREATE TABLE name(parent INTEGER NOT NULL, name BLOB NOT NULL, id INTEGER NOT NULL,"
+    " PRIMARY KEY(parent, name)) WITHOUT ROWID;"
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;";
 
 struct nodes_db {
     sqlite3 *sql;
@@ -101,7 +102,8 @@ static int db_prepare(struct nodes_db *db, uint64_t *generation, struct dtx_err 
     if (!rc && version == 0)
         rc = db_create(db, e);
     for (int i = 0; !rc && i < ST_COUNT; i++)
-        if (sqlite3_prepare_v3(db->sql, statements[i], -1, SQLITE_PREPARE_PERSISTENT, &db->st[i], NULL) != SQLITE_OK)
+        if (sqlite3_prepare_v3(db->sql, statements[i], -1, SQLITE_PREPARE_PERSISTENT, &db->st[i], NULL) !=
+            SQLITE_OK)
             rc = db_fail(db, e, statements[i]);
     if (!rc)
         rc = db_number(db, "SELECT value FROM meta WHERE key = 'generation'", 1, &gen, e);
@@ -118,9 +120,11 @@ int nodes_db_open(const char *path, struct nodes_db **out, uint64_t *generation,
     if (!db)
         return dtx_fail(e, -ENOMEM, "out of memory");
     if (sqlite3_open_v2(path, &db->sql,
-                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_NOFOLLOW,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
+                            SQLITE_OPEN_NOFOLLOW,
                         NULL) != SQLITE_OK)
-        rc = dtx_fail(e, -EIO, "cannot open %s: %s", path, db->sql ? sqlite3_errmsg(db->sql) : "out of memory");
+        rc = dtx_fail(e, -EIO, "cannot open %s: %s", path,
+                      db->sql ? sqlite3_errmsg(db->sql) : "out of memory");
     else
         rc = db_prepare(db, generation, e);
     if (rc) {
@@ -177,8 +181,9 @@ static int load_names(struct nodes_db *db, nodes_db_name_fn fn, void *arg, struc
         return db_fail(db, e, sql);
     for (rc = 0; rc == 0 && (step = sqlite3_step(st)) == SQLITE_ROW;) {
         const char *name = (const char *)sqlite3_column_text(st, 1);
-        rc = name ? fn(arg, (uint64_t)sqlite3_column_int64(st, 0), name, (uint64_t)sqlite3_column_int64(st, 2))
-                  : -ENOMEM;
+        rc = name
+                 ? fn(arg, (uint64_t)sqlite3_column_int64(st, 0), name, (uint64_t)sqlite3_column_int64(st, 2))
+                 : -ENOMEM;
     }
     sqlite3_finalize(st);
     if (rc)
@@ -186,7 +191,8 @@ static int load_names(struct nodes_db *db, nodes_db_name_fn fn, void *arg, struc
     return step == SQLITE_DONE ? 0 : db_fail(db, e, sql);
 }
 
-int nodes_db_load(struct nodes_db *db, nodes_db_node_fn node, nodes_db_name_fn name, void *arg, struct dtx_err *e)
+int nodes_db_load(struct nodes_db *db, nodes_db_node_fn node, nodes_db_name_fn name, void *arg,
+                  struct dtx_err *e)
 {
     int rc = load_nodes(db, node, arg, e);
 
@@ -201,7 +207,8 @@ int nodes_db_reserve(struct nodes_db *db, uint64_t count, uint64_t *first, struc
     if (!rc)
         rc = db_number(db, "SELECT value FROM meta WHERE key = 'next_id'", -1, &next, e);
     if (!rc && next <= NODE_ROOT)
-        return dtx_fail(e, -EIO, "nodes.db is damaged: no next_id; move it away, and handles of NFS clients turn stale");
+        return dtx_fail(
+            e, -EIO, "nodes.db is damaged: no next_id; move it away, and handles of NFS clients turn stale");
     if (!rc)
         rc = db_set(db, "next_id", next + (int64_t)count, e);
     if (!rc)

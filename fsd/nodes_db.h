@@ -23,7 +23,8 @@ typedef int (*nodes_db_name_fn)(void *arg, uint64_t parent, const char *name, ui
 /* generation: what new nodes get (it differs for every new nodes.db). */
 int nodes_db_open(const char *path, struct nodes_db **out, uint64_t *generation, struct dtx_err *e);
 void nodes_db_close(struct nodes_db *db);
-int nodes_db_load(struct nodes_db *db, nodes_db_node_fn node, nodes_db_name_fn name, void *arg, struct dtx_err *e);
+int nodes_db_load(struct nodes_db *db, nodes_db_node_fn node, nodes_db_name_fn name, void *arg,
+                  struct dtx_err *e);
 /* Reserve ids durably: the first of `count` that nobody was given. */
 int nodes_db_reserve(struct nodes_db *db, uint64_t count, uint64_t *first, struct dtx_err *e);
 /* One transaction; durable: with fsync. */

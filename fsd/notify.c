@@ -47,7 +47,8 @@ static bool is_gone(struct fs *f, uint64_t id)
 {
     struct sched_attr attr;
     struct place p;
-    bool gone = place_of_node(f, id, &p) == 0 && p.owner == NODE_GENERATED && sched_stat(f->sched, &p.m, &attr) == -ENOENT;
+    bool gone = place_of_node(f, id, &p) == 0 && p.owner == NODE_GENERATED &&
+                sched_stat(f->sched, &p.m, &attr) == -ENOENT;
 
     place_release(&p);
     return gone;

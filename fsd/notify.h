@@ -1,9 +1,9 @@
 /*
- * Telling the kernel that generated files changed or went, from a thread of its own (a FUSE handler that did so could
- * wait for itself), and what is to be tidied up from time to time.
+ * Telling the kernel that generated files changed or went, from a thread of its own (a FUSE handler that did
+ * so could wait for itself), and what is to be tidied up from time to time.
  *
- * The kernel keeps attributes of generated files for a quarter of a second anyway; this makes changes seen at once, and
- * takes away the names of objects that are gone.
+ * The kernel keeps attributes of generated files for a quarter of a second anyway; this makes changes seen at
+ * once, and takes away the names of objects that are gone.
  */
 #ifndef DTX_FSD_NOTIFY_H
 #define DTX_FSD_NOTIFY_H

@@ -7,10 +7,10 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
     struct fs *f = userdata;
 
-    conn->want |= conn->capable & (FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_PARALLEL_DIROPS |
-                                   FUSE_CAP_ATOMIC_O_TRUNC);
-    /* With a writeback cache the kernel would believe its own size and mtime of every regular file, and the generated
-     * ones could never change. */
+    conn->want |= conn->capable & (FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_AUTO_INVAL_DATA |
+                                   FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ATOMIC_O_TRUNC);
+    /* With a writeback cache the kernel would believe its own size and mtime of every regular file, and the
+     * generated ones could never change. */
     conn->want &= ~(unsigned)FUSE_CAP_WRITEBACK_CACHE;
     conn->max_write = MAX_WRITE;
     conn->max_background = MAX_BACKGROUND;

@@ -200,7 +200,8 @@ void fs_op_statfs(fuse_req_t req, fuse_ino_t ino)
 
 /* ---- extended attributes: user.* of users' files ---- */
 
-/* The path for the *xattr calls (links have none of these attributes), the descriptor to put back afterwards. */
+/* The path for the *xattr calls (links have none of these attributes), the descriptor to put back afterwards.
+ */
 static int xattr_target(struct fs *f, uint64_t id, const char *name, struct backing_fd *file, char path[40])
 {
     struct node_info node;
@@ -223,7 +224,8 @@ static bool writable_xattrs(struct fs *f, uint64_t id)
     return nodes_get(f->nodes, id, &node) != 0 || node.owner != NODE_STORE;
 }
 
-void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags)
+void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
+                    int flags)
 {
     struct fs *f = fs_of(req);
     struct backing_fd file;

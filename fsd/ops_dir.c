@@ -113,8 +113,8 @@ static int lookup_entry(struct fs *f, uint64_t dir, const char *name, int flags,
     return rc;
 }
 
-static size_t add_direntry(fuse_req_t req, struct reply *r, const struct listing_entry *le, const struct node_info *node,
-                           const struct fs_attr *a, bool plus)
+static size_t add_direntry(fuse_req_t req, struct reply *r, const struct listing_entry *le,
+                           const struct node_info *node, const struct fs_attr *a, bool plus)
 {
     struct fuse_entry_param e;
 

@@ -124,7 +124,8 @@ static void end_change(fuse_req_t req, struct handle *h, struct buf *path, bool 
     buf_release(path);
 }
 
-void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off, struct fuse_file_info *fi)
+void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
+                     struct fuse_file_info *fi)
 {
     struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
     struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
@@ -185,7 +186,8 @@ void fs_op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_
     fs_reply_err(req, rc);
 }
 
-void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi)
+void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                     struct fuse_file_info *fi)
 {
     struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
     struct buf path;
@@ -202,8 +204,9 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
     fs_reply_err(req, rc);
 }
 
-void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out,
-                           off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags)
+void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in,
+                           fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
+                           int flags)
 {
     struct fs *f = fs_of(req);
     struct handle *from = handles_get(f->handles, fi_in->fh), *to = handles_get(f->handles, fi_out->fh);
@@ -216,7 +219,8 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
     }
     n = begin_change(req, to, &path);
     if (!n) {
-        n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len > COPY_MAX ? COPY_MAX : len, (unsigned)flags);
+        n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len > COPY_MAX ? COPY_MAX : len,
+                            (unsigned)flags);
         if (n < 0)
             n = errno == ENOSYS ? -EXDEV : -errno;
     }

@@ -36,8 +36,8 @@ static void spot_end(struct fs *f, struct spot *s)
     place_release(&s->p);
 }
 
-/* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file system has
- * seen to that).  Giving away clears set-id bits: they are put back. */
+/* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file
+ * system has seen to that).  Giving away clears set-id bits: they are put back. */
 static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *name, mode_t mode)
 {
     struct caller who = fs_caller(req);
@@ -188,11 +188,13 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 
 /* ---- create and open ---- */
 
-/* The kernel saw no such name.  If there is one now, it has not checked permissions: -ESTALE makes it look again. */
+/* The kernel saw no such name.  If there is one now, it has not checked permissions: -ESTALE makes it look
+ * again. */
 static int create_file(const struct spot *s, const char *name, mode_t mode, int flags)
 {
     int keep = flags & (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC);
-    int fd = openat(s->dir.fd, name, keep | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 07777);
+    int fd =
+        openat(s->dir.fd, name, keep | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 07777);
 
     if (fd >= 0)
         return fd;

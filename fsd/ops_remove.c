@@ -1,5 +1,5 @@
-/* Removing names.  Of what is DTX's own, `rm -r` means something to the scheduler: files are hidden one by one, and the
- * rmdir of an emptied folder deletes the object. */
+/* Removing names.  Of what is DTX's own, `rm -r` means something to the scheduler: files are hidden one by
+ * one, and the rmdir of an emptied folder deletes the object. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -58,8 +58,8 @@ void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 /* ---- folders ---- */
 
-/* What still counts as inside.  In a generated folder a log or checkpoint file may have been written since rm -r listed
- * it: that is no reason to fail. */
+/* What still counts as inside.  In a generated folder a log or checkpoint file may have been written since rm
+ * -r listed it: that is no reason to fail. */
 static bool counts(const struct place *folder, const struct node_info *node)
 {
     return folder->owner == NODE_STORE || node->owner != NODE_STORE || node->is_dir;

@@ -22,7 +22,7 @@ static int rename_own(fuse_req_t req, const struct rename *r)
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
 
-    if (r->parent != r->newparent || strncmp(r->newname, ".nfs", 4) != 0 || r->flags)
+    if (r->parent != r->newparent || strncmp(r->newname, ".nfs", 4) != 0 || (r->flags & RENAME_EXCHANGE))
         return -EPERM;
     return sched_unlink(f->sched, &r->from.m, &who);
 }
@@ -112,11 +112,12 @@ static int rename_user(fuse_req_t req, struct rename *r)
     return 0;
 }
 
-void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
-                  unsigned int flags)
+void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+                  const char *newname, unsigned int flags)
 {
     struct fs *f = fs_of(req);
-    struct rename r = {.parent = parent, .newparent = newparent, .name = name, .newname = newname, .flags = flags};
+    struct rename r = {
+        .parent = parent, .newparent = newparent, .name = name, .newname = newname, .flags = flags};
     int rc = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : 0;
 
     if (!rc)

@@ -1,5 +1,5 @@
-/* Open generated files: each open reads one snapshot, past the kernel's cache (direct_io), so that what a reader gets is
- * whole, and is what fstat said. */
+/* Open generated files: each open reads one snapshot, past the kernel's cache (direct_io), so that what a
+ * reader gets is whole, and is what fstat said. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +23,8 @@ static int open_text(struct fs *f, const struct node_info *node, int flags, stru
     if (!rc && read)
         rc = fs_render(f, node->id, &p, RENDER_FOR_OPEN, &s);
     if (!rc) {
-        *h = handles_add(f->handles, p.m.entry->kind == LK_CONTROL ? HANDLE_CONTROL : HANDLE_TEXT, node->id, -1, s);
+        *h = handles_add(f->handles, p.m.entry->kind == LK_CONTROL ? HANDLE_CONTROL : HANDLE_TEXT, node->id,
+                         -1, s);
         rc = *h ? 0 : -ENOMEM;
     }
     place_release(&p);
@@ -47,8 +48,8 @@ void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file
         handles_remove(f->handles, h->fh);
 }
 
-/* Who starts again from the beginning a second or more after taking a snapshot (a poller that seeks back, an NFS server
- * that keeps the file open for all its clients) gets the rendering of now. h->mu held. */
+/* Who starts again from the beginning a second or more after taking a snapshot (a poller that seeks back, an
+ * NFS server that keeps the file open for all its clients) gets the rendering of now. h->mu held. */
 static void renew(struct fs *f, struct handle *h)
 {
     int64_t now = clock_mono_ns() / 1000000;
@@ -65,22 +66,27 @@ static void renew(struct fs *f, struct handle *h)
     place_release(&p);
 }
 
+/* The handle may be released as soon as there is a reply: nothing of it is touched after that. */
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off)
 {
+    struct snapshot *s;
     size_t have = 0;
 
     pthread_mutex_lock(&h->mu);
     if (off == 0)
         renew(fs_of(req), h);
-    if (h->snapshot && off >= 0 && (size_t)off < h->snapshot->size)
-        have = h->snapshot->size - (size_t)off;
+    s = snapshot_ref(h->snapshot);
+    pthread_mutex_unlock(&h->mu);
+    if (s && off >= 0 && (size_t)off < s->size)
+        have = s->size - (size_t)off;
     if (have > size)
         have = size;
-    fuse_reply_buf(req, have ? h->snapshot->data + off : NULL, have);
-    pthread_mutex_unlock(&h->mu);
+    fuse_reply_buf(req, have ? s->data + off : NULL, have);
+    snapshot_put(s);
 }
 
-static int take_words(struct fs *f, const struct handle *h, const char *words, size_t n, const struct caller *who)
+static int take_words(struct fs *f, const struct handle *h, const char *words, size_t n,
+                      const struct caller *who)
 {
     struct place p;
     int rc = place_of_node(f, h->id, &p);

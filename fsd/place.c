@@ -74,7 +74,8 @@ static int check_object_name(const struct place *p, const struct place *folder, 
         return -EPERM; /* NAME.json makes experiments/NAME/ */
     if (name_is_leftover(name))
         return 0;
-    return name_check(m->rest || !m->nargs || m->entry->object == OBJ_NONE ? name : m->arg[m->nargs - 1], NULL);
+    return name_check(m->rest || !m->nargs || m->entry->object == OBJ_NONE ? name : m->arg[m->nargs - 1],
+                      NULL);
 }
 
 int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p)

@@ -53,19 +53,19 @@ struct render_cache *render_cache_new(void)
     return c;
 }
 
+struct snapshot *snapshot_ref(struct snapshot *s)
+{
+    if (s)
+        __atomic_add_fetch(&s->refs, 1, __ATOMIC_RELAXED);
+    return s;
+}
+
 void snapshot_put(struct snapshot *s)
 {
     if (s && __atomic_sub_fetch(&s->refs, 1, __ATOMIC_ACQ_REL) == 0) {
         free(s->data);
         free(s);
     }
-}
-
-static struct snapshot *snapshot_ref(struct snapshot *s)
-{
-    if (s)
-        __atomic_add_fetch(&s->refs, 1, __ATOMIC_RELAXED);
-    return s;
 }
 
 static void free_entry(struct entry *p)
@@ -205,7 +205,8 @@ void render_cache_tidy(struct render_cache *c)
     pthread_mutex_lock(&c->mu);
     for (size_t i = 0; i < BUCKETS; i++)
         for (struct entry *p = c->table[i]; p; p = p->next)
-            if (p->users == 0 && p->now && p->used_ms < limit) { /* no users: its lock is free, and stays so */
+            if (p->users == 0 && p->now &&
+                p->used_ms < limit) { /* no users: its lock is free, and stays so */
                 snapshot_put(p->now);
                 p->now = NULL;
             }

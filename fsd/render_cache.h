@@ -2,15 +2,15 @@
  * Renderings of generated files.
  *
  * Readers must find size, mtime and content agreeing although the text changes all the time.  So:
- *  - a rendering is made when attributes are asked for, and is what an open after that reads, as long as the kernel may
- *    still hold those attributes;
- *  - it changes at most once a second (RENDER_MIN_MS), and not within RENDER_HOLD_MS after it was last handed out, so
- *    that stat, open, fstat in a row see one rendering;
+ *  - a rendering is made when attributes are asked for, and is what an open after that reads, as long as the
+ * kernel may still hold those attributes;
+ *  - it changes at most once a second (RENDER_MIN_MS), and not within RENDER_HOLD_MS after it was last handed
+ * out, so that stat, open, fstat in a row see one rendering;
  *  - its mtime is when its content last changed; size and mtime change together;
  *  - whoever holds a snapshot keeps it whole: it is counted, and never changes.
  *
- * Every function may be called from any thread; the maker is called with the entry's own lock held, so that two
- * readers do not make the same text twice, and never with the cache's.
+ * Every function may be called from any thread; the maker is called with the entry's own lock held, so that
+ * two readers do not make the same text twice, and never with the cache's.
  */
 #ifndef DTX_FSD_RENDER_CACHE_H
 #define DTX_FSD_RENDER_CACHE_H
@@ -31,8 +31,8 @@ struct snapshot {
 
 struct render_cache;
 
-/* Appends the text; *mtime_ns: when the content was last changed, as far as the maker knows (0: unknown), used for the
- * first rendering only. */
+/* Appends the text; *mtime_ns: when the content was last changed, as far as the maker knows (0: unknown),
+ * used for the first rendering only. */
 typedef int (*render_fn)(void *arg, struct buf *out, int64_t *mtime_ns);
 
 enum render_use {
@@ -45,6 +45,7 @@ void render_cache_free(struct render_cache *c);
 /* A reference to the snapshot to use now. */
 int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, render_fn make, void *arg,
                      struct snapshot **out);
+struct snapshot *snapshot_ref(struct snapshot *s); /* NULL is allowed, in both */
 void snapshot_put(struct snapshot *s);
 /* Drop the texts that nobody asked for in RENDER_IDLE_MS (what they were is remembered for their mtime). */
 void render_cache_tidy(struct render_cache *c);

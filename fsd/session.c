@@ -36,8 +36,8 @@ static void interrupt(int sig)
 {
 }
 
-/* Unmount in order, so that nothing that the kernel still holds is lost; if programs have files open there, write back
- * what they mapped, detach, and end the loop. */
+/* Unmount in order, so that nothing that the kernel still holds is lost; if programs have files open there,
+ * write back what they mapped, detach, and end the loop. */
 static void unmount(struct session *s)
 {
     int fd, rc = mount_remove(s->mountpoint, 0);

@@ -149,7 +149,8 @@ static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct
 }
 
 /* A token for each sequence of a pack that went forward; last[i]: the row that predicts it. */
-static int next_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last, struct dtx_err *e)
+static int next_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last,
+                       struct dtx_err *e)
 {
     int rc = base_need_logits(b, n, e);
     if (rc < 0)

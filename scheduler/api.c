@@ -149,7 +149,8 @@ int sched_render(struct sched *s, const struct layout_match *m, struct buf *out)
     return rc == 0 && out->failed ? -ENOMEM : rc;
 }
 
-int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg)
+int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+               void *arg)
 {
     const struct render_ops *ops = &render_table[m->entry->reader];
     struct subject it;
@@ -225,13 +226,13 @@ static int do_word(struct sched *s, struct command *c)
         rc = control_job(s, it.job, c->word);
     else
         rc = control_experiment(s, it.exp, c->word);
-    log_line("uid %d: \"%s\" to %s%s%s%s", (int)c->who->uid, c->word,
-             it.exp ? it.exp->name : it.object->name, it.job ? "/" : "", it.job ? it.job->name : "",
-             rc ? ": refused" : "");
+    log_line("uid %d: \"%s\" to %s%s%s%s", (int)c->who->uid, c->word, it.exp ? it.exp->name : it.object->name,
+             it.job ? "/" : "", it.job ? it.job->name : "", rc ? ": refused" : "");
     return rc;
 }
 
-int sched_write(struct sched *s, const struct layout_match *m, const char *data, size_t n, const struct caller *who)
+int sched_write(struct sched *s, const struct layout_match *m, const char *data, size_t n,
+                const struct caller *who)
 {
     char text[256], *save = NULL;
     int rc = may(s, m, who);
@@ -242,7 +243,8 @@ int sched_write(struct sched *s, const struct layout_match *m, const char *data,
         return -EINVAL;
     memcpy(text, data, n);
     text[n] = '\0';
-    for (char *word = strtok_r(text, " \t\r\n", &save); rc == 0 && word; word = strtok_r(NULL, " \t\r\n", &save)) {
+    for (char *word = strtok_r(text, " \t\r\n", &save); rc == 0 && word;
+         word = strtok_r(NULL, " \t\r\n", &save)) {
         struct command c = {.fn = do_word, .m = m, .word = word, .who = who};
         rc = control_word_known(m->entry->writer, word) ? sched_run_command(s, &c) : -EINVAL;
     }
@@ -300,17 +302,20 @@ static bool removable(const struct layout_match *m)
 {
     const char *p = m->entry->pattern;
 
-    return begins(p, "experiments/{exp}") || begins(p, "models/tuned/{name}") || begins(p, "models/compare/{name}") ||
+    return begins(p, "experiments/{exp}") || begins(p, "models/tuned/{name}") ||
+           begins(p, "models/compare/{name}") ||
            (m->nargs == 2 && strncmp(p, "services/{name}/ask/", 20) == 0);
 }
 
 /* Generated rows: the owner of what they are about.  Rows of the store: the owner of the file. */
-static int may_remove(struct sched *s, const struct layout_match *m, const char *path, const struct caller *who)
+static int may_remove(struct sched *s, const struct layout_match *m, const char *path,
+                      const struct caller *who)
 {
     enum layout_kind kind = m->entry->kind;
     struct stat st;
 
-    if (begins(m->entry->pattern, "experiments/{exp}") || (kind != LK_STORE_FILE && kind != LK_STORE_DIR && kind != LK_STORE_ANY))
+    if (begins(m->entry->pattern, "experiments/{exp}") ||
+        (kind != LK_STORE_FILE && kind != LK_STORE_DIR && kind != LK_STORE_ANY))
         return may(s, m, who);
     if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW))
         return -errno;
@@ -320,8 +325,11 @@ static int may_remove(struct sched *s, const struct layout_match *m, const char 
 int sched_unlink(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
     char path[PATH_MAX];
+    struct sched_attr attr;
     int rc;
 
+    if (m->entry->reader == LR_OBJECT_STATUS && sched_stat(s, m, &attr) == -ENOENT)
+        return 0; /* it went with its object: rm -r NAME* */
     if (!removable(m))
         return -EPERM;
     match_path(m, path, sizeof(path));
@@ -355,7 +363,8 @@ static int remove_comparison(struct sched *s, struct command *c, const char *pat
 
     if (o && (o->state == ST_PENDING || o->state == ST_ANSWERING)) {
         asking_cancel(s, o);
-        rc = object_event(s, o, EV_ERROR, "its folder was removed; write the prompt again to have it answered");
+        rc = object_event(s, o, EV_ERROR,
+                          "its folder was removed; write the prompt again to have it answered");
     }
     slow_begin(s);
     if (rc == 0)
@@ -400,7 +409,8 @@ int sched_rmdir(struct sched *s, const struct layout_match *m, const struct call
         return -EPERM;
     match_path(m, path, sizeof(path));
     rc = may_remove(s, m, path, who);
-    if (rc == 0 && begins(m->entry->pattern, "experiments/{exp}") && strcmp(m->entry->pattern, "experiments/{exp}") != 0)
+    if (rc == 0 && begins(m->entry->pattern, "experiments/{exp}") &&
+        strcmp(m->entry->pattern, "experiments/{exp}") != 0)
         rc = hide(s, path);
     return rc ? rc : sched_run_command(s, &c);
 }

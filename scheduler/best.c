@@ -1,4 +1,5 @@
-/* Who is best: the highest score; without an evaluation the lowest eval_loss; ties by perplexity, then by number. */
+/* Who is best: the highest score; without an evaluation the lowest eval_loss; ties by perplexity, then by
+ * number. */
 #include "scheduler/base/json.h"
 #include "scheduler/internal.h"
 

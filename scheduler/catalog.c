@@ -1,7 +1,7 @@
 /*
- * The catalog: what must survive, in SQLite (WAL, synchronous=FULL: a commit that returned is on the disk).  Only the
- * loop thread uses it.  Rows are written whole from the in-memory objects; the states to write are given, because the
- * memory changes only after the commit.
+ * The catalog: what must survive, in SQLite (WAL, synchronous=FULL: a commit that returned is on the disk).
+ * Only the loop thread uses it.  Rows are written whole from the in-memory objects; the states to write are
+ * given, because the memory changes only after the commit.
  */
 #include <sqlite3.h>
 #include <stdio.h>
@@ -14,26 +14,38 @@
 #include "scheduler/internal.h"
 
 enum statement {
-    Q_PUT_OBJECT, Q_DEL_OBJECT, Q_PUT_EXPERIMENT, Q_DEL_EXPERIMENT, Q_PUT_JOB, Q_EVENT, Q_BEGIN, Q_COMMIT, Q_ROLLBACK,
+    Q_PUT_OBJECT,
+    Q_DEL_OBJECT,
+    Q_PUT_EXPERIMENT,
+    Q_DEL_EXPERIMENT,
+    Q_PUT_JOB,
+    Q_EVENT,
+    Q_BEGIN,
+    Q_COMMIT,
+    Q_ROLLBACK,
     Q_COUNT
 };
 
 static const char *const queries[Q_COUNT] = {
-    [Q_PUT_OBJECT] = "INSERT INTO object(id,kind,name,state,reason,uid,gid,created,changed,size,stamp,spec,report)"
-                     " VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)"
-                     " ON CONFLICT(id) DO UPDATE SET state=?4,reason=?5,uid=?6,gid=?7,created=?8,changed=?9,size=?10,"
-                     "stamp=?11,spec=?12,report=?13",
+    [Q_PUT_OBJECT] =
+        "INSERT INTO object(id,kind,name,state,reason,uid,gid,created,changed,size,stamp,spec,report)"
+        " VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)"
+        " ON CONFLICT(id) DO UPDATE SET state=?4,reason=?5,uid=?6,gid=?7,created=?8,changed=?9,size=?10,"
+        "stamp=?11,spec=?12,report=?13",
     [Q_DEL_OBJECT] = "DELETE FROM object WHERE id=?1",
     [Q_PUT_EXPERIMENT] =
-        "INSERT INTO experiment(id,name,state,reason,spec_reason,uid,gid,created,started,finished,changed,priority,"
+        "INSERT INTO "
+        "experiment(id,name,state,reason,spec_reason,uid,gid,created,started,finished,changed,priority,"
         "text,sha,stamp,spec,pins) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)"
-        " ON CONFLICT(id) DO UPDATE SET state=?3,reason=?4,spec_reason=?5,uid=?6,gid=?7,created=?8,started=?9,"
+        " ON CONFLICT(id) DO UPDATE SET "
+        "state=?3,reason=?4,spec_reason=?5,uid=?6,gid=?7,created=?8,started=?9,"
         "finished=?10,changed=?11,priority=?12,text=?13,sha=?14,stamp=?15,spec=?16,pins=?17",
     [Q_DEL_EXPERIMENT] = "DELETE FROM experiment WHERE id=?1",
-    [Q_PUT_JOB] = "INSERT INTO job(id,experiment,number,name,state,finetune,reason,fields,params,result,created,"
-                  "started,finished,changed) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)"
-                  " ON CONFLICT(id) DO UPDATE SET state=?5,finetune=?6,reason=?7,fields=?8,params=?9,result=?10,"
-                  "created=?11,started=?12,finished=?13,changed=?14",
+    [Q_PUT_JOB] =
+        "INSERT INTO job(id,experiment,number,name,state,finetune,reason,fields,params,result,created,"
+        "started,finished,changed) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)"
+        " ON CONFLICT(id) DO UPDATE SET state=?5,finetune=?6,reason=?7,fields=?8,params=?9,result=?10,"
+        "created=?11,started=?12,finished=?13,changed=?14",
     [Q_EVENT] = "INSERT INTO event(at,machine,name,was,event,became,reason) VALUES(?1,?2,?3,?4,?5,?6,?7)",
     [Q_BEGIN] = "BEGIN IMMEDIATE",
     [Q_COMMIT] = "COMMIT",
@@ -49,7 +61,10 @@ struct catalog {
 static int fail(struct catalog *c, struct dtx_err *e, const char *what)
 {
     int code = sqlite3_errcode(c->db) & 0xff;
-    int rc = code == SQLITE_FULL ? -ENOSPC : code == SQLITE_NOMEM ? -ENOMEM : code == SQLITE_BUSY ? -EBUSY : -EIO;
+    int rc = code == SQLITE_FULL    ? -ENOSPC
+             : code == SQLITE_NOMEM ? -ENOMEM
+             : code == SQLITE_BUSY  ? -EBUSY
+                                    : -EIO;
 
     return dtx_fail(e, rc, "the catalog (catalog.db) cannot be %s: %s%s", what, sqlite3_errmsg(c->db),
                     rc == -ENOSPC ? "; make room on the store's disk" : "");
@@ -81,8 +96,9 @@ static int migrate(struct catalog *c, struct dtx_err *e)
     if (version < 0)
         return fail(c, e, "read");
     if (version > newest)
-        return dtx_fail(e, -EINVAL, "catalog.db has schema version %d, this dtxd knows %d: start the newer dtxd",
-                        version, newest);
+        return dtx_fail(e, -EINVAL,
+                        "catalog.db has schema version %d, this dtxd knows %d: start the newer dtxd", version,
+                        newest);
     for (; rc == 0 && version < newest; version++) {
         snprintf(sql, sizeof(sql), "PRAGMA user_version=%d; COMMIT", version + 1);
         rc = run_sql(c, "BEGIN IMMEDIATE", e);
@@ -102,8 +118,8 @@ int catalog_open(const char *path, struct catalog **out, struct dtx_err *e)
     *out = NULL;
     if (!c)
         return dtx_fail(e, -ENOMEM, "out of memory");
-    if (sqlite3_open_v2(path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) !=
-        SQLITE_OK)
+    if (sqlite3_open_v2(path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                        NULL) != SQLITE_OK)
         rc = fail(c, e, "opened");
     if (rc == 0)
         rc = run_sql(c, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON", e);
@@ -203,7 +219,8 @@ static int put_row(struct catalog *c, enum statement q, int64_t *id, struct dtx_
     return rc;
 }
 
-int catalog_put_object(struct catalog *c, struct object *o, enum state to, const char *reason, struct dtx_err *e)
+int catalog_put_object(struct catalog *c, struct object *o, enum state to, const char *reason,
+                       struct dtx_err *e)
 {
     sqlite3_stmt *st = c->q[Q_PUT_OBJECT];
 
@@ -263,11 +280,11 @@ int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct
 /* What the catalog keeps of a job beside its columns. */
 static json_t *job_fields(const struct job *j)
 {
-    json_t *f = json_pack("{ss ss ss ss ss sI sb sb sb sb si sI ss}", "model", j->model, "base", j->base, "init",
-                          j->init, "dataset", j->dataset, "paramgroup", j->paramgroup, "seed", (json_int_t)j->seed,
-                          "has_seed", j->has_seed, "stop", j->stop_asked, "has_run", j->has_run, "suspect",
-                          j->suspect, "deaths", j->deaths_alone, "death_step", (json_int_t)j->death_step,
-                          "score_key", j->score_key);
+    json_t *f = json_pack("{ss ss ss ss ss sI sb sb sb sb si sI ss}", "model", j->model, "base", j->base,
+                          "init", j->init, "dataset", j->dataset, "paramgroup", j->paramgroup, "seed",
+                          (json_int_t)j->seed, "has_seed", j->has_seed, "stop", j->stop_asked, "has_run",
+                          j->has_run, "suspect", j->suspect, "deaths", j->deaths_alone, "death_step",
+                          (json_int_t)j->death_step, "score_key", j->score_key);
 
     if (f && j->overrides)
         json_object_set(f, "overrides", j->overrides);
@@ -448,8 +465,8 @@ static int load_job(struct sched *s, sqlite3_stmt *st)
     return 0;
 }
 
-static int load_rows(struct catalog *c, struct sched *s, const char *sql, int (*row)(struct sched *, sqlite3_stmt *),
-                     struct dtx_err *e)
+static int load_rows(struct catalog *c, struct sched *s, const char *sql,
+                     int (*row)(struct sched *, sqlite3_stmt *), struct dtx_err *e)
 {
     sqlite3_stmt *st;
     int rc = 0, got;
@@ -467,19 +484,21 @@ static int load_rows(struct catalog *c, struct sched *s, const char *sql, int (*
 
 int catalog_load(struct catalog *c, struct sched *s, struct dtx_err *e)
 {
-    int rc = load_rows(c, s,
-                       "SELECT id,kind,name,state,reason,uid,gid,created,changed,size,stamp,spec,report FROM object",
-                       load_object, e);
+    int rc = load_rows(
+        c, s, "SELECT id,kind,name,state,reason,uid,gid,created,changed,size,stamp,spec,report FROM object",
+        load_object, e);
 
     if (rc == 0)
-        rc = load_rows(c, s,
-                       "SELECT id,name,state,reason,spec_reason,uid,gid,created,started,finished,changed,priority,"
-                       "text,sha,stamp,spec,pins FROM experiment ORDER BY id",
-                       load_experiment, e);
+        rc = load_rows(
+            c, s,
+            "SELECT id,name,state,reason,spec_reason,uid,gid,created,started,finished,changed,priority,"
+            "text,sha,stamp,spec,pins FROM experiment ORDER BY id",
+            load_experiment, e);
     if (rc == 0)
-        rc = load_rows(c, s,
-                       "SELECT id,experiment,number,name,state,finetune,reason,fields,params,result,created,started,"
-                       "finished,changed FROM job ORDER BY experiment,number,id",
-                       load_job, e);
+        rc = load_rows(
+            c, s,
+            "SELECT id,experiment,number,name,state,finetune,reason,fields,params,result,created,started,"
+            "finished,changed FROM job ORDER BY experiment,number,id",
+            load_job, e);
     return rc;
 }

@@ -9,9 +9,12 @@ static const struct category {
     const char *dir, *key;
     bool of_metadata;
 } categories[] = {
-    {"models/by-base", "base", false},        {"models/by-dataset", "dataset", false},
-    {"models/by-experiment", "experiment", false}, {"models/by-task", "task", true},
-    {"models/by-language", "languages", true}, {"models/by-tag", "tags", true},
+    {"models/by-base", "base", false},
+    {"models/by-dataset", "dataset", false},
+    {"models/by-experiment", "experiment", false},
+    {"models/by-task", "task", true},
+    {"models/by-language", "languages", true},
+    {"models/by-tag", "tags", true},
 };
 
 static const struct category *category_of(const struct layout_match *m)
@@ -39,8 +42,8 @@ static bool folder_name(const char *value, char *out, size_t n)
 }
 
 /* Call fn for each folder of a category in which a model is. */
-static void each_value(const struct category *c, const struct object *o, void (*fn)(void *arg, const char *name),
-                       void *arg)
+static void each_value(const struct category *c, const struct object *o,
+                       void (*fn)(void *arg, const char *name), void *arg)
 {
     const json_t *from = c->of_metadata ? json_object_get(o->spec, "metadata") : o->spec;
     const json_t *v = json_object_get(from, c->key);
@@ -93,7 +96,8 @@ bool category_has(struct sched *s, const struct layout_match *m, struct subject 
     return false;
 }
 
-int list_category(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg)
+int list_category(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+                  void *arg)
 {
     const struct category *c = category_of(m);
 
@@ -103,8 +107,8 @@ int list_category(struct sched *s, const struct layout_match *m, void (*fn)(void
     return 0;
 }
 
-int list_category_value(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
-                        void *arg)
+int list_category_value(struct sched *s, const struct layout_match *m,
+                        void (*fn)(void *arg, const char *name), void *arg)
 {
     const struct category *c = category_of(m);
 

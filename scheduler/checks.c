@@ -1,6 +1,7 @@
 /*
- * CHECKING.  Datasets and base models are read by a child process (dtx-worker --check-...), so that a hostile file can
- * at worst kill that child.  It prints one JSON object: {"ok":true,"report":{}} or {"ok":false,"reason":WORDS}.
+ * CHECKING.  Datasets and base models are read by a child process (dtx-worker --check-...), so that a hostile
+ * file can at worst kill that child.  It prints one JSON object: {"ok":true,"report":{}} or
+ * {"ok":false,"reason":WORDS}.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -114,7 +115,8 @@ static void judge(struct sched *s, struct object *o, const struct check *c, int 
     json_t *v = NULL, *report;
     struct dtx_err e = {0};
 
-    if (json_parse_text("check", c->out.p ? c->out.p : "", c->out.len, &v, &e) == 0 && json_flag(v, "ok", 0)) {
+    if (json_parse_text("check", c->out.p ? c->out.p : "", c->out.len, &v, &e) == 0 &&
+        json_flag(v, "ok", 0)) {
         report = json_object_get(v, "report");
         set_json(&o->report, json_incref(report));
         object_event(s, o, EV_DONE, NULL);
@@ -122,12 +124,14 @@ static void judge(struct sched *s, struct object *o, const struct check *c, int 
         object_event(s, o, EV_ERROR, json_str(v, "reason", ""));
     } else {
         if (WIFSIGNALED(status))
-            snprintf(words, sizeof(words), "the check was ended by signal %d (%s): the files may be broken or too large",
+            snprintf(words, sizeof(words),
+                     "the check was ended by signal %d (%s): the files may be broken or too large",
                      WTERMSIG(status), strsignal(WTERMSIG(status)));
         else if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
             snprintf(words, sizeof(words), "the check program %.150s cannot be started", s->worker_path);
         else
-            snprintf(words, sizeof(words), "the check ended with status %d and said nothing", WEXITSTATUS(status));
+            snprintf(words, sizeof(words), "the check ended with status %d and said nothing",
+                     WEXITSTATUS(status));
         object_event(s, o, EV_ERROR, words);
     }
     json_decref(v);
@@ -187,9 +191,11 @@ static void check_plugin(struct sched *s, struct object *o)
     const char *program = json_string_value(json_array_get(json_object_get(o->spec, "command"), 0));
     char path[PATH_MAX], words[512];
 
-    snprintf(path, sizeof(path), "%s/%s/%s", object_kind_collection(o->kind), o->name, program ? program : "");
+    snprintf(path, sizeof(path), "%s/%s/%s", object_kind_collection(o->kind), o->name,
+             program ? program : "");
     if (program && strncmp(program, "./", 2) == 0 && faccessat(s->tree_fd, path, X_OK, 0)) {
-        snprintf(words, sizeof(words), "plugin.json: command: %.200s is not there or not executable (chmod +x)", program);
+        snprintf(words, sizeof(words),
+                 "plugin.json: command: %.200s is not there or not executable (chmod +x)", program);
         object_event(s, o, EV_ERROR, words);
         return;
     }

@@ -1,6 +1,7 @@
 /*
- * Prompts: one dropped into models/compare/ is answered by every selected model at the same time, one in services/NAME/ask
- * by that service.  The asks of a prompt are spread over the workers; an ask whose worker dies goes to another one, once.
+ * Prompts: one dropped into models/compare/ is answered by every selected model at the same time, one in
+ * services/NAME/ask by that service.  The asks of a prompt are spread over the workers; an ask whose worker
+ * dies goes to another one, once.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -54,7 +55,8 @@ void asking_cancel(struct sched *s, struct object *o)
 
 /* ---- who is asked ---- */
 
-static int add_model(struct sched *s, struct asking *a, const char *model, const char *shown, struct dtx_err *e)
+static int add_model(struct sched *s, struct asking *a, const char *model, const char *shown,
+                     struct dtx_err *e)
 {
     struct ask *ask = &a->v[a->n];
     int rc;
@@ -163,7 +165,7 @@ static struct worker *pick(struct sched *s, const struct ask *a)
     for (int i = 0; i < s->nworkers; i++) {
         struct worker *w = &s->workers[i];
         int cost = 4 * w->asks + 3 * (strcmp(w->base, a->ref.base) != 0) + (w->njobs > 0);
-        if (w->state != WS_UP || w->quitting || w->eof_at)
+        if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at)
             continue;
         if (!best || cost < best_cost) {
             best = w;
@@ -223,8 +225,8 @@ static json_t *answers_json(const struct object *o)
     return json_pack("{sOso}", "prompt", json_object_get(o->spec, "prompt"), "answers", list);
 }
 
-static int put_file(struct sched *s, const struct object *o, const char *dir, const char *name, const struct buf *b,
-                    struct dtx_err *e)
+static int put_file(struct sched *s, const struct object *o, const char *dir, const char *name,
+                    const struct buf *b, struct dtx_err *e)
 {
     char path[PATH_MAX];
     int rc;
@@ -236,7 +238,8 @@ static int put_file(struct sched *s, const struct object *o, const char *dir, co
     return rc;
 }
 
-static int put_text(struct sched *s, const struct object *o, const struct ask *a, const char *dir, struct dtx_err *e)
+static int put_text(struct sched *s, const struct object *o, const struct ask *a, const char *dir,
+                    struct dtx_err *e)
 {
     char name[NAME_CAP + 8];
     const char *error = json_str(a->answer, "error", NULL);
@@ -293,7 +296,8 @@ static int write_answer(struct sched *s, struct object *o, struct dtx_err *e)
 
     snprintf(dir, sizeof(dir), "services/%.*s/ask", (int)(slash - o->name), o->name);
     snprintf(name, sizeof(name), "%s.md", slash + 1);
-    buf_addf(&b, "%s%s\n", error ? "ERROR: " : "", error ? error : json_str(o->asking->v[0].answer, "text", ""));
+    buf_addf(&b, "%s%s\n", error ? "ERROR: " : "",
+             error ? error : json_str(o->asking->v[0].answer, "text", ""));
     rc = put_file(s, o, dir, name, &b, e);
     buf_release(&b);
     return rc;
@@ -417,8 +421,9 @@ void asking_worker_lost(struct sched *s, struct worker *w)
                 continue;
             a->v[k].worker = NULL;
             if (++a->v[k].tries >= MAX_TRIES)
-                take_answer(s, s->objects[i], &a->v[k],
-                            json_pack("{ss ss}", "text", "", "error", "its worker ended twice while answering"));
+                take_answer(
+                    s, s->objects[i], &a->v[k],
+                    json_pack("{ss ss}", "text", "", "error", "its worker ended twice while answering"));
         }
     }
     w->asks = 0;

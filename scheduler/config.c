@@ -11,8 +11,9 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-/* admins: user names or numbers who may change what is not theirs.  roots: folders that datasets may name, hosts: what
- * may be fetched from, quotas: bytes a user may store; these three are read by later parts and only checked here. */
+/* admins: user names or numbers who may change what is not theirs.  roots: folders that datasets may name,
+ * hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts and
+ * only checked here. */
 static const char *const keys[] = {"admins", "roots", "hosts", "quotas"};
 enum { KEYS = sizeof(keys) / sizeof(keys[0]) };
 
@@ -33,7 +34,8 @@ static int check_keys(const json_t *v, const char *text, size_t n, const char *p
             continue;
         json_locate(text, n, key, 1, &line, &column);
         near = text_nearest(key, keys, KEYS);
-        return dtx_fail(e, -EINVAL, "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, roots, hosts or quotas", path,
+        return dtx_fail(e, -EINVAL,
+                        "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, roots, hosts or quotas", path,
                         line, column, key, near < 0 ? "" : "; did you mean \"", near < 0 ? "" : keys[near],
                         near < 0 ? "" : "\"?");
     }

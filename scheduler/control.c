@@ -103,7 +103,8 @@ int control_job(struct sched *s, struct job *j, const char *word)
 }
 
 /* The word to every job (and base row) for which it means something; the first true error. */
-static int each_job(struct sched *s, struct experiment *x, const char *word, bool (*fits)(const struct job *j))
+static int each_job(struct sched *s, struct experiment *x, const char *word,
+                    bool (*fits)(const struct job *j))
 {
     int rc = 0;
 

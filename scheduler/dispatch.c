@@ -1,8 +1,9 @@
 /*
- * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread over the
- * workers.  Order: priority; then the experiment with the fewest jobs running; then age.  A job that found no place
- * keeps later ones of lower priority back (and, after a minute, equal ones of other bases too), so that nothing starves.
- * After a worker's death its jobs are suspects: each runs alone until it has got past the step where it happened.
+ * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread
+ * over the workers.  Order: priority; then the experiment with the fewest jobs running; then age.  A job that
+ * found no place keeps later ones of lower priority back (and, after a minute, equal ones of other bases
+ * too), so that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has
+ * got past the step where it happened.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,7 @@ static bool has_suspect(struct sched *s, const struct worker *w)
 
 static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
-    if (w->state != WS_UP || w->quitting || w->eof_at || w->held_body)
+    if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
     if (w->njobs == 0)
         return true;
@@ -51,7 +52,8 @@ static struct worker *find_place(struct sched *s, const struct job *j)
 
     for (int i = 0; i < s->nworkers; i++) {
         struct worker *w = &s->workers[i];
-        int cost = w->njobs * 2 + (strcmp(w->base, j->base) != 0); /* equal load: who has the base in memory */
+        int cost =
+            w->njobs * 2 + (strcmp(w->base, j->base) != 0); /* equal load: who has the base in memory */
         if (fits(s, w, j) && (!best || cost < best_cost)) {
             best = w;
             best_cost = cost;
@@ -66,6 +68,8 @@ static int order(const void *a, const void *b)
 
     if (x->exp->priority != y->exp->priority)
         return x->exp->priority > y->exp->priority ? -1 : 1;
+    if (x->suspect != y->suspect)
+        return x->suspect ? -1 : 1; /* to know soon which one it is */
     if (x->exp->running != y->exp->running)
         return x->exp->running - y->exp->running;
     if (x->exp->id != y->exp->id)

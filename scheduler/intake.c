@@ -1,14 +1,15 @@
 /*
- * When is a drop complete?  NFSv3 has no close on the server, NFSv4 opens empty files first, clients write back in bursts
- * up to 30 s apart.  So:
+ * When is a drop complete?  NFSv3 has no close on the server, NFSv4 opens empty files first, clients write
+ * back in bursts up to 30 s apart.  So:
  *
- *   a spec    at once when renamed into place; else when no local writer has it open and it was quiet for 200 ms after
- *             a RELEASE, 5 s without one; one that is empty or does not parse and saw no RELEASE: 35 s
- *   a folder  at once when it was renamed into place or holds _SUCCESS (and no local writer is left); a base model also
- *             when all its shards are as long as their headers say; else after 2 s without writers and writes, 35 s
- *             where no RELEASE was seen
+ *   a spec    at once when renamed into place; else when no local writer has it open and it was quiet for 200
+ * ms after a RELEASE, 5 s without one; one that is empty or does not parse and saw no RELEASE: 35 s a folder
+ * at once when it was renamed into place or holds _SUCCESS (and no local writer is left); a base model also
+ *             when all its shards are as long as their headers say; else after 2 s without writers and
+ * writes, 35 s where no RELEASE was seen
  *
- * FUSE threads note events (intake_note, a few comparisons under the mutex); the loop's intake_round acts on them.
+ * FUSE threads note events (intake_note, a few comparisons under the mutex); the loop's intake_round acts on
+ * them.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +20,9 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-static const int64_t spec_released = SECOND_NS / 5, spec_open = 5 * SECOND_NS, folder_released = 2 * SECOND_NS,
-                     no_release = 35 * SECOND_NS, keep_for = 10 * SECOND_NS, model_look = SECOND_NS / 2,
-                     own_echo = 3 * SECOND_NS;
+static const int64_t spec_released = SECOND_NS / 5, spec_open = 5 * SECOND_NS,
+                     folder_released = 2 * SECOND_NS, no_release = 35 * SECOND_NS, keep_for = 10 * SECOND_NS,
+                     model_look = SECOND_NS / 2, own_echo = 3 * SECOND_NS;
 
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
 {
@@ -133,7 +134,8 @@ static bool is_drop(const struct place *p, enum drop_event ev)
     return p->kind != OBJ_JOB && (p->kind != OBJ_EXPERIMENT || !p->folder);
 }
 
-/* An echo of what came through the mount, or something that may not have changed a byte.  True: nothing to note. */
+/* An echo of what came through the mount, or something that may not have changed a byte.  True: nothing to
+ * note. */
 static bool behind_the_back(struct intake *i, enum drop_event ev, int64_t now)
 {
     if (now - i->last_drop < own_echo || i->writers)
@@ -183,8 +185,8 @@ int64_t intake_due(const struct intake *i)
         return 0;
     if (i->wait_long)
         return i->last + no_release;
-    if (i->folder)
-        return i->last + (i->released ? folder_released : no_release);
+    if (i->folder) /* a service is a mkdir and a link: no data, so no close to wait for */
+        return i->last + (i->released || i->kind == OBJ_SERVICE ? folder_released : no_release);
     return i->last + (i->released ? spec_released : spec_open);
 }
 

@@ -1,15 +1,15 @@
 /*
  * Inside the scheduler.  Nothing outside of this folder includes it, but its tests.
  *
- * Who may touch what.  The loop thread (loop.c) is the only one that changes the model: objects, experiments, jobs,
- * workers.  It holds s->mutex while it does so and lets go of it (slow_begin/slow_end) around whatever takes long:
- * writing the catalog, files, starting processes.  FUSE threads read the model under s->mutex; what they may change
- * themselves is marked "FUSE threads too".  Since nobody but the loop changes the model, pointers that the loop holds
- * stay good across slow_begin/slow_end.
+ * Who may touch what.  The loop thread (loop.c) is the only one that changes the model: objects, experiments,
+ * jobs, workers.  It holds s->mutex while it does so and lets go of it (slow_begin/slow_end) around whatever
+ * takes long: writing the catalog, files, starting processes.  FUSE threads read the model under s->mutex;
+ * what they may change themselves is marked "FUSE threads too".  Since nobody but the loop changes the model,
+ * pointers that the loop holds stay good across slow_begin/slow_end.
  *
- * Every transition goes through object_event, experiment_event or job_event: catalog first (committed, synced), then
- * memory, then the log.  When the catalog cannot be written they return an error and nothing has changed; the loop
- * comes back to it a second later, because all drivers look at states, not at edges.
+ * Every transition goes through object_event, experiment_event or job_event: catalog first (committed,
+ * synced), then memory, then the log.  When the catalog cannot be written they return an error and nothing
+ * has changed; the loop comes back to it a second later, because all drivers look at states, not at edges.
  */
 #ifndef DTX_SCHED_INTERNAL_H
 #define DTX_SCHED_INTERNAL_H
@@ -31,14 +31,14 @@
 #include "scheduler/states.h"
 
 enum {
-    NAME_CAP = 256,              /* of an object, with NUL (layout.h) */
-    JOB_NAME_MAX = 63,           /* bytes */
-    MAX_JOBS = 1000,             /* of one experiment */
-    MAX_SPEC = 1 << 20,          /* bytes of a spec or prompt */
-    MAX_TOGETHER = 8,            /* jobs on one worker */
+    NAME_CAP = 256,     /* of an object, with NUL (layout.h) */
+    JOB_NAME_MAX = 63,  /* bytes */
+    MAX_JOBS = 1000,    /* of one experiment */
+    MAX_SPEC = 1 << 20, /* bytes of a spec or prompt */
+    MAX_TOGETHER = 8,   /* jobs on one worker */
     MAX_WORKERS = 64,
-    MAX_CHECKS = 2,              /* checks at the same time */
-    HIDDEN_S = 60,               /* how long an unlinked generated file stays away */
+    MAX_CHECKS = 2, /* checks at the same time */
+    HIDDEN_S = 60,  /* how long an unlinked generated file stays away */
 };
 #define SECOND_NS ((int64_t)1000000000)
 
@@ -48,8 +48,8 @@ struct worker;
 struct experiment;
 struct watcher;
 
-/* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service prompts.
- * Everything protected by s->mutex. */
+/* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
+ * prompts. Everything protected by s->mutex. */
 struct object {
     int64_t id; /* catalog row */
     enum object_kind kind;
@@ -61,14 +61,14 @@ struct object {
     int64_t created, changed; /* wall clock, ns */
     int64_t size;             /* bytes of its files */
     char stamp[96];           /* of its files when it was taken: count, bytes, newest change */
-    json_t *spec;             /* normalized; of a tuned model: base, experiment, job, dataset, score, metadata */
-    json_t *report;           /* of the check; of a prompt: its answers */
+    json_t *spec;   /* normalized; of a tuned model: base, experiment, job, dataset, score, metadata */
+    json_t *report; /* of the check; of a prompt: its answers */
     /* not in the catalog */
     struct check *check;
-    struct asking *asking;    /* a prompt being answered */
-    int64_t retry_at;         /* mono: not before */
-    int64_t told;             /* mono: FUSE threads too: when the log last said that it is held */
-    int64_t touched;          /* mono: FUSE threads too: somebody was allowed to change it */
+    struct asking *asking; /* a prompt being answered */
+    int64_t retry_at;      /* mono: not before */
+    int64_t told;          /* mono: FUSE threads too: when the log last said that it is held */
+    int64_t touched;       /* mono: FUSE threads too: somebody was allowed to change it */
     struct {
         uint64_t requests, failed, tokens;
         double seconds, ttft;
@@ -80,34 +80,35 @@ struct job {
     struct experiment *exp;
     int number; /* from 1; 0: the untuned base's row */
     char name[NAME_CAP];
-    char model[NAME_CAP];   /* as the spec names it: BASE or tuned/EXP.JOB */
-    char base[NAME_CAP];    /* the base model under it, "" until known */
-    char init[NAME_CAP];    /* tuned model it goes on from, or "" */
+    char model[NAME_CAP]; /* as the spec names it: BASE or tuned/EXP.JOB */
+    char base[NAME_CAP];  /* the base model under it, "" until known */
+    char init[NAME_CAP];  /* tuned model it goes on from, or "" */
     char dataset[NAME_CAP], paramgroup[NAME_CAP];
     long long seed;
     bool has_seed;
-    json_t *overrides;      /* of the spec, or NULL */
-    json_t *params;         /* pinned parameter group with overrides and seed, NULL until pinned */
+    json_t *overrides; /* of the spec, or NULL */
+    json_t *params;    /* pinned parameter group with overrides and seed, NULL until pinned */
     enum state state, finetune;
     char *reason;
-    bool stop_asked;        /* end training now, export and score */
-    bool has_run;           /* a worker has begun it once */
-    bool suspect;           /* was on a worker that died: runs alone */
+    bool stop_asked; /* end training now, export and score */
+    bool has_run;    /* a worker has begun it once */
+    bool suspect;    /* was on a worker that died: runs alone */
     int deaths_alone;
-    long long death_step;   /* where it was when its worker died */
-    json_t *result;         /* of the worker, NULL until then */
-    char score_key[65];     /* base rows: what was scored with what */
-    json_t *data;           /* {"spec","sha256"} of the dataset when it was given to a worker */
-    bool cached;            /* its token cache is made: the dataset is no longer needed */
+    long long death_step; /* where it was when its worker died */
+    json_t *result;       /* of the worker, NULL until then */
+    char score_key[65];   /* base rows: what was scored with what */
+    json_t *data;         /* {"spec","sha256"} of the dataset when it was given to a worker */
+    bool cached;          /* its token cache is made: the dataset is no longer needed */
     int64_t created, started, finished, changed;
     /* not in the catalog */
-    struct worker *worker;  /* who has it now; may still be set for a while after the job left its running states */
-    bool held_dataset;      /* the worker still needs the dataset's files */
-    bool cleanup;           /* cancelled: remove its files once no worker has it */
-    json_t *progress;       /* last progress message, NULL: none */
-    int64_t progress_at;    /* mono */
+    struct worker
+        *worker; /* who has it now; may still be set for a while after the job left its running states */
+    bool held_dataset;   /* the worker still needs the dataset's files */
+    bool cleanup;        /* cancelled: remove its files once no worker has it */
+    json_t *progress;    /* last progress message, NULL: none */
+    int64_t progress_at; /* mono */
     long long saved_step;
-    int64_t waiting_since;  /* mono: could not be placed since */
+    int64_t waiting_since; /* mono: could not be placed since */
     int64_t retry_at;
 };
 
@@ -121,43 +122,46 @@ struct experiment {
     gid_t gid;
     int64_t created, started, finished, changed;
     int priority;
-    char *text;    /* the spec as it was dropped */
-    char sha[65];  /* of text */
-    json_t *spec;  /* normalized */
-    json_t *pins;  /* {"paramgroups":{NAME:{}},"evaluation":{}|null,"models":{NAME:{"base","init"}}} */
+    char *text;   /* the spec as it was dropped */
+    char sha[65]; /* of text */
+    json_t *spec; /* normalized */
+    json_t *pins; /* {"paramgroups":{NAME:{}},"evaluation":{}|null,"models":{NAME:{"base","init"}}} */
     struct job **jobs;
     int njobs;
     struct job **rows; /* untuned bases */
     int nrows;
     /* not in the catalog */
-    char stamp[96];    /* of the spec file */
+    char stamp[96]; /* of the spec file */
     bool deleted;
-    int running; /* jobs on workers, while dispatching */
+    int running;     /* jobs on workers, while dispatching */
+    unsigned looked; /* s->transitions when it was last tried to start it */
+    int64_t look_at; /* mono: try again then at the latest */
     int64_t retry_at;
 };
 
-/* A drop that is not settled, or was lately touched.  One for each object root.  Protected by s->mutex; FUSE threads too. */
+/* A drop that is not settled, or was lately touched.  One for each object root.  Protected by s->mutex; FUSE
+ * threads too. */
 struct intake {
     char path[PATH_MAX / 4]; /* of the root, relative to the mount: datasets/NAME, paramgroups/NAME.json */
     enum object_kind kind;
     char name[2 * NAME_CAP];
     bool folder;
-    bool dirty;        /* changed since it was last taken */
-    bool maybe;        /* something happened that may not have changed a byte: compare the stamps */
-    bool gone;         /* the root was removed */
-    bool complete;     /* renamed into place, or has _SUCCESS: nothing to wait for */
-    bool success;      /* complete because of _SUCCESS */
-    bool wait_long;    /* empty, or does not parse yet: give it the long wait */
+    bool dirty;             /* changed since it was last taken */
+    bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
+    bool gone;              /* the root was removed */
+    bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
+    bool success;           /* complete because of _SUCCESS */
+    bool wait_long;         /* empty, or does not parse yet: give it the long wait */
     enum drop_event behind; /* with maybe: what inotify saw */
-    int64_t found_age; /* by the scan: how long its newest change was ago, ns */
-    unsigned gen;      /* counts changes */
-    unsigned announced;/* gen at which the loop last looked */
-    int64_t retry_at;  /* mono: the catalog could not be written */
-    int writers;       /* local ones that have it open */
-    bool released;     /* a RELEASE was seen since the last open */
-    int64_t last;      /* mono, of the last change */
-    int64_t last_drop; /* mono, of the last event that came through the mount */
-    int64_t look_at;   /* mono: next look at a base model's shards */
+    int64_t found_age;      /* by the scan: how long its newest change was ago, ns */
+    unsigned gen;           /* counts changes */
+    unsigned announced;     /* gen at which the loop last looked */
+    int64_t retry_at;       /* mono: the catalog could not be written */
+    int writers;            /* local ones that have it open */
+    bool released;          /* a RELEASE was seen since the last open */
+    int64_t last;           /* mono, of the last change */
+    int64_t last_drop;      /* mono, of the last event that came through the mount */
+    int64_t look_at;        /* mono: next look at a base model's shards */
     struct caller who;
     bool has_who;
     struct intake *next;
@@ -167,25 +171,26 @@ enum worker_state { WS_DOWN, WS_STARTING, WS_UP };
 
 struct worker { /* protected by s->mutex */
     int index;
-    char device[32];  /* argument: cpu, cuda:0 */
-    char label[32];   /* devices/LABEL: cpu0, gpu0 */
+    char device[32]; /* argument: cpu, cuda:0 */
+    char label[32];  /* devices/LABEL: cpu0, gpu0 */
     int threads;
     enum worker_state state;
     pid_t pid;
-    int fd;           /* socket, -1 */
+    int fd; /* socket, -1 */
     struct buf in, out;
     enum proto_type held_type; /* a message that could not be acted on yet (catalog not writable) */
     json_t *held_body;
     int64_t started, start_at; /* mono; not before (backoff) */
-    int failures;     /* in a row */
+    int failures;              /* in a row */
     bool quitting;
-    int64_t eof_at;   /* mono: its socket closed; it is killed if it does not end */
+    bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
+    int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
     char job_base[NAME_CAP]; /* of the jobs it has */
-    char base[NAME_CAP]; /* that it has open, "" none */
+    char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
-    int asks;         /* outstanding */
+    int asks;              /* outstanding */
     json_t *hello, *stats; /* last hello and device messages */
-    char *trouble;    /* why it is down */
+    char *trouble;         /* why it is down */
 };
 
 struct hidden { /* FUSE threads too */
@@ -218,10 +223,10 @@ struct sched {
     bool closing; /* protected by mutex */
     int store_fd, tree_fd, lock_fd, log_fd;
     char *store, *config_path, *worker_path, *devices, *version;
-    int64_t started; /* wall */
-    int wake;        /* eventfd */
+    int64_t started;         /* wall */
+    int wake;                /* eventfd */
     struct catalog *catalog; /* loop thread only */
-    char *trouble;   /* the catalog or the store cannot be written: why */
+    char *trouble;           /* the catalog or the store cannot be written: why */
     struct settings settings;
 
     struct object **objects;
@@ -236,7 +241,8 @@ struct sched {
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
     long long next_ask;
-    bool locks_free; /* no worker of an earlier dtxd is left */
+    unsigned transitions; /* counted: what waits looks again when something happened */
+    bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
 
     pthread_cond_t changes_cond;
@@ -248,14 +254,15 @@ struct sched {
 };
 
 /* sched.c */
-int sched_prepare(const struct sched_config *c, struct sched **out, struct dtx_err *e); /* open without threads */
-void slow_begin(struct sched *s); /* loop thread: let go of the mutex for something slow */
+int sched_prepare(const struct sched_config *c, struct sched **out,
+                  struct dtx_err *e); /* open without threads */
+void slow_begin(struct sched *s);     /* loop thread: let go of the mutex for something slow */
 void slow_end(struct sched *s);
 void sched_wake(struct sched *s);
 void sched_changed(struct sched *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
-void set_text(char **field, const char *text); /* free, strdup; NULL or "" clears */
-void set_json(json_t **field, json_t *value); /* decref, steal */
+void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
+void set_json(json_t **field, json_t *value);              /* decref, steal */
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode);
 void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* chown, only as root */
 
@@ -270,9 +277,11 @@ int catalog_begin(struct catalog *c, struct dtx_err *e);
 int catalog_commit(struct catalog *c, struct dtx_err *e);
 void catalog_rollback(struct catalog *c);
 int catalog_load(struct catalog *c, struct sched *s, struct dtx_err *e);
-int catalog_put_object(struct catalog *c, struct object *o, enum state to, const char *reason, struct dtx_err *e);
+int catalog_put_object(struct catalog *c, struct object *o, enum state to, const char *reason,
+                       struct dtx_err *e);
 int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err *e);
-int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason, struct dtx_err *e);
+int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
+                           struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -282,37 +291,43 @@ int catalog_event(struct catalog *c, const char *machine, const char *name, enum
 /* objects.c */
 enum machine object_machine(enum object_kind kind);
 struct object *object_find(struct sched *s, enum object_kind kind, const char *name);
-struct object *object_ready(struct sched *s, enum object_kind kind, const char *name); /* READY, settled; or NULL */
+struct object *object_ready(struct sched *s, enum object_kind kind,
+                            const char *name); /* READY, settled; or NULL */
 struct object *object_new(enum object_kind kind, const char *name);
 void object_free(struct object *o);
-/* A transition.  Deleted objects (GONE) are freed: o must not be used when *o_gone.  0 or an error (nothing changed). */
+/* A transition.  Deleted objects (GONE) are freed: o must not be used when *o_gone.  0 or an error (nothing
+ * changed). */
 int object_event(struct sched *s, struct object *o, enum event ev, const char *reason);
 /* Find or make (in memory; the first event writes it). */
 struct object *object_get(struct sched *s, enum object_kind kind, const char *name, const struct caller *who);
-void object_drop_unsaved(struct sched *s, struct object *o); /* made by object_get, but its first event failed */
+void object_drop_unsaved(struct sched *s,
+                         struct object *o); /* made by object_get, but its first event failed */
 void object_path(const struct object *o, char *out, size_t n); /* relative to the mount */
 void object_keep(struct sched *s, struct object *o); /* write spec, report, stamp, without an event */
 struct experiment *experiment_new(struct sched *s, const char *name); /* in the list, in memory */
-void experiment_drop(struct sched *s, struct experiment *x);             /* out of the list, freed */
-struct job *job_new(struct experiment *x, int number); /* in jobs, or with number 0 in rows */
+void experiment_drop(struct sched *s, struct experiment *x);          /* out of the list, freed */
+struct job *job_new(struct experiment *x, int number);                /* in jobs, or with number 0 in rows */
 struct experiment *experiment_find(struct sched *s, const char *name);
 struct job *job_find(struct experiment *x, const char *name);
-struct job *job_find_worker(struct sched *s, const struct worker *w, const char *id); /* EXP/JOB, if w has it */
+struct job *job_find_worker(struct sched *s, const struct worker *w,
+                            const char *id); /* EXP/JOB, if w has it */
 void experiment_free(struct experiment *x);
 void job_free(struct job *j);
 int experiment_event(struct sched *s, struct experiment *x, enum event ev, const char *reason);
 int job_event(struct sched *s, struct job *j, enum event ev, const char *reason);
 int job_keep(struct sched *s, struct job *j);
-void experiment_log(struct sched *s, struct experiment *x, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-void catalog_trouble(struct sched *s, const struct dtx_err *e); /* note (and log once) that it cannot be written */
+void experiment_log(struct sched *s, struct experiment *x, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void catalog_trouble(struct sched *s,
+                     const struct dtx_err *e); /* note (and log once) that it cannot be written */
 
 /* names.c */
 struct place { /* what object a path is about */
     enum object_kind kind;
     char name[2 * NAME_CAP];
     char root[PATH_MAX / 4];
-    bool folder;   /* the root is a folder */
-    bool is_root;  /* the path is the root itself */
+    bool folder;      /* the root is a folder */
+    bool is_root;     /* the path is the root itself */
     const char *rest; /* below the root, "" if is_root; points into the path */
 };
 bool place_of(const char *path, struct place *p);
@@ -337,8 +352,10 @@ void stamp_text(const struct stamp *st, char *out, size_t n);
 bool model_shards_complete(int tree_fd, const char *dir);
 
 /* intake.c */
-/* Mutex held.  who NULL: seen by inotify or the scan of the store, not through the mount.  True: the loop should look. */
-bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who, int64_t now);
+/* Mutex held.  who NULL: seen by inotify or the scan of the store, not through the mount.  True: the loop
+ * should look. */
+bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
+                 int64_t now);
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
@@ -347,7 +364,8 @@ int64_t intake_next(const struct sched *s); /* mono: when intake_round has somet
 /* take.c: a complete drop becomes an object */
 /* 0: taken (or refused in words); -EAGAIN: not complete yet; other errors: the catalog cannot be written. */
 int take_drop(struct sched *s, struct intake *i, bool last_chance);
-int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out, struct dtx_err *e);
+int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
+               struct dtx_err *e);
 /* No symbolic link on the way, nothing outside of dirfd. */
 int open_beneath(int dirfd, const char *path, int flags);
 int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e);
@@ -375,9 +393,9 @@ int experiment_delete(struct sched *s, struct experiment *x);
 
 /* jobs.c */
 int jobs_expand(struct experiment *x, struct dtx_err *e); /* fills x->jobs from x->spec; in memory */
-json_t *job_spec(struct job *j); /* of the job_start or score message */
+json_t *job_spec(struct job *j);                          /* of the job_start or score message */
 void job_pin_data(struct sched *s, struct job *j);
-int rows_expand(struct sched *s, struct experiment *x);   /* fills x->rows */
+int rows_expand(struct sched *s, struct experiment *x); /* fills x->rows */
 void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, size_t n);
 void job_remove_files(struct sched *s, struct job *j);
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
@@ -391,6 +409,7 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
+bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);
@@ -438,18 +457,22 @@ struct subject { /* what a generated path is about */
     struct job *job;
     struct worker *worker;
 };
-bool subject_of(struct sched *s, const struct layout_match *m, struct subject *out); /* mutex held; false: not there */
+bool subject_of(struct sched *s, const struct layout_match *m,
+                struct subject *out); /* mutex held; false: not there */
 
 /* categories.c */
 bool category_has(struct sched *s, const struct layout_match *m, struct subject *out);
-int list_category(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg);
-int list_category_value(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg);
+int list_category(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+                  void *arg);
+int list_category_value(struct sched *s, const struct layout_match *m,
+                        void (*fn)(void *arg, const char *name), void *arg);
 int render_category_link(struct sched *s, const struct layout_match *m, struct buf *out);
 
 /* render*.c */
 struct render_ops {
     int (*text)(struct sched *s, const struct layout_match *m, struct buf *out);
-    int (*list)(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg);
+    int (*list)(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+                void *arg);
     bool heavy; /* text takes and leaves the mutex by itself */
 };
 extern const struct render_ops render_table[LR_COUNT];

@@ -14,8 +14,8 @@
 
 bool job_runs(const struct job *j)
 {
-    return j->state == ST_PENDING || j->state == ST_FINETUNE || j->state == ST_EXPORT || j->state == ST_SERVE ||
-           j->state == ST_SCORE;
+    return j->state == ST_PENDING || j->state == ST_FINETUNE || j->state == ST_EXPORT ||
+           j->state == ST_SERVE || j->state == ST_SCORE;
 }
 
 static void copy_name(char *out, const json_t *v)
@@ -25,8 +25,8 @@ static void copy_name(char *out, const json_t *v)
     snprintf(out, NAME_CAP, "%s", t ? t : "");
 }
 
-static struct job *add_job(struct experiment *x, const json_t *model, const json_t *dataset, const json_t *paramgroup,
-                           struct dtx_err *e)
+static struct job *add_job(struct experiment *x, const json_t *model, const json_t *dataset,
+                           const json_t *paramgroup, struct dtx_err *e)
 {
     struct job *j = x->njobs < MAX_JOBS ? job_new(x, x->njobs + 1) : NULL;
 
@@ -48,8 +48,8 @@ static int expand_product(struct experiment *x, struct job_axes *axes, struct dt
 
     total *= json_array_size(models) * json_array_size(datasets) * json_array_size(groups);
     if (total > MAX_JOBS)
-        return dtx_fail(e, -E2BIG, "%zu combinations: an experiment has at most %d jobs; make several of it", total,
-                        MAX_JOBS);
+        return dtx_fail(e, -E2BIG, "%zu combinations: an experiment has at most %d jobs; make several of it",
+                        total, MAX_JOBS);
     *axes = (struct job_axes){json_array_size(datasets) > 1, json_array_size(models) > 1, nseeds > 1};
     for (size_t i = 0; i < total; i++) {
         size_t seed = i % (nseeds ? nseeds : 1), k = i / (nseeds ? nseeds : 1);
@@ -78,8 +78,8 @@ static int expand_list(struct experiment *x, struct job_axes *axes, struct dtx_e
     json_array_foreach(json_object_get(x->spec, "jobs"), i, v)
     {
         json_t *overrides = json_object_get(v, "overrides");
-        j = add_job(x, json_object_get(v, "model"), json_object_get(v, "dataset"), json_object_get(v, "paramgroup"),
-                    e);
+        j = add_job(x, json_object_get(v, "model"), json_object_get(v, "dataset"),
+                    json_object_get(v, "paramgroup"), e);
         if (!j)
             return -E2BIG;
         if (json_object_size(overrides))
@@ -101,15 +101,12 @@ static int check_job_name(const struct experiment *x, const struct job *j, struc
 
     if (rc)
         return dtx_fail_context(e, "%s.json: jobs[%d].name", x->name, j->number - 1);
-    if (strcmp(j->name, "best") == 0)
-        return dtx_fail(e, -EINVAL, "%s.json: jobs[%d].name: \"best\" is the link to the best job; choose another name",
-                        x->name, j->number - 1);
     if (strlen(x->name) + strlen(j->name) + 2 > 200)
         return dtx_fail(e, -ENAMETOOLONG, "%s.json: jobs[%d].name is too long", x->name, j->number - 1);
     for (int i = 0; i < j->number - 1; i++)
         if (strcmp(x->jobs[i]->name, j->name) == 0)
-            return dtx_fail(e, -EINVAL, "%s.json: jobs[%d].name: \"%s\" is also the name of jobs[%d]", x->name,
-                            j->number - 1, j->name, i);
+            return dtx_fail(e, -EINVAL, "%s.json: jobs[%d].name: \"%s\" is also the name of jobs[%d]",
+                            x->name, j->number - 1, j->name, i);
     return 0;
 }
 
@@ -125,7 +122,8 @@ int jobs_expand(struct experiment *x, struct dtx_err *e)
         rc = check_job_name(x, x->jobs[i], e);
     }
     if (rc == 0 && x->njobs == 0)
-        rc = dtx_fail(e, -EINVAL, "%s.json names no jobs: give models, datasets and paramgroups, or jobs", x->name);
+        rc = dtx_fail(e, -EINVAL, "%s.json names no jobs: give models, datasets and paramgroups, or jobs",
+                      x->name);
     return rc;
 }
 
@@ -203,14 +201,16 @@ static void add_copy(json_t *v, const char *key, const json_t *value)
     json_object_set_new(v, key, value ? json_deep_copy(value) : json_null());
 }
 
-/* What the dataset is now; kept with the job, so that it can go on from its cache when the dataset is gone. */
+/* What the dataset is now; kept with the job, so that it can go on from its cache when the dataset is gone.
+ */
 void job_pin_data(struct sched *s, struct job *j)
 {
     struct object *o = object_find(s, OBJ_DATASET, j->dataset);
 
     if (j->cached || !o)
         return;
-    set_json(&j->data, json_pack("{sOss}", "spec", o->spec, "sha256", report_sha(s, OBJ_DATASET, j->dataset)));
+    set_json(&j->data,
+             json_pack("{sOss}", "spec", o->spec, "sha256", report_sha(s, OBJ_DATASET, j->dataset)));
 }
 
 static void add_training(struct job *j, json_t *v)
@@ -271,6 +271,6 @@ void job_remove_files(struct sched *s, struct job *j)
         rc = fd_remove_tree(s->store_fd, tuned, &e);
     slow_end(s);
     if (rc)
-        log_line("job %s/%s was cancelled, but not all of its files could be removed: %s", j->exp->name, j->name,
-                 e.msg);
+        log_line("job %s/%s was cancelled, but not all of its files could be removed: %s", j->exp->name,
+                 j->name, e.msg);
 }

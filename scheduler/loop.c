@@ -1,4 +1,5 @@
-/* The loop: waits for whatever can happen, then runs every driver once.  Drivers look at states, not at edges. */
+/* The loop: waits for whatever can happen, then runs every driver once.  Drivers look at states, not at
+ * edges. */
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>

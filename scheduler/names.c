@@ -77,7 +77,8 @@ void job_name(const struct job *j, const struct job_axes *axes, int njobs, char 
         add_part(out, n, seed);
     }
     /* Too long: cut at a whole character.  The number keeps it unique. */
-    for (len = 0; out[len] && (step = text_utf8_step(out + len, strlen(out + len))) && len + step <= JOB_NAME_MAX;)
+    for (len = 0;
+         out[len] && (step = text_utf8_step(out + len, strlen(out + len))) && len + step <= JOB_NAME_MAX;)
         len += step;
     out[len] = '\0';
 }

@@ -1,4 +1,5 @@
-/* Objects, experiments and jobs in memory, and their transitions: catalog first, then memory, then the log. */
+/* Objects, experiments and jobs in memory, and their transitions: catalog first, then memory, then the log.
+ */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,10 +16,12 @@
 enum machine object_machine(enum object_kind kind)
 {
     static const enum machine machines[OBJ_KINDS] = {
-        [OBJ_DATASET] = M_DATASET,       [OBJ_PARAMGROUP] = M_SPEC,         [OBJ_EVALUATION] = M_SPEC,
-        [OBJ_DATA_PLUGIN] = M_PLUGIN,    [OBJ_SCORING_PLUGIN] = M_PLUGIN,   [OBJ_BASE] = M_BASE,
-        [OBJ_TUNED] = M_TUNED,           [OBJ_SERVICE] = M_SERVICE,         [OBJ_EXPERIMENT] = M_EXPERIMENT,
-        [OBJ_JOB] = M_JOB,               [OBJ_COMPARE] = M_COMPARE,         [OBJ_ASK] = M_COMPARE,
+        [OBJ_DATASET] = M_DATASET,       [OBJ_PARAMGROUP] = M_SPEC,
+        [OBJ_EVALUATION] = M_SPEC,       [OBJ_DATA_PLUGIN] = M_PLUGIN,
+        [OBJ_SCORING_PLUGIN] = M_PLUGIN, [OBJ_BASE] = M_BASE,
+        [OBJ_TUNED] = M_TUNED,           [OBJ_SERVICE] = M_SERVICE,
+        [OBJ_EXPERIMENT] = M_EXPERIMENT, [OBJ_JOB] = M_JOB,
+        [OBJ_COMPARE] = M_COMPARE,       [OBJ_ASK] = M_COMPARE,
     };
     return machines[kind];
 }
@@ -291,13 +294,15 @@ static int settle_trouble(struct sched *s, int rc, const struct dtx_err *e, int6
     } else {
         no_trouble(s);
         *retry_at = 0;
+        s->transitions++;
     }
     return rc;
 }
 
 static int refuse(enum machine m, const char *name, enum state from, enum event ev)
 {
-    log_line("%s %s: \"%s\" means nothing while it is %s", machine_name(m), name, event_name(ev), state_name(from));
+    log_line("%s %s: \"%s\" means nothing while it is %s", machine_name(m), name, event_name(ev),
+             state_name(from));
     return -EINVAL;
 }
 
@@ -306,7 +311,8 @@ static bool same_text(const char *a, const char *b)
     return strcmp(a ? a : "", b ? b : "") == 0;
 }
 
-static void log_transition(const char *what, const char *name, enum state from, enum state to, const char *reason)
+static void log_transition(const char *what, const char *name, enum state from, enum state to,
+                           const char *reason)
 {
     log_line("%s %s: %s -> %s%s%s", what, name, state_name(from), state_name(to), reason ? ": " : "",
              reason ? reason : "");
@@ -330,7 +336,8 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         rc = to == ST_GONE ? catalog_del_object(s->catalog, o, &e)
                            : catalog_put_object(s->catalog, o, (enum state)to, reason, &e);
     if (rc == 0)
-        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to, reason, &e);
+        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to, reason,
+                           &e);
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &o->retry_at)) {

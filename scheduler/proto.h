@@ -7,12 +7,12 @@
  *   job_stop   {"id","how":"cancel"|"stop"|"pause"}  stop: end training now, export and score what there is
  *   score      {"id":"EXP/base:MODEL","spec":{...}}  the untuned base's row: no training, only SCORE
  *   ask        {"id":N,"base":DIR,"adapter":DIR|null,"system","prompt","max_new_tokens","temperature","top_p","top_k",
- *               "seed"}                               DIR relative to STORE
+ *               "seed","template"}                    DIR relative to STORE; template: of info.json when left out
  *   ask_cancel {"id":N}
  *   quit       {}                                     save every job, then end
  *
  *   worker -> dtxd
- *   hello      {"device","mem_total","mem_used","threads","fingerprint","pid"}
+ *   hello      {"device","name","mem_total","mem_used","threads","fingerprint","pid"}
  *   job_state  {"id","state":"PENDING|FINETUNE|EXPORT|SERVE|SCORE|SUCCESSFUL|FAILED|PAUSED|CANCELLED","reason",
  *               "result":{...}}                       result with SUCCESSFUL: see below
  *   job_held   {"id","dataset":false}                 the token cache is made: the dataset is no longer needed
@@ -21,7 +21,8 @@
  *   saved      {"id","step"}                          a save is durable up to that step
  *   answer     {"id":N,"text","prompt_tokens","new_tokens","ttft_s","total_s","tokens_per_s","together",
  *               "finish":"stop|length","error":null|WORDS}
- *   device     {"mem_used","base":NAME|null,"jobs":n,"tokens_per_s","asks":n}     every second
+ *   device     {"mem_used","base":NAME|null,"bases":[NAME],"jobs":n,"tokens_per_s","asks":n}  every second;
+ *              base: the one loaded last; bases: all in memory
  *   log        {"text"}
  *
  *   Job spec: {"experiment","job","base":NAME,"base_dir":"tree/models/base/NAME","init_dir":"tree/models/tuned/X"|null,
@@ -36,8 +37,12 @@
  *     "tokens":n,"tokens_per_s":x,"trainable":n}
  *
  *   Files that a worker writes in job_dir: log, metrics.csv, score.json, provenance.json, checkpoint/ (and the same
- *   files hard-linked in tuned_dir, with info.json and score.json); in work_dir: state (dtx_job_save), token caches.
- *   A job_start for a job whose work_dir has a state goes on from it; metrics.csv is cut back to the saved step first.
+ *   files hard-linked in tuned_dir, with info.json and score.json); in work_dir: state.json and the state.N that it names
+ *   (dtx_job_save), prepared.json, token caches, questions.json.  A job_start for a job whose work_dir has a state goes on
+ *   from it (and needs the dataset no more); metrics.csv is cut back to the saved step first.
+ *   score.json: {"score","metrics","perplexity","evaluation","job","base","questions":n,"weights","items":[{"question",
+ *     "answer","reference","metrics","score","messages" (when longer),"prompt_tokens","new_tokens","finish","error"}]}
+ *   A stop before the first step gives FAILED: there is nothing to export.
  */
 #ifndef DTX_PROTO_H
 #define DTX_PROTO_H

@@ -84,8 +84,8 @@ static void list_experiments(struct sched *s, struct lister *l, bool folders)
 }
 
 /* NAME.status of each object of the folder's kind; in models/tuned/ the links to the best ones too. */
-static int list_collection(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
-                           void *arg)
+static int list_collection(struct sched *s, const struct layout_match *m,
+                           void (*fn)(void *arg, const char *name), void *arg)
 {
     struct lister l = {fn, arg};
     size_t n = m->nargs ? strlen(m->arg[0]) : 0;
@@ -107,7 +107,8 @@ static int list_collection(struct sched *s, const struct layout_match *m, void (
     return 0;
 }
 
-static int list_exps(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg)
+static int list_exps(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+                     void *arg)
 {
     struct lister l = {fn, arg};
 
@@ -115,7 +116,8 @@ static int list_exps(struct sched *s, const struct layout_match *m, void (*fn)(v
     return 0;
 }
 
-static int list_jobs(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg)
+static int list_jobs(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+                     void *arg)
 {
     struct experiment *x = experiment_find(s, m->arg[0]);
     struct lister l = {fn, arg};
@@ -127,8 +129,8 @@ static int list_jobs(struct sched *s, const struct layout_match *m, void (*fn)(v
     return x ? 0 : -ENOENT;
 }
 
-static int list_devices(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
-                        void *arg)
+static int list_devices(struct sched *s, const struct layout_match *m,
+                        void (*fn)(void *arg, const char *name), void *arg)
 {
     for (int i = 0; i < s->nworkers; i++)
         fn(arg, s->workers[i].label);
@@ -148,8 +150,9 @@ static int render_best_link(struct sched *s, const struct layout_match *m, struc
 
 static int render_control(struct sched *s, const struct layout_match *m, struct buf *out)
 {
-    buf_adds(out, m->entry->writer == LW_SERVICE_CONTROL ? "write one of: stop, start\n"
-                                                         : "write one of: pause, resume, cancel, stop, retry\n");
+    buf_adds(out, m->entry->writer == LW_SERVICE_CONTROL
+                      ? "write one of: stop, start\n"
+                      : "write one of: pause, resume, cancel, stop, retry\n");
     return 0;
 }
 

@@ -48,7 +48,7 @@ static void copy_result(json_t *to, const struct job *j, const char *key)
 
 json_t *leaderboard_json(struct experiment *x)
 {
-    static const char *const keys[] = {"score", "metrics", "eval_loss", "perplexity", "loss",
+    static const char *const keys[] = {"score", "metrics", "eval_loss", "perplexity",  "loss",
                                        "steps", "seconds", "tokens",    "tokens_per_s"};
     json_t *rows = json_array(), *row;
     int n, rank = 0;
@@ -57,8 +57,8 @@ json_t *leaderboard_json(struct experiment *x)
     for (int i = 0; v && i < n; i++) {
         struct job *j = v[i];
         row = json_pack("{so ss ss so so so so}", "rank",
-                        j->number && j->state == ST_SUCCESSFUL ? json_integer(++rank) : json_null(), "job", j->name,
-                        "state", state_name(j->state), "model", text_or_null(j->model), "dataset",
+                        j->number && j->state == ST_SUCCESSFUL ? json_integer(++rank) : json_null(), "job",
+                        j->name, "state", state_name(j->state), "model", text_or_null(j->model), "dataset",
                         text_or_null(j->dataset), "paramgroup", text_or_null(j->paramgroup), "seed",
                         j->number ? json_integer(j->seed) : json_null());
         for (size_t k = 0; k < sizeof(keys) / sizeof(keys[0]); k++)
@@ -78,7 +78,8 @@ static json_t *metric_names(struct experiment *x)
 
     for (int i = 0; i < x->njobs + x->nrows; i++) {
         struct job *j = i < x->njobs ? x->jobs[i] : x->rows[i - x->njobs];
-        json_object_foreach(json_object_get(j->result, "metrics"), key, v) json_object_set_new(all, key, json_true());
+        json_object_foreach(json_object_get(j->result, "metrics"), key, v)
+            json_object_set_new(all, key, json_true());
     }
     return all;
 }
@@ -104,7 +105,8 @@ static const char **sorted_names(json_t *set, size_t *n)
     return v;
 }
 
-static void leaderboard_line(const struct job *j, int rank, const char **metrics, size_t nmetrics, struct buf *out)
+static void leaderboard_line(const struct job *j, int rank, const char **metrics, size_t nmetrics,
+                             struct buf *out)
 {
     const json_t *values = json_object_get(j->result, "metrics");
 
@@ -144,7 +146,8 @@ int render_exp_leaderboard(struct sched *s, const struct layout_match *m, struct
         buf_addf(out, "\t%s", metrics[i]);
     buf_adds(out, "\teval_loss\tperplexity\tstate\tmodel\tdataset\tparamgroup\tseed\n");
     for (int i = 0; v && i < n; i++)
-        leaderboard_line(v[i], v[i]->number && v[i]->state == ST_SUCCESSFUL ? ++rank : 0, metrics, nmetrics, out);
+        leaderboard_line(v[i], v[i]->number && v[i]->state == ST_SUCCESSFUL ? ++rank : 0, metrics, nmetrics,
+                         out);
     free(v);
     free(metrics);
     json_decref(set);
@@ -212,7 +215,8 @@ int render_exp_status(struct sched *s, const struct layout_match *m, struct buf 
     add_time(out, "finished", x->finished);
     for (int i = 0; i < x->njobs + x->nrows; i++) {
         struct job *j = i < x->njobs ? x->jobs[i] : x->rows[i - x->njobs];
-        add_field(out, j->name, "%s%s%s", state_name(j->state), j->reason ? ": " : "", shown_reason(j->reason));
+        add_field(out, j->name, "%s%s%s", state_name(j->state), j->reason ? ": " : "",
+                  shown_reason(j->reason));
     }
     return 0;
 }
@@ -220,10 +224,10 @@ int render_exp_status(struct sched *s, const struct layout_match *m, struct buf 
 json_t *experiment_json(struct sched *s, struct experiment *x)
 {
     struct job *best = best_job(x);
-    json_t *v = json_pack("{ss ss so so so so so so so si}", "name", x->name, "state", state_name(x->state), "reason",
-                          text_or_null(x->reason), "best", text_or_null(best ? best->name : NULL), "created",
-                          time_or_null(x->created), "started", time_or_null(x->started), "finished",
-                          time_or_null(x->finished), "evaluation",
+    json_t *v = json_pack("{ss ss so so so so so so so si}", "name", x->name, "state", state_name(x->state),
+                          "reason", text_or_null(x->reason), "best", text_or_null(best ? best->name : NULL),
+                          "created", time_or_null(x->created), "started", time_or_null(x->started),
+                          "finished", time_or_null(x->finished), "evaluation",
                           text_or_null(json_str(x->spec, "evaluation", NULL)), "spec_refused",
                           text_or_null(x->spec_reason), "priority", x->priority);
     json_t *jobs = json_array();
@@ -274,7 +278,8 @@ int render_exp_best(struct sched *s, const struct layout_match *m, struct buf *o
     if (!best) {
         buf_adds(out, "none\n");
         add_field(out, "reason", "%s",
-                  state_is_end(x->state) ? "no successful job has a score or an eval_loss" : "no job has ended well yet");
+                  state_is_end(x->state) ? "no successful job has a score or an eval_loss"
+                                         : "no job has ended well yet");
         return 0;
     }
     buf_addf(out, "%s\n", best->name);

@@ -93,7 +93,8 @@ int render_job_status(struct sched *s, const struct layout_match *m, struct buf 
     if (j->worker)
         add_field(out, "device", "%s", j->worker->label);
     if (j->suspect)
-        add_field(out, "alone", "its worker ended at step %lld; it runs alone until it is past that", j->death_step);
+        add_field(out, "alone", "its worker ended at step %lld; it runs alone until it is past that",
+                  j->death_step);
     if (j->progress || j->result) {
         buf_adds(out, "progress: ");
         progress_line(j, out);
@@ -126,12 +127,12 @@ static json_t *copy_or_null(const json_t *v)
 
 json_t *job_json(struct job *j)
 {
-    return json_pack("{ss ss so ss ss ss ss ss sI so so so so so}", "name", j->name, "state", state_name(j->state),
-                     "reason", text_or_null(j->reason), "finetune", state_name(j->finetune), "model", j->model, "base",
-                     j->base, "dataset", j->dataset, "paramgroup", j->paramgroup, "seed", (json_int_t)j->seed,
-                     "device", text_or_null(j->worker ? j->worker->label : NULL), "params", copy_or_null(j->params),
-                     "progress", copy_or_null(j->progress), "result", copy_or_null(j->result), "suspect",
-                     json_boolean(j->suspect));
+    return json_pack(
+        "{ss ss so ss ss ss ss ss sI so so so so so}", "name", j->name, "state", state_name(j->state),
+        "reason", text_or_null(j->reason), "finetune", state_name(j->finetune), "model", j->model, "base",
+        j->base, "dataset", j->dataset, "paramgroup", j->paramgroup, "seed", (json_int_t)j->seed, "device",
+        text_or_null(j->worker ? j->worker->label : NULL), "params", copy_or_null(j->params), "progress",
+        copy_or_null(j->progress), "result", copy_or_null(j->result), "suspect", json_boolean(j->suspect));
 }
 
 int render_job_status_json(struct sched *s, const struct layout_match *m, struct buf *out)

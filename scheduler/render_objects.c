@@ -121,7 +121,8 @@ static void answers_report(struct buf *out, const json_t *r)
         if (json_str(v, "error", NULL))
             add_field(out, json_str(v, "model", "?"), "ERROR: %s", json_str(v, "error", ""));
         else
-            add_field(out, json_str(v, "model", "?"), "%lld tokens, %.1f tokens/s, first token after %.3f s, %.3f s",
+            add_field(out, json_str(v, "model", "?"),
+                      "%lld tokens, %.1f tokens/s, first token after %.3f s, %.3f s",
                       json_int(v, "new_tokens", 0), json_num(v, "tokens_per_s", 0), json_num(v, "ttft_s", 0),
                       json_num(v, "total_s", 0));
     }
@@ -215,7 +216,8 @@ static void list_line(struct buf *out, const char *name, const char *state, int6
         add_bytes(out, size);
     else
         buf_addc(out, '-');
-    buf_addf(out, "\t%s\t", clock_human((double)((clock_wall_ns() - since) / SECOND_NS / 10 * 10), age, sizeof(age)));
+    buf_addf(out, "\t%s\t",
+             clock_human((double)((clock_wall_ns() - since) / SECOND_NS / 10 * 10), age, sizeof(age)));
     add_flat(out, shown_reason(reason));
     buf_addc(out, '\n');
 }

@@ -10,8 +10,9 @@
 
 enum { SHOWN = 20 }; /* lines of each kind on one screen */
 
-static const enum object_kind shown_kinds[] = {OBJ_DATASET, OBJ_PARAMGROUP, OBJ_EVALUATION, OBJ_DATA_PLUGIN,
-                                               OBJ_SCORING_PLUGIN, OBJ_BASE, OBJ_TUNED, OBJ_SERVICE, OBJ_COMPARE};
+static const enum object_kind shown_kinds[] = {OBJ_DATASET,     OBJ_PARAMGROUP,     OBJ_EVALUATION,
+                                               OBJ_DATA_PLUGIN, OBJ_SCORING_PLUGIN, OBJ_BASE,
+                                               OBJ_TUNED,       OBJ_SERVICE,        OBJ_COMPARE};
 enum { KINDS = sizeof(shown_kinds) / sizeof(shown_kinds[0]) };
 
 static int count(const struct sched *s, enum object_kind kind, int state)
@@ -121,8 +122,9 @@ int render_status(struct sched *s, const struct layout_match *m, struct buf *out
 
 static json_t *device_json(const struct worker *w)
 {
-    return json_pack("{ss ss ss si si so so so}", "name", w->label, "state", worker_word(w), "base", w->base, "jobs",
-                     w->njobs, "asks", w->asks, "hello", w->hello ? json_deep_copy(w->hello) : json_null(), "stats",
+    return json_pack("{ss ss ss si si so so so}", "name", w->label, "state", worker_word(w), "base", w->base,
+                     "jobs", w->njobs, "asks", w->asks, "hello",
+                     w->hello ? json_deep_copy(w->hello) : json_null(), "stats",
                      w->stats ? json_deep_copy(w->stats) : json_null(), "reason",
                      w->trouble ? json_string(w->trouble) : json_null());
 }
@@ -153,8 +155,8 @@ json_t *appliance_json(struct sched *s)
     for (int i = 0; i < s->nexps; i++)
         if (!s->exps[i]->deleted)
             json_array_append_new(exps, experiment_json(s, s->exps[i]));
-    v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version, "reason",
-                  s->trouble ? json_string(s->trouble) : json_null(), "started",
+    v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
+                  "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
                   clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
     for (int i = 0; v && i < KINDS; i++)
         json_object_set_new(v, object_kind_collection(shown_kinds[i]), objects_json(s, shown_kinds[i]));
@@ -245,11 +247,13 @@ static void job_metrics(struct sched *s, struct buf *out)
         }
 }
 
-static void device_metric(struct sched *s, const char *name, const char *help, const char *key, struct buf *out)
+static void device_metric(struct sched *s, const char *name, const char *help, const char *key,
+                          struct buf *out)
 {
     metric(out, name, "gauge", help);
     for (int i = 0; i < s->nworkers; i++)
-        buf_addf(out, "%s{device=\"%s\"} %.17g\n", name, s->workers[i].label, json_num(s->workers[i].stats, key, 0));
+        buf_addf(out, "%s{device=\"%s\"} %.17g\n", name, s->workers[i].label,
+                 json_num(s->workers[i].stats, key, 0));
 }
 
 int render_metrics(struct sched *s, const struct layout_match *m, struct buf *out)
@@ -316,7 +320,8 @@ int render_service_stats(struct sched *s, const struct layout_match *m, struct b
         return -ENOENT;
     good = o->served.requests - o->served.failed;
     for (int i = 0; i < s->nobjects; i++)
-        waiting += s->objects[i]->kind == OBJ_ASK && (s->objects[i]->state == ST_PENDING || s->objects[i]->state == ST_ANSWERING) &&
+        waiting += s->objects[i]->kind == OBJ_ASK &&
+                   (s->objects[i]->state == ST_PENDING || s->objects[i]->state == ST_ANSWERING) &&
                    strncmp(s->objects[i]->name, o->name, strlen(o->name)) == 0 &&
                    s->objects[i]->name[strlen(o->name)] == '/';
     buf_addf(out, "%s\n", state_name(o->state));
@@ -324,7 +329,8 @@ int render_service_stats(struct sched *s, const struct layout_match *m, struct b
     add_field(out, "failed", "%llu", (unsigned long long)o->served.failed);
     add_field(out, "waiting", "%d", waiting);
     add_field(out, "new_tokens", "%llu", (unsigned long long)o->served.tokens);
-    add_field(out, "tokens_per_s", "%.1f", o->served.seconds > 0 ? (double)o->served.tokens / o->served.seconds : 0);
+    add_field(out, "tokens_per_s", "%.1f",
+              o->served.seconds > 0 ? (double)o->served.tokens / o->served.seconds : 0);
     add_field(out, "ttft_s", "%.3f", good ? o->served.ttft / (double)good : 0);
     return 0;
 }

@@ -60,7 +60,8 @@ void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid)
         (void)!fchownat(s->tree_fd, tree_path, uid, gid, AT_SYMLINK_NOFOLLOW);
 }
 
-/* Mutex held.  Told to the file system by a thread of its own: it may have to wait for requests that wait for us. */
+/* Mutex held.  Told to the file system by a thread of its own: it may have to wait for requests that wait for
+ * us. */
 void sched_changed(struct sched *s, const char *fmt, ...)
 {
     char path[PATH_MAX];
@@ -131,7 +132,8 @@ static int make_folders(struct sched *s, struct dtx_err *e)
     for (size_t i = 0; rc == 0 && i < layout_count; i++) {
         char path[PATH_MAX];
         const struct layout_entry *row = &layout_table[i];
-        if ((row->kind != LK_DROP_DIR && row->kind != LK_DIR) || strpbrk(row->pattern, "{*") || !*row->pattern)
+        if ((row->kind != LK_DROP_DIR && row->kind != LK_DIR) || strpbrk(row->pattern, "{*") ||
+            !*row->pattern)
             continue;
         snprintf(path, sizeof(path), "tree/%s", row->pattern);
         rc = fd_mkdirs(s->store_fd, path, 0755, e);
@@ -149,7 +151,8 @@ static int open_store(struct sched *s, struct dtx_err *e)
         return dtx_fail_errno(e, "cannot open the store %s", s->store);
     s->lock_fd = fd_lock_file(s->store_fd, "lock", e);
     if (s->lock_fd < 0)
-        return s->lock_fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", s->store) : s->lock_fd;
+        return s->lock_fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", s->store)
+                                    : s->lock_fd;
     rc = make_folders(s, e);
     if (rc)
         return rc;
@@ -383,11 +386,19 @@ static bool held_by(struct sched *s, const struct place *p, char *who, size_t n)
             }
         }
     for (int i = 0; p->kind == OBJ_BASE && i < s->nworkers; i++)
-        if (s->workers[i].fd >= 0 && strcmp(s->workers[i].base, p->name) == 0) {
+        if (worker_has_base(&s->workers[i], p->name) && (s->workers[i].njobs || s->workers[i].asks)) {
             snprintf(who, n, "the worker of %s", s->workers[i].label);
             return true;
         }
     return false;
+}
+
+/* Idle workers that keep the base in memory start afresh: it is about to become another one. */
+static void let_go(struct sched *s, const char *base)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (worker_has_base(&s->workers[i], base))
+            s->workers[i].let_go = true;
 }
 
 int sched_may_change(struct sched *s, const char *path, const struct caller *who)
@@ -406,8 +417,10 @@ int sched_may_change(struct sched *s, const char *path, const struct caller *who
     if (held && o) {
         tell = !o->told || now - o->told > SECOND_NS;
         o->told = now;
-    } else if (o) {
+    } else if (o && !held) {
         o->touched = now;
+        if (p.kind == OBJ_BASE)
+            let_go(s, p.name);
     }
     pthread_mutex_unlock(&s->mutex);
     if (held && tell)

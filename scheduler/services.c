@@ -120,10 +120,11 @@ static int read_spec(struct sched *s, const char *name, json_t **spec, struct dt
     snprintf(path, sizeof(path), "services/%s/model", name);
     n = readlinkat(s->tree_fd, path, target, sizeof(target) - 1);
     if (n < 0)
-        return errno == EINVAL ? dtx_fail(e, -EINVAL,
-                                          "services/%s/model is not a symbolic link: ln -s ../../models/tuned/NAME model",
-                                          name)
-                               : 0;
+        return errno == EINVAL
+                   ? dtx_fail(e, -EINVAL,
+                              "services/%s/model is not a symbolic link: ln -s ../../models/tuned/NAME model",
+                              name)
+                   : 0;
     target[n] = '\0';
     return spec_from_link(name, target, spec, e);
 }
@@ -157,9 +158,9 @@ int service_take(struct sched *s, struct object *o, const char *path, struct dtx
         return 0;
     }
     set_json(&o->spec, spec);
-    return object_event(s, o, EV_WRITE, spec ? NULL : "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model")
-               ? -EAGAIN
-               : 0;
+    return object_event(s, o, EV_WRITE,
+                        spec ? NULL
+                             : "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model");
 }
 
 void services_round(struct sched *s, int64_t now)

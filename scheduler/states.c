@@ -1,15 +1,14 @@
 /*
- * What can become of an object.  One table of state x event -> state for each machine; what is not in it cannot happen
- * (the event is refused and logged, the state stays).  Each transition is written to the catalog before it is acted on:
- * object_event, experiment_event, job_event.
+ * What can become of an object.  One table of state x event -> state for each machine; what is not in it
+ * cannot happen (the event is refused and logged, the state stays).  Each transition is written to the
+ * catalog before it is acted on: object_event, experiment_event, job_event.
  *
  *   dataset   (none) -write,rename-> RECEIVING -settle-> CHECKING -done-> READY
- *                                     RECEIVING -fetch-> FETCHING -done-> CHECKING;  error from each of them: REJECTED
- *             any later write, rename or unlink inside it: RECEIVING again;  rmdir: deleted
- *   base      the same without FETCHING;  plugin: the same as base
- *   spec      (paramgroup, evaluation)  (none) -write-> RECEIVING -done-> READY | -error-> REJECTED, write: RECEIVING
- *   tuned     (none) -done-> READY -rmdir-> deleted
- *   service   (none) -write-> PENDING -start-> RUNNING -wait-> PENDING;  RUNNING -error-> FAILED;  -stop-> STOPPED
+ *                                     RECEIVING -fetch-> FETCHING -done-> CHECKING;  error from each of them:
+ * REJECTED any later write, rename or unlink inside it: RECEIVING again;  rmdir: deleted base      the same
+ * without FETCHING;  plugin: the same as base spec      (paramgroup, evaluation)  (none) -write-> RECEIVING
+ * -done-> READY | -error-> REJECTED, write: RECEIVING tuned     (none) -done-> READY -rmdir-> deleted service
+ * (none) -write-> PENDING -start-> RUNNING -wait-> PENDING;  RUNNING -error-> FAILED;  -stop-> STOPPED
  *             -resume-> PENDING;  a wrong spec: REJECTED
  *   compare   (none) -write-> RECEIVING -settle-> PENDING -start-> ANSWERING -done-> DONE | -error-> FAILED
  *             (prompts in services/NAME/ask too)
@@ -22,12 +21,12 @@
  *     PENDING, PROCESSING, PAUSED -cancel-> CANCELLED;  SUCCESS, FAILED, CANCELLED -retry-> PENDING
  *     rmdir from everywhere: deleted
  *   job
- *     (none) -write-> INIT -start-> PENDING -finetune-> FINETUNE -export-> EXPORT -serve-> SERVE -score-> SCORE
- *     each of these -done-> SUCCESSFUL | -error-> FAILED | -lost-> PENDING | -pause-> PAUSED | -cancel-> CANCELLED
- *     a worker may skip stages, and after a restart goes on from any of them;  PAUSED -resume-> PENDING
+ *     (none) -write-> INIT -start-> PENDING -finetune-> FINETUNE -export-> EXPORT -serve-> SERVE -score->
+ * SCORE each of these -done-> SUCCESSFUL | -error-> FAILED | -lost-> PENDING | -pause-> PAUSED | -cancel->
+ * CANCELLED a worker may skip stages, and after a restart goes on from any of them;  PAUSED -resume-> PENDING
  *     FAILED, CANCELLED -retry-> PENDING
- *   finetune  (the `finetune:` line) (none) -write-> INIT -start-> PENDING -finetune-> RUNNING -done-> SUCCESSFUL
- *             RUNNING -lost,pause-> PENDING;  -error,cancel-> FAILED;  FAILED -retry-> PENDING
+ *   finetune  (the `finetune:` line) (none) -write-> INIT -start-> PENDING -finetune-> RUNNING -done->
+ * SUCCESSFUL RUNNING -lost,pause-> PENDING;  -error,cancel-> FAILED;  FAILED -retry-> PENDING
  */
 #include "scheduler/states.h"
 
@@ -35,37 +34,65 @@
 #include <string.h>
 
 static const char *const state_names[ST_COUNT] = {
-    [ST_NONE] = "NONE",           [ST_RECEIVING] = "RECEIVING",   [ST_FETCHING] = "FETCHING",
-    [ST_CHECKING] = "CHECKING",   [ST_READY] = "READY",           [ST_REJECTED] = "REJECTED",
-    [ST_INIT] = "INIT",           [ST_PENDING] = "PENDING",       [ST_RUNNING] = "RUNNING",
-    [ST_STOPPED] = "STOPPED",     [ST_PROCESSING] = "PROCESSING", [ST_PAUSED] = "PAUSED",
-    [ST_FINETUNE] = "FINETUNE",   [ST_EXPORT] = "EXPORT",         [ST_SERVE] = "SERVE",
-    [ST_SCORE] = "SCORE",         [ST_ANSWERING] = "ANSWERING",   [ST_DONE] = "DONE",
-    [ST_SUCCESS] = "SUCCESS",     [ST_SUCCESSFUL] = "SUCCESSFUL", [ST_FAILED] = "FAILED",
-    [ST_CANCELLED] = "CANCELLED", [ST_GONE] = "GONE",
+    [ST_NONE] = "NONE",
+    [ST_RECEIVING] = "RECEIVING",
+    [ST_FETCHING] = "FETCHING",
+    [ST_CHECKING] = "CHECKING",
+    [ST_READY] = "READY",
+    [ST_REJECTED] = "REJECTED",
+    [ST_INIT] = "INIT",
+    [ST_PENDING] = "PENDING",
+    [ST_RUNNING] = "RUNNING",
+    [ST_STOPPED] = "STOPPED",
+    [ST_PROCESSING] = "PROCESSING",
+    [ST_PAUSED] = "PAUSED",
+    [ST_FINETUNE] = "FINETUNE",
+    [ST_EXPORT] = "EXPORT",
+    [ST_SERVE] = "SERVE",
+    [ST_SCORE] = "SCORE",
+    [ST_ANSWERING] = "ANSWERING",
+    [ST_DONE] = "DONE",
+    [ST_SUCCESS] = "SUCCESS",
+    [ST_SUCCESSFUL] = "SUCCESSFUL",
+    [ST_FAILED] = "FAILED",
+    [ST_CANCELLED] = "CANCELLED",
+    [ST_GONE] = "GONE",
 };
 
 static const char *const event_names[EV_COUNT] = {
-    [EV_WRITE] = "write",         [EV_RENAME] = "rename",
-    [EV_UNLINK] = "unlink",       [EV_RMDIR] = "rmdir",
-    [EV_SETTLE] = "settle",       [EV_FETCH] = "fetch",
-    [EV_DONE] = "done",           [EV_ERROR] = "error",
-    [EV_WAIT] = "wait",           [EV_START] = "start",
-    [EV_FINETUNE] = "finetune",   [EV_EXPORT] = "export",
-    [EV_SERVE] = "serve",         [EV_SCORE] = "score",
-    [EV_LOST] = "worker lost",    [EV_NONE_WELL] = "none_well",
-    [EV_ALL_CANCELLED] = "all_cancelled", [EV_PAUSE] = "pause",
-    [EV_RESUME] = "resume",       [EV_CANCEL] = "cancel",
-    [EV_STOP] = "stop",           [EV_RETRY] = "retry",
+    [EV_WRITE] = "write",
+    [EV_RENAME] = "rename",
+    [EV_UNLINK] = "unlink",
+    [EV_RMDIR] = "rmdir",
+    [EV_SETTLE] = "settle",
+    [EV_FETCH] = "fetch",
+    [EV_DONE] = "done",
+    [EV_ERROR] = "error",
+    [EV_WAIT] = "wait",
+    [EV_START] = "start",
+    [EV_FINETUNE] = "finetune",
+    [EV_EXPORT] = "export",
+    [EV_SERVE] = "serve",
+    [EV_SCORE] = "score",
+    [EV_LOST] = "worker lost",
+    [EV_NONE_WELL] = "none_well",
+    [EV_ALL_CANCELLED] = "all_cancelled",
+    [EV_PAUSE] = "pause",
+    [EV_RESUME] = "resume",
+    [EV_CANCEL] = "cancel",
+    [EV_STOP] = "stop",
+    [EV_RETRY] = "retry",
 };
 
 static const char *const machine_names[M_COUNT] = {
     "dataset", "spec", "plugin", "base", "tuned", "service", "experiment", "job", "finetune", "compare",
 };
 
-#define BIT(s) (1u << (s))
-#define RECEIVED (BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_FETCHING) | BIT(ST_CHECKING) | BIT(ST_READY) | BIT(ST_REJECTED))
-#define RUNS (BIT(ST_PENDING) | BIT(ST_FINETUNE) | BIT(ST_EXPORT) | BIT(ST_SERVE) | BIT(ST_SCORE))
+#define BIT(s)   (1u << (s))
+#define TAKEN    (BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_READY) | BIT(ST_REJECTED)) /* of a spec */
+#define CHECKED  (TAKEN | BIT(ST_CHECKING))                                            /* of a folder */
+#define RECEIVED (CHECKED | BIT(ST_FETCHING))                                          /* of a dataset */
+#define RUNS     (BIT(ST_PENDING) | BIT(ST_FINETUNE) | BIT(ST_EXPORT) | BIT(ST_SERVE) | BIT(ST_SCORE))
 
 static const struct row {
     enum machine machine;
@@ -83,24 +110,24 @@ static const struct row {
     {M_DATASET, BIT(ST_CHECKING), EV_DONE, ST_READY},
     {M_DATASET, BIT(ST_RECEIVING) | BIT(ST_FETCHING) | BIT(ST_CHECKING), EV_ERROR, ST_REJECTED},
 
-    {M_SPEC, RECEIVED, EV_WRITE, ST_RECEIVING},
-    {M_SPEC, RECEIVED, EV_RENAME, ST_RECEIVING},
-    {M_SPEC, RECEIVED & ~BIT(ST_NONE), EV_UNLINK, ST_GONE},
+    {M_SPEC, TAKEN, EV_WRITE, ST_RECEIVING},
+    {M_SPEC, TAKEN, EV_RENAME, ST_RECEIVING},
+    {M_SPEC, TAKEN & ~BIT(ST_NONE), EV_UNLINK, ST_GONE},
     {M_SPEC, BIT(ST_RECEIVING), EV_DONE, ST_READY},
     {M_SPEC, BIT(ST_RECEIVING), EV_ERROR, ST_REJECTED},
 
-    {M_PLUGIN, RECEIVED, EV_WRITE, ST_RECEIVING},
-    {M_PLUGIN, RECEIVED, EV_RENAME, ST_RECEIVING},
-    {M_PLUGIN, RECEIVED & ~BIT(ST_NONE), EV_UNLINK, ST_RECEIVING},
-    {M_PLUGIN, RECEIVED & ~BIT(ST_NONE), EV_RMDIR, ST_GONE},
+    {M_PLUGIN, CHECKED, EV_WRITE, ST_RECEIVING},
+    {M_PLUGIN, CHECKED, EV_RENAME, ST_RECEIVING},
+    {M_PLUGIN, CHECKED & ~BIT(ST_NONE), EV_UNLINK, ST_RECEIVING},
+    {M_PLUGIN, CHECKED & ~BIT(ST_NONE), EV_RMDIR, ST_GONE},
     {M_PLUGIN, BIT(ST_RECEIVING), EV_SETTLE, ST_CHECKING},
     {M_PLUGIN, BIT(ST_CHECKING), EV_DONE, ST_READY},
     {M_PLUGIN, BIT(ST_RECEIVING) | BIT(ST_CHECKING), EV_ERROR, ST_REJECTED},
 
-    {M_BASE, RECEIVED, EV_WRITE, ST_RECEIVING},
-    {M_BASE, RECEIVED, EV_RENAME, ST_RECEIVING},
-    {M_BASE, RECEIVED & ~BIT(ST_NONE), EV_UNLINK, ST_RECEIVING},
-    {M_BASE, RECEIVED & ~BIT(ST_NONE), EV_RMDIR, ST_GONE},
+    {M_BASE, CHECKED, EV_WRITE, ST_RECEIVING},
+    {M_BASE, CHECKED, EV_RENAME, ST_RECEIVING},
+    {M_BASE, CHECKED & ~BIT(ST_NONE), EV_UNLINK, ST_RECEIVING},
+    {M_BASE, CHECKED & ~BIT(ST_NONE), EV_RMDIR, ST_GONE},
     {M_BASE, BIT(ST_RECEIVING), EV_SETTLE, ST_CHECKING},
     {M_BASE, BIT(ST_CHECKING), EV_DONE, ST_READY},
     {M_BASE, BIT(ST_RECEIVING) | BIT(ST_CHECKING), EV_ERROR, ST_REJECTED},
@@ -108,7 +135,8 @@ static const struct row {
     {M_TUNED, BIT(ST_NONE) | BIT(ST_READY), EV_DONE, ST_READY},
     {M_TUNED, BIT(ST_READY), EV_RMDIR, ST_GONE},
 
-    {M_SERVICE, BIT(ST_NONE) | BIT(ST_PENDING) | BIT(ST_RUNNING) | BIT(ST_FAILED) | BIT(ST_REJECTED), EV_WRITE, ST_PENDING},
+    {M_SERVICE, BIT(ST_NONE) | BIT(ST_PENDING) | BIT(ST_RUNNING) | BIT(ST_FAILED) | BIT(ST_REJECTED),
+     EV_WRITE, ST_PENDING},
     {M_SERVICE, BIT(ST_STOPPED), EV_WRITE, ST_STOPPED},
     {M_SERVICE, BIT(ST_PENDING), EV_START, ST_RUNNING},
     {M_SERVICE, BIT(ST_PENDING) | BIT(ST_RUNNING), EV_WAIT, ST_PENDING},
@@ -116,7 +144,8 @@ static const struct row {
     {M_SERVICE, BIT(ST_RUNNING), EV_ERROR, ST_FAILED},
     {M_SERVICE, BIT(ST_PENDING) | BIT(ST_RUNNING) | BIT(ST_FAILED), EV_STOP, ST_STOPPED},
     {M_SERVICE, BIT(ST_STOPPED) | BIT(ST_FAILED), EV_RESUME, ST_PENDING},
-    {M_SERVICE, BIT(ST_PENDING) | BIT(ST_RUNNING) | BIT(ST_STOPPED) | BIT(ST_FAILED) | BIT(ST_REJECTED), EV_RMDIR, ST_GONE},
+    {M_SERVICE, BIT(ST_PENDING) | BIT(ST_RUNNING) | BIT(ST_STOPPED) | BIT(ST_FAILED) | BIT(ST_REJECTED),
+     EV_RMDIR, ST_GONE},
 
     {M_EXPERIMENT, BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_REJECTED), EV_WRITE, ST_RECEIVING},
     {M_EXPERIMENT, BIT(ST_RECEIVING), EV_ERROR, ST_REJECTED},
@@ -132,8 +161,8 @@ static const struct row {
     {M_EXPERIMENT, BIT(ST_PENDING) | BIT(ST_PROCESSING) | BIT(ST_PAUSED), EV_CANCEL, ST_CANCELLED},
     {M_EXPERIMENT, BIT(ST_SUCCESS) | BIT(ST_FAILED) | BIT(ST_CANCELLED), EV_RETRY, ST_PENDING},
     {M_EXPERIMENT,
-     BIT(ST_RECEIVING) | BIT(ST_REJECTED) | BIT(ST_PENDING) | BIT(ST_PROCESSING) | BIT(ST_PAUSED) | BIT(ST_SUCCESS) |
-         BIT(ST_FAILED) | BIT(ST_CANCELLED),
+     BIT(ST_RECEIVING) | BIT(ST_REJECTED) | BIT(ST_PENDING) | BIT(ST_PROCESSING) | BIT(ST_PAUSED) |
+         BIT(ST_SUCCESS) | BIT(ST_FAILED) | BIT(ST_CANCELLED),
      EV_RMDIR, ST_GONE},
 
     {M_JOB, BIT(ST_NONE), EV_WRITE, ST_INIT},
@@ -163,14 +192,16 @@ static const struct row {
     {M_FINETUNE, BIT(ST_INIT) | BIT(ST_PENDING) | BIT(ST_RUNNING), EV_CANCEL, ST_FAILED},
     {M_FINETUNE, BIT(ST_FAILED), EV_RETRY, ST_PENDING},
 
-    {M_COMPARE, BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED), EV_WRITE,
-     ST_RECEIVING},
+    {M_COMPARE,
+     BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED),
+     EV_WRITE, ST_RECEIVING},
     {M_COMPARE, BIT(ST_RECEIVING), EV_SETTLE, ST_PENDING},
     {M_COMPARE, BIT(ST_PENDING), EV_START, ST_ANSWERING},
     {M_COMPARE, BIT(ST_PENDING) | BIT(ST_ANSWERING), EV_WAIT, ST_PENDING},
     {M_COMPARE, BIT(ST_ANSWERING), EV_DONE, ST_DONE},
     {M_COMPARE, BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING), EV_ERROR, ST_FAILED},
-    {M_COMPARE, BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED), EV_RMDIR, ST_GONE},
+    {M_COMPARE, BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED),
+     EV_RMDIR, ST_GONE},
 };
 
 int state_next(enum machine m, enum state from, enum event ev)

@@ -46,8 +46,8 @@ enum event {
     EV_EXPORT,
     EV_SERVE,
     EV_SCORE,
-    EV_LOST,     /* the worker died or let go */
-    EV_NONE_WELL,/* all jobs ended, none well */
+    EV_LOST,      /* the worker died or let go */
+    EV_NONE_WELL, /* all jobs ended, none well */
     EV_ALL_CANCELLED,
     EV_PAUSE,
     EV_RESUME,
@@ -57,7 +57,19 @@ enum event {
     EV_COUNT
 };
 
-enum machine { M_DATASET, M_SPEC, M_PLUGIN, M_BASE, M_TUNED, M_SERVICE, M_EXPERIMENT, M_JOB, M_FINETUNE, M_COMPARE, M_COUNT };
+enum machine {
+    M_DATASET,
+    M_SPEC,
+    M_PLUGIN,
+    M_BASE,
+    M_TUNED,
+    M_SERVICE,
+    M_EXPERIMENT,
+    M_JOB,
+    M_FINETUNE,
+    M_COMPARE,
+    M_COUNT
+};
 
 /* Where the event leads, or -1: it means nothing in that state. */
 int state_next(enum machine m, enum state from, enum event ev);

@@ -28,8 +28,9 @@ int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct 
     ssize_t got = 1;
 
     if (fd < 0)
-        return errno == ELOOP ? dtx_fail(e, -ELOOP, "%s is or lies behind a symbolic link: copy the file itself", path)
-                              : dtx_fail_errno(e, "cannot open %s", path);
+        return errno == ELOOP
+                   ? dtx_fail(e, -ELOOP, "%s is or lies behind a symbolic link: copy the file itself", path)
+                   : dtx_fail_errno(e, "cannot open %s", path);
     if (fstat(fd, &st) || !S_ISREG(st.st_mode))
         rc = dtx_fail(e, -EINVAL, "%s is not a regular file", path);
     while (rc == 0 && got > 0) {
@@ -54,9 +55,11 @@ static bool is_blank(const struct buf *b)
 }
 
 static const enum spec_kind spec_of[OBJ_KINDS] = {
-    [OBJ_DATASET] = SPEC_DATASET,         [OBJ_PARAMGROUP] = SPEC_PARAMGROUP, [OBJ_EVALUATION] = SPEC_EVALUATION,
-    [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,      [OBJ_SCORING_PLUGIN] = SPEC_PLUGIN, [OBJ_SERVICE] = SPEC_SERVICE,
-    [OBJ_EXPERIMENT] = SPEC_EXPERIMENT,   [OBJ_COMPARE] = SPEC_COMPARE,       [OBJ_ASK] = SPEC_COMPARE,
+    [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
+    [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
+    [OBJ_SCORING_PLUGIN] = SPEC_PLUGIN, [OBJ_SERVICE] = SPEC_SERVICE,
+    [OBJ_EXPERIMENT] = SPEC_EXPERIMENT, [OBJ_COMPARE] = SPEC_COMPARE,
+    [OBJ_ASK] = SPEC_COMPARE,
 };
 
 /* Settings and, beside them, "prompt". */
@@ -67,8 +70,8 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     int rc;
 
     if (bad < n)
-        return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8", base_name(file), bad,
-                        (unsigned char)text[bad]);
+        return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8",
+                        base_name(file), bad, (unsigned char)text[bad]);
     if (memchr(text, '\0', n))
         return dtx_fail(e, -EINVAL, "%s: holds a NUL byte: a prompt is text", base_name(file));
     rc = spec_parse_prompt(base_name(file), text, n, out, &prompt, &prompt_n, e);
@@ -87,7 +90,8 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     return 0;
 }
 
-int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out, struct dtx_err *e)
+int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
+               struct dtx_err *e)
 {
     if (kind == OBJ_COMPARE || kind == OBJ_ASK)
         return parse_prompt(path, text, n, out, e);
@@ -111,18 +115,19 @@ static int reject(struct sched *s, struct object *o, const char *reason)
     return object_event(s, o, EV_ERROR, reason);
 }
 
-/* paramgroup, evaluation, prompt */
-static int take_spec(struct sched *s, struct intake *i, struct object *o, const char *text, size_t n, bool last_chance)
+/* paramgroup, evaluation, prompt.  refused: the file cannot even be read, words. */
+static int take_spec(struct sched *s, struct intake *i, struct object *o, const struct buf *text,
+                     const char *refused, bool last_chance)
 {
     struct dtx_err e = {0};
     json_t *spec = NULL;
-    int rc = check_name(i, &e);
+    int rc = refused ? dtx_fail(&e, -EINVAL, "%s", refused) : check_name(i, &e);
 
-    if (rc == 0) {
-        slow_begin(s);
-        rc = take_parse(i->kind, i->path, text, n, &spec, &e);
-        slow_end(s);
-    }
+    if (rc)
+        return reject(s, o, e.msg);
+    slow_begin(s);
+    rc = take_parse(i->kind, i->path, text->p ? text->p : "", text->len, &spec, &e);
+    slow_end(s);
     if (rc && !last_chance && !i->released)
         return -EAGAIN;
     if (rc)
@@ -132,17 +137,34 @@ static int take_spec(struct sched *s, struct intake *i, struct object *o, const 
     return object_event(s, o, i->kind == OBJ_COMPARE || i->kind == OBJ_ASK ? EV_SETTLE : EV_DONE, NULL);
 }
 
+/* A folder of the store, not a link to one somewhere else. */
+static int check_folder(struct sched *s, const char *path, struct dtx_err *e)
+{
+    int fd = open_beneath(s->tree_fd, path, O_RDONLY | O_DIRECTORY);
+
+    if (fd < 0)
+        return errno == ELOOP || errno == ENOTDIR
+                   ? dtx_fail(e, -ENOTDIR,
+                              "%s is not a folder (or a symbolic link to one): copy the folder itself", path)
+                   : dtx_fail_errno(e, "cannot open %s", path);
+    close(fd);
+    return 0;
+}
+
 /* The description in a folder: dataset.json or plugin.json. */
 static int take_folder(struct sched *s, struct intake *i, struct object *o)
 {
-    static const char *const files[OBJ_KINDS] = {
-        [OBJ_DATASET] = "dataset.json", [OBJ_DATA_PLUGIN] = "plugin.json", [OBJ_SCORING_PLUGIN] = "plugin.json"};
+    static const char *const files[OBJ_KINDS] = {[OBJ_DATASET] = "dataset.json",
+                                                 [OBJ_DATA_PLUGIN] = "plugin.json",
+                                                 [OBJ_SCORING_PLUGIN] = "plugin.json"};
     char path[PATH_MAX];
     struct buf text = BUF_INIT;
     struct dtx_err e = {0};
     json_t *spec = NULL;
     int rc = check_name(i, &e);
 
+    if (rc == 0)
+        rc = check_folder(s, i->path, &e);
     if (rc == 0 && files[i->kind]) {
         snprintf(path, sizeof(path), "%s/%s", i->path, files[i->kind]);
         slow_begin(s);
@@ -164,7 +186,7 @@ static int take_folder(struct sched *s, struct intake *i, struct object *o)
 }
 
 static int take_object(struct sched *s, struct intake *i, const struct stamp *st, const struct buf *text,
-                       bool last_chance)
+                       const char *refused, bool last_chance)
 {
     struct object *o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
     struct dtx_err e = {0};
@@ -182,12 +204,12 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
         rc = check_name(i, &e);
         if (rc == 0)
             rc = service_take(s, o, i->path, &e);
-        if (rc && rc != -EAGAIN)
+        if (rc && e.msg[0])
             rc = o->state == ST_NONE && object_event(s, o, EV_WRITE, NULL) ? -EIO : reject(s, o, e.msg);
     } else if (i->folder) {
         rc = take_folder(s, i, o);
     } else {
-        rc = take_spec(s, i, o, text->p ? text->p : "", text->len, last_chance);
+        rc = take_spec(s, i, o, text, refused, last_chance);
     }
     if (rc)
         object_drop_unsaved(s, o);
@@ -212,7 +234,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         i->gone = true;
         return -EAGAIN;
     }
-    if (!i->folder && is_blank(&text) && !last_chance) {
+    if (rc == 0 && !i->folder && is_blank(&text) && !last_chance) {
         buf_release(&text);
         return -EAGAIN;
     }
@@ -224,7 +246,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         rc = rc ? rc : check_name(i, &e);
         rc = experiment_take(s, i->name, &text, rc ? e.msg : NULL, &who, stamp, last_chance || i->released);
     } else {
-        rc = take_object(s, i, &st, &text, last_chance);
+        rc = take_object(s, i, &st, &text, rc ? e.msg : NULL, last_chance);
     }
     buf_release(&text);
     return rc;

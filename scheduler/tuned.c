@@ -12,8 +12,8 @@ static void copy(json_t *to, const char *key, const json_t *from)
 
 static json_t *describe(const struct job *j)
 {
-    json_t *v = json_pack("{ss ss ss ss ss}", "base", j->base, "experiment", j->exp->name, "job", j->name, "dataset",
-                          j->dataset, "paramgroup", j->paramgroup);
+    json_t *v = json_pack("{ss ss ss ss ss}", "base", j->base, "experiment", j->exp->name, "job", j->name,
+                          "dataset", j->dataset, "paramgroup", j->paramgroup);
 
     copy(v, "score", json_object_get(j->result, "score"));
     copy(v, "eval_loss", json_object_get(j->result, "eval_loss"));

@@ -1,4 +1,5 @@
-/* What comes to the store past the mount: the scan at start, and inotify (rsync straight to the backing disk). */
+/* What comes to the store past the mount: the scan at start, and inotify (rsync straight to the backing
+ * disk). */
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -23,8 +24,8 @@ struct watcher {
 };
 
 static const char *const collections[] = {
-    "datasets", "paramgroups", "evaluations", "plugins/data", "plugins/scoring", "models/base", "models/compare",
-    "services", "experiments",
+    "datasets",    "paramgroups",    "evaluations", "plugins/data", "plugins/scoring",
+    "models/base", "models/compare", "services",    "experiments",
 };
 
 static bool watched_inside(const char *path)
@@ -50,8 +51,8 @@ static void add_watch(struct watcher *w, int tree_fd, const char *path)
     }
     snprintf(full, sizeof(full), "/proc/self/fd/%d/%s", tree_fd, path);
     wd = inotify_add_watch(w->fd, full,
-                           IN_CREATE | IN_CLOSE_WRITE | IN_MODIFY | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ONLYDIR |
-                               IN_DONT_FOLLOW);
+                           IN_CREATE | IN_CLOSE_WRITE | IN_MODIFY | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE |
+                               IN_ONLYDIR | IN_DONT_FOLLOW);
     if (wd < 0)
         return;
     if (wd >= w->n) {

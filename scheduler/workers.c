@@ -1,7 +1,8 @@
 /*
- * Worker processes: one a device.  Each inherits its end of a socketpair as descriptor 3 and a locked file of STORE/run
- * as descriptor 4: the lock lasts until the process is really gone, so that a new dtxd can wait for the workers of one
- * that was killed.  They end by themselves when the socket closes, and are killed when dtxd dies.
+ * Worker processes: one a device.  Each inherits its end of a socketpair as descriptor 3 and a locked file of
+ * STORE/run as descriptor 4: the lock lasts until the process is really gone, so that a new dtxd can wait for
+ * the workers of one that was killed.  They end by themselves when the socket closes, and are killed when
+ * dtxd dies.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -111,7 +112,8 @@ int workers_plan(struct sched *s, struct dtx_err *e)
     if (strncmp(d, "cpu:", 4) == 0) {
         n = strtol(d + 4, &end, 10);
         if (*end || end == d + 4 || n < 0 || n > MAX_WORKERS)
-            return dtx_fail(e, -EINVAL, "--devices cpu:N: expected 1 to %d workers, found \"%.40s\"", MAX_WORKERS, d + 4);
+            return dtx_fail(e, -EINVAL, "--devices cpu:N: expected 1 to %d workers, found \"%.40s\"",
+                            MAX_WORKERS, d + 4);
         return plan_cpus(s, (int)n);
     }
     if (strcmp(d, "cuda") == 0)
@@ -176,8 +178,10 @@ static void become_worker(int sock, int lock, int log, char *const argv[])
 static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
 {
     char lock_name[64], threads[16];
-    char *argv[] = {s->worker_path, (char *)"--store",   s->store, (char *)"--device", w->device,
-                    w->threads ? (char *)"--threads" : NULL, threads, NULL};
+    char *argv[] = {s->worker_path, (char *)"--store",
+                    s->store,       (char *)"--device",
+                    w->device,      w->threads ? (char *)"--threads" : NULL,
+                    threads,        NULL};
     int pair[2], lock;
 
     snprintf(lock_name, sizeof(lock_name), "run/worker-%d.lock", w->index);
@@ -265,7 +269,11 @@ static void worker_ended(struct sched *s, struct worker *w, int status, int64_t 
     set_text(&w->trouble, why);
     if (now - w->started > 60 * SECOND_NS)
         w->failures = 0;
-    back_off(w, now);
+    if (w->quitting)
+        w->start_at = now;
+    else
+        back_off(w, now);
+    w->quitting = w->let_go = false;
     sched_changed(s, "devices/%s", w->label);
 }
 
@@ -280,7 +288,9 @@ static void hang_up(struct worker *w, int64_t now)
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body)
 {
     struct dtx_err e = {0};
-    int rc = w->fd < 0 || w->eof_at ? -EPIPE : w->out.len > OUT_MAX ? -EAGAIN : proto_put(&w->out, type, body, &e);
+    int rc = w->fd < 0 || w->eof_at ? -EPIPE
+             : w->out.len > OUT_MAX ? -EAGAIN
+                                    : proto_put(&w->out, type, body, &e);
 
     json_decref(body);
     if (rc == 0)
@@ -363,6 +373,10 @@ void workers_round(struct sched *s, int64_t now)
         if (w->state != WS_DOWN) {
             if (w->held_body)
                 act(s, w, now);
+            if (w->let_go && w->state == WS_UP && !w->quitting && !w->njobs && !w->asks) {
+                w->quitting = true;
+                worker_send(s, w, PM_QUIT, NULL);
+            }
             if (w->eof_at && now - w->eof_at > SECOND_NS)
                 kill(w->pid, SIGKILL);
             if (waitpid(w->pid, &status, WNOHANG) == w->pid) {
@@ -373,6 +387,23 @@ void workers_round(struct sched *s, int64_t now)
             start_worker(s, w, now);
         }
     }
+}
+
+bool worker_has_base(const struct worker *w, const char *base)
+{
+    json_t *bases = json_object_get(w->stats, "bases"), *v;
+    size_t i;
+
+    if (w->state != WS_UP)
+        return false;
+    if (strcmp(w->base, base) == 0)
+        return true;
+    json_array_foreach(bases, i, v)
+    {
+        if (json_is_string(v) && strcmp(json_string_value(v), base) == 0)
+            return true;
+    }
+    return false;
 }
 
 /* Orderly end: every job is saved.  Mutex held; other threads may look meanwhile. */

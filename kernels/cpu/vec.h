@@ -106,7 +106,8 @@ static inline void vec_add(const float *x, float *y, size_t n)
         y[i] += x[i];
 }
 
-/* The largest; NaN if there is one (a softmax of it must not look healthy): a lane that holds NaN keeps it. */
+/* The largest; NaN if there is one (a softmax of it must not look healthy): a lane that holds NaN keeps it.
+ */
 static inline float vec_max(const float *x, size_t n)
 {
     float best = x[0];

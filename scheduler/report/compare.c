@@ -54,19 +54,12 @@ static void add_fenced(struct buf *out, const char *text)
 
 static void add_stats_row(struct buf *out, const json_t *a)
 {
-    const char *error = json_str(a, "error", NULL);
-
     buf_adds(out, "| ");
     add_line(out, json_str(a, "model", "?"), true);
     buf_adds(out, " |");
     for (int k = 0; k < NUMBERS; k++) {
         buf_addc(out, ' ');
         add_number(out, a, numbers[k]);
-        buf_adds(out, " |");
-    }
-    if (error) {
-        buf_adds(out, " failed: ");
-        add_line(out, error, true);
         buf_adds(out, " |");
     }
     buf_addc(out, '\n');

@@ -37,9 +37,10 @@ void markup_color(size_t i, char out[MARKUP_COLOR])
     static const unsigned char base[7][3] = {{0x00, 0x72, 0xb2}, {0xe6, 0x9f, 0x00}, {0x00, 0x9e, 0x73},
                                              {0xd5, 0x5e, 0x00}, {0xcc, 0x79, 0xa7}, {0x56, 0xb4, 0xe9},
                                              {0x99, 0x8b, 0x1d}};
-    static const double toward[4][2] = {{0, 0}, {0, .38}, {255, .42}, {128, .55}}; /* grey level, how far */
+    static const double toward[5][2] = {
+        {0, 0}, {0, .38}, {255, .42}, {128, .55}, {210, .6}}; /* grey level, how far */
     const unsigned char *c = base[i % 7];
-    const double *t = toward[i / 7 % 4];
+    const double *t = toward[i / 7 % 5];
     int rgb[3];
 
     for (int k = 0; k < 3; k++)
@@ -60,7 +61,8 @@ static const char style[] =
     "20px 60px}"
     "h1{font-size:26px;margin:0 10px 4px "
     "0;display:inline-block;overflow-wrap:anywhere}h2{font-size:17px;margin:34px 0 12px}"
-    ".soft{color:var(--soft)}.meta{color:var(--soft);margin:2px 0 20px}"
+    "h2::first-letter{text-transform:uppercase}.soft{color:var(--soft)}.meta{color:var(--soft);margin:2px 0 "
+    "20px}"
     ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:0 "
     "0 14px}"
     ".tiles{display:flex;flex-wrap:wrap;gap:12px;margin:0 0 14px}.tiles .card{margin:0;flex:1 1 150px}"
@@ -76,13 +78,16 @@ static const char style[] =
     "0;border-bottom:1px "
     "solid "
     "var(--line);vertical-align:top;overflow-wrap:break-word}td.n,th.n{text-align:right;font-variant-numeric:"
-    "tabular-nums;white-space:nowrap}tr:last-child td{border-bottom:0}tr.best td{background:var(--mark)}"
+    "tabular-nums;white-space:nowrap}td{white-space:nowrap}td.name{font-weight:600}td.reason{min-width:220px;"
+    "white-space:normal}tr:"
+    "last-child td{border-bottom:0}tr.best td{background:var(--mark)}"
     "tr.best td:first-child{box-shadow:inset 3px 0 var(--good);padding-left:10px}"
     ".meter{position:relative;display:inline-block;min-width:110px;background:var(--line);border-radius:4px;"
     "height:18px;"
     "overflow:hidden;vertical-align:middle}.meter "
     "i{position:absolute;left:0;top:0;bottom:0;background:var(--bar)}"
-    ".meter em{position:relative;font-style:normal;font-size:12px;padding:0 6px;line-height:18px}"
+    ".meter em{position:relative;display:block;font-style:normal;font-size:12px;padding:0 "
+    "6px;line-height:18px}"
     ".bars{display:grid;grid-template-columns:minmax(90px,max-content) 1fr 56px;gap:7px "
     "12px;align-items:center;font-size:14px}"
     ".bars i{display:block;height:16px;border-radius:3px;min-width:2px}.bars "
@@ -197,7 +202,7 @@ static void add_number(struct buf *out, const char *key, const json_t *v)
     } else if (strcmp(key, "score") == 0) {
         snprintf(text, sizeof(text), "%.1f", x);
         add_meter(out, x / 100, text);
-    } else if (strcmp(key, "progress") == 0) {
+    } else if (strcmp(key, "progress") == 0 || strcmp(key, "utilisation") == 0) {
         snprintf(text, sizeof(text), "%.0f%%", 100 * x);
         add_meter(out, x, text);
     } else if (json_is_integer(v) || strcmp(key, "tokens_per_s") == 0) {
@@ -246,6 +251,7 @@ static const json_t *cell(const json_t *row, const char *key)
 
 static void add_column(struct columns *c, const json_t *rows, const char *key)
 {
+    static const char *const meters[] = {"score", "progress", "utilisation", NULL};
     bool any = false, number = true;
     size_t i;
     json_t *row;
@@ -259,7 +265,7 @@ static void add_column(struct columns *c, const json_t *rows, const char *key)
         if (!v || json_is_null(v) || json_is_object(v) || (json_is_string(v) && !json_string_length(v)))
             continue;
         any = true;
-        number &= json_is_number(v) && strcmp(key, "score") != 0 && strcmp(key, "progress") != 0;
+        number &= json_is_number(v) && !key_is(key, meters);
     }
     if (any && c->n < MAX_COLUMNS) {
         c->number[c->n] = number;
@@ -306,6 +312,13 @@ void page_label(struct buf *out, const char *key)
     }
 }
 
+static const char *cell_class(const struct columns *c, int k)
+{
+    if (strcmp(c->key[k], "job") == 0 || strcmp(c->key[k], "name") == 0)
+        return "name";
+    return c->number[k] ? "n" : strcmp(c->key[k], "reason") == 0 ? "reason" : "";
+}
+
 static void add_row(struct buf *out, const json_t *row, const struct columns *c, const char *best)
 {
     const char *name = json_str(row, "job", json_str(row, "name", ""));
@@ -313,7 +326,7 @@ static void add_row(struct buf *out, const json_t *row, const struct columns *c,
 
     buf_adds(out, is_best ? "<tr class=\"best\">" : "<tr>");
     for (int k = 0; k < c->n; k++) {
-        buf_adds(out, c->number[k] ? "<td class=\"n\">" : "<td>");
+        buf_addf(out, "<td class=\"%s\">", cell_class(c, k));
         page_value(out, c->key[k], cell(row, c->key[k]));
         buf_adds(out, "</td>");
     }

@@ -38,7 +38,12 @@ void report_html(struct buf *out, const json_t *experiment, const struct curves 
 void compare_markdown(struct buf *out, const json_t *comparison);
 void compare_stats_tsv(struct buf *out, const json_t *comparison);
 
-/* index.html of the appliance from status.json. */
+/* index.html of the appliance from status.json:
+ * {"state","version","started","reason","devices":[{"name","state","base",
+ * "jobs","asks","hello":{},"stats":{}}],"experiments":[{"name","state","reason","best","created","jobs":[{"name",
+ * "state","reason","device","progress":{}}],"leaderboard":[{"job","score"}]}], and by collection ("datasets",
+ * ...)
+ * [{"name","state","reason","size","created"}]}. */
 void console_html(struct buf *out, const json_t *status);
 
 #endif

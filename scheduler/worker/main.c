@@ -16,6 +16,7 @@
 struct arguments {
     const char *store, *device, *check_dataset, *check_model, *model;
     int threads;
+    unsigned long long memory;
 };
 
 static const char usage[] =
@@ -27,10 +28,10 @@ static const char usage[] =
 
 static int parse_arguments(int argc, char **argv, struct arguments *a)
 {
-    static const struct option options[] = {{"store", 1, NULL, 's'},       {"device", 1, NULL, 'd'},
-                                            {"threads", 1, NULL, 't'},     {"check-dataset", 1, NULL, 'c'},
-                                            {"check-model", 1, NULL, 'm'}, {"model", 1, NULL, 'b'},
-                                            {"help", 0, NULL, 'h'},        {0}};
+    static const struct option options[] = {
+        {"store", 1, NULL, 's'},         {"device", 1, NULL, 'd'},      {"threads", 1, NULL, 't'},
+        {"check-dataset", 1, NULL, 'c'}, {"check-model", 1, NULL, 'm'}, {"model", 1, NULL, 'b'},
+        {"memory", 1, NULL, 'y'},        {"help", 0, NULL, 'h'},        {0}};
     int c;
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -43,6 +44,9 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
             break;
         case 't':
             a->threads = atoi(optarg);
+            break;
+        case 'y':
+            a->memory = strtoull(optarg, NULL, 10);
             break;
         case 'c':
             a->check_dataset = optarg;
@@ -87,7 +91,11 @@ static void set_signals(void)
 
 static int run_worker(int store, const struct arguments *a)
 {
-    struct worker w = {.store = store, .sock = PROTO_WORKER_FD, .kind = a->device, .threads = a->threads};
+    struct worker w = {.store = store,
+                       .sock = PROTO_WORKER_FD,
+                       .kind = a->device,
+                       .threads = a->threads,
+                       .memory = a->memory};
     const char *engine_kind = strncmp(a->device, "cpu", 3) == 0 ? "cpu" : a->device;
     struct dtx_err e = {0};
     int status;

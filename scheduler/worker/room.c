@@ -5,9 +5,11 @@
 uint64_t room_limit(const struct worker *w)
 {
     struct dtx_device_info info;
+    uint64_t limit;
 
     dtx_device_info(w->device, &info);
-    return info.mem_total - info.mem_total / 20; /* a twentieth stays for prompts' caches and the system */
+    limit = info.mem_total - info.mem_total / 20; /* a twentieth stays for prompts' caches and the system */
+    return w->memory && w->memory < limit ? w->memory : limit;
 }
 
 /* By plan: the bases in memory and the jobs that run. */
@@ -23,14 +25,23 @@ static uint64_t promised(const struct worker *w)
     return sum;
 }
 
+static uint64_t left_of(uint64_t limit, uint64_t taken)
+{
+    return taken < limit ? limit - taken : 0;
+}
+
 uint64_t room_free(const struct worker *w)
 {
     struct dtx_device_info info;
-    uint64_t limit = room_limit(w), planned = w->mem_before + promised(w), taken;
+    uint64_t planned = promised(w), limit, taken, room;
 
     dtx_device_info(w->device, &info);
-    taken = info.mem_used > planned ? info.mem_used : planned;
-    return taken < limit ? limit - taken : 0;
+    limit = info.mem_total - info.mem_total / 20;
+    taken = w->mem_before + planned > info.mem_used ? w->mem_before + planned : info.mem_used;
+    room = left_of(limit, taken);
+    if (w->memory && left_of(w->memory, planned) < room)
+        room = left_of(w->memory, planned);
+    return room;
 }
 
 bool room_make(struct worker *w, uint64_t need, const struct base_entry *keep)

@@ -48,10 +48,11 @@ struct worker {
     bool quit;                         /* save all and end */
     bool fatal;                        /* the device failed: nothing more can be computed in this process */
     bool moved;                        /* this turn did something: do not sleep */
-    uint64_t mem_before;               /* bytes of the device in use before this process loaded anything */
-    double last_step_s;                /* how long the last training step took */
-    uint64_t tokens;                   /* trained and generated since the last device message */
-    int64_t device_ns;                 /* of the last device message */
+    uint64_t memory;     /* bytes that bases and jobs may take (--memory); 0: what the device has */
+    uint64_t mem_before; /* bytes of the device in use before this process loaded anything */
+    double last_step_s;  /* how long the last training step took */
+    uint64_t tokens;     /* trained and generated since the last device message */
+    int64_t device_ns;   /* of the last device message */
 };
 
 /* loop.c: until quit or the end of the socket.  Exit status of the process. */

@@ -4,7 +4,8 @@
  *   fs_helper handle PATH      prints PATH's NFS-style handle in hex
  *   fs_helper open MOUNT HEX   opens that handle, prints "INO SIZE first-bytes"
  *   fs_helper inodes DIR       compares d_ino of readdir(3) with st_ino
- *   fs_helper sizes            reads every file named on stdin; prints those whose read, fstat and mmap sizes differ
+ *   fs_helper sizes            reads every file named on stdin; prints those whose read, fstat and mmap sizes
+ * differ
  */
 #include <dirent.h>
 #include <errno.h>
@@ -64,9 +65,11 @@ static void open_after_unlink(void)
 
     verdict("unlink of an open file", unlink("gone") == 0 && access("gone", F_OK) < 0);
     verdict("fstat of it", fstat(fd, &st) == 0 && st.st_nlink == 0 && st.st_size == 5);
-    verdict("write and read of it", pwrite(fd, "J", 1, 0) == 1 && pread(fd, buf, 5, 0) == 5 && !strcmp(buf, "Jello"));
-    verdict("fchmod, ftruncate, fsync of it", fchmod(fd, 0600) == 0 && ftruncate(fd, 2) == 0 && fsync(fd) == 0 &&
-                                                  fstat(fd, &st) == 0 && st.st_size == 2 && (st.st_mode & 0777) == 0600);
+    verdict("write and read of it",
+            pwrite(fd, "J", 1, 0) == 1 && pread(fd, buf, 5, 0) == 5 && !strcmp(buf, "Jello"));
+    verdict("fchmod, ftruncate, fsync of it", fchmod(fd, 0600) == 0 && ftruncate(fd, 2) == 0 &&
+                                                  fsync(fd) == 0 && fstat(fd, &st) == 0 && st.st_size == 2 &&
+                                                  (st.st_mode & 0777) == 0600);
     close(fd);
     fd = make_file("over", "old");
     close(make_file("new", "new"));
@@ -83,11 +86,13 @@ static void renames(void)
     close(make_file("b", "B"));
     stat("a", &a);
     stat("b", &b);
-    verdict("RENAME_NOREPLACE", fails_with(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_NOREPLACE), EEXIST));
-    verdict("RENAME_EXCHANGE", renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_EXCHANGE) == 0 && content_is("a", "B") &&
-                                   stat("a", &st) == 0 && st.st_ino == b.st_ino && stat("b", &st) == 0 &&
-                                   st.st_ino == a.st_ino);
-    verdict("RENAME_WHITEOUT refused", fails_with(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_WHITEOUT), EINVAL));
+    verdict("RENAME_NOREPLACE",
+            fails_with(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_NOREPLACE), EEXIST));
+    verdict("RENAME_EXCHANGE", renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_EXCHANGE) == 0 &&
+                                   content_is("a", "B") && stat("a", &st) == 0 && st.st_ino == b.st_ino &&
+                                   stat("b", &st) == 0 && st.st_ino == a.st_ino);
+    verdict("RENAME_WHITEOUT refused",
+            fails_with(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_WHITEOUT), EINVAL));
     mkdir("d1", 0755);
     mkdir("d1/in", 0755);
     close(make_file("d1/in/f", "deep"));
@@ -110,7 +115,8 @@ static void links(void)
     close(make_file("l1", "x"));
     verdict("hard link shares inode", link("l1", "l2") == 0 && stat("l1", &a) == 0 && stat("l2", &b) == 0 &&
                                           a.st_ino == b.st_ino && b.st_nlink == 2);
-    verdict("link of the other name after unlink", unlink("l1") == 0 && link("l2", "l3") == 0 && content_is("l3", "x"));
+    verdict("link of the other name after unlink",
+            unlink("l1") == 0 && link("l2", "l3") == 0 && content_is("l3", "x"));
     verdict("rename between links does nothing", rename("l2", "l3") == 0 && access("l2", F_OK) == 0);
     verdict("symlink and readlink", symlink("no/where", "s") == 0 && readlink("s", target, 255) == 8 &&
                                         !strcmp(target, "no/where") && lstat("s", &a) == 0 && a.st_size == 8);
@@ -118,9 +124,11 @@ static void links(void)
     verdict("dangling symlink", fails_with(open("s", O_RDONLY), ENOENT));
     symlink("loop", "loop");
     verdict("symlink loop", fails_with(open("loop", O_RDONLY), ELOOP));
-    verdict("lchown and utimens of a symlink",
-            lchown("s", 0, 0) == 0 || errno == EPERM ? utimensat(AT_FDCWD, "s", NULL, AT_SYMLINK_NOFOLLOW) == 0 : 0);
-    verdict("FIFO", mkfifo("fifo", 0600) == 0 && lstat("fifo", &a) == 0 && S_ISFIFO(a.st_mode) && unlink("fifo") == 0);
+    verdict("lchown and utimens of a symlink", lchown("s", 0, 0) == 0 || errno == EPERM
+                                                   ? utimensat(AT_FDCWD, "s", NULL, AT_SYMLINK_NOFOLLOW) == 0
+                                                   : 0);
+    verdict("FIFO", mkfifo("fifo", 0600) == 0 && lstat("fifo", &a) == 0 && S_ISFIFO(a.st_mode) &&
+                        unlink("fifo") == 0);
     verdict("no device nodes", fails_with(mknod("dev", S_IFCHR | 0600, 0x103), EPERM));
 }
 
@@ -129,12 +137,13 @@ static void sizes_and_holes(void)
     int fd = make_file("holes", "");
     struct stat st;
 
-    verdict("sparse write", pwrite(fd, "end", 3, 1 << 20) == 3 && fstat(fd, &st) == 0 && st.st_size == (1 << 20) + 3);
+    verdict("sparse write",
+            pwrite(fd, "end", 3, 1 << 20) == 3 && fstat(fd, &st) == 0 && st.st_size == (1 << 20) + 3);
     verdict("SEEK_DATA", lseek(fd, 0, SEEK_DATA) > 0);
     verdict("SEEK_HOLE", lseek(fd, 0, SEEK_HOLE) == 0);
     verdict("fallocate", fallocate(fd, 0, 0, 2 << 20) == 0 && fstat(fd, &st) == 0 && st.st_size == 2 << 20);
-    verdict("fallocate KEEP_SIZE", fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 3 << 20) == 0 && fstat(fd, &st) == 0 &&
-                                       st.st_size == 2 << 20);
+    verdict("fallocate KEEP_SIZE", fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 3 << 20) == 0 &&
+                                       fstat(fd, &st) == 0 && st.st_size == 2 << 20);
     verdict("punch hole", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1 << 20, 4096) == 0);
     verdict("truncate by path", truncate("holes", 7) == 0 && fstat(fd, &st) == 0 && st.st_size == 7);
     verdict("truncate to a negative size", fails_with(truncate("holes", -1), EINVAL));
@@ -194,7 +203,8 @@ static void maps(void)
     if (p == MAP_FAILED)
         return;
     memcpy(p + 5000, "abc", 3);
-    verdict("msync, then read", msync(p, 8192, MS_SYNC) == 0 && pread(fd, buf, 3, 5000) == 3 && !memcmp(buf, "abc", 3));
+    verdict("msync, then read",
+            msync(p, 8192, MS_SYNC) == 0 && pread(fd, buf, 3, 5000) == 3 && !memcmp(buf, "abc", 3));
     verdict("write, then mapped read", pwrite(fd, "xyz", 3, 100) == 3 && !memcmp(p + 100, "xyz", 3));
     munmap(p, 8192);
     close(fd);
@@ -210,14 +220,16 @@ static void attributes(void)
 
     close(make_file("at", "x"));
     verdict("utimens to the nanosecond", utimensat(AT_FDCWD, "at", tv, 0) == 0 && stat("at", &st) == 0 &&
-                                             st.st_mtim.tv_sec == 1100000000 && st.st_mtim.tv_nsec == 987654321 &&
+                                             st.st_mtim.tv_sec == 1100000000 &&
+                                             st.st_mtim.tv_nsec == 987654321 &&
                                              st.st_atim.tv_sec == 1000000000);
     verdict("chmod", chmod("at", 04751) == 0 && stat("at", &st) == 0 && (st.st_mode & 07777) == 04751);
-    verdict("user xattr", setxattr("at", "user.k", "v1", 2, 0) == 0 && getxattr("at", "user.k", value, 16) == 2 &&
-                              !memcmp(value, "v1", 2));
+    verdict("user xattr", setxattr("at", "user.k", "v1", 2, 0) == 0 &&
+                              getxattr("at", "user.k", value, 16) == 2 && !memcmp(value, "v1", 2));
     verdict("listxattr", listxattr("at", name, sizeof(name)) == 7 && !strcmp(name, "user.k"));
     verdict("XATTR_CREATE", fails_with(setxattr("at", "user.k", "v", 1, XATTR_CREATE), EEXIST));
-    verdict("removexattr", removexattr("at", "user.k") == 0 && fails_with((int)getxattr("at", "user.k", value, 16), ENODATA));
+    verdict("removexattr", removexattr("at", "user.k") == 0 &&
+                               fails_with((int)getxattr("at", "user.k", value, 16), ENODATA));
     verdict("other xattrs", fails_with(setxattr("at", "trusted.k", "v", 1, 0), EOPNOTSUPP) || errno == EPERM);
     verdict("statfs", statvfs(".", &vfs) == 0 && vfs.f_namemax == 255 && vfs.f_blocks > 0);
     memset(name, 'n', 255);
@@ -256,7 +268,8 @@ static void folders(void)
     close(make_file("src", "copy this"));
     in = open("src", O_RDONLY);
     fd = make_file("dst", "");
-    verdict("copy_file_range", copy_file_range(in, NULL, fd, NULL, 9, 0) == 9 && content_is("dst", "copy this"));
+    verdict("copy_file_range",
+            copy_file_range(in, NULL, fd, NULL, 9, 0) == 9 && content_is("dst", "copy this"));
     close(in);
     close(fd);
 }
@@ -368,7 +381,8 @@ static int compare_sizes(void)
             bad++;
             continue;
         }
-        while ((got = n < sizeof(data) ? read(fd, data + n, sizeof(data) - n) : read(fd, more, sizeof(more))) > 0)
+        while ((got = n < sizeof(data) ? read(fd, data + n, sizeof(data) - n)
+                                       : read(fd, more, sizeof(more))) > 0)
             n += (size_t)got;
         if (got < 0 || n != (size_t)st.st_size) {
             printf("%s: st_size %lld, read %zu\n", path, (long long)st.st_size, n);

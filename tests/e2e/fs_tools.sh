@@ -45,7 +45,8 @@ mkdir "$D/posix"
 "$H" posix "$D/posix"
 
 # growing files
-( for i in 1 2 3 4 5 6; do echo "line $i"; sleep 0.3; done >"$D/growing" ) &
+: >"$D/growing"
+( for i in 1 2 3 4 5 6; do echo "line $i"; sleep 0.3; done >>"$D/growing" ) &
 timeout 5 tail -n +1 -f "$D/growing" >"$T/tail" 2>/dev/null
 if [ "$(wc -l <"$T/tail")" = 6 ]; then ok "tail -f"; else fail "tail -f" "$(cat "$T/tail")"; fi
 

@@ -60,7 +60,8 @@ static const char *path_of(struct nodes *n, uint64_t id)
 START_TEST(test_restart_keeps_ids)
 {
     struct nodes *n = reopen(NULL);
-    struct node_info a = bind(n, NODE_ROOT, "datasets", 10, true), b = bind(n, a.id, "x", 11, false), c, again;
+    struct node_info a = bind(n, NODE_ROOT, "datasets", 10, true), b = bind(n, a.id, "x", 11, false), c,
+                     again;
 
     c = bind(n, NODE_ROOT, "status", 0, false);
     ck_assert_uint_ne(a.id, b.id);
@@ -197,7 +198,8 @@ END_TEST
 START_TEST(test_bind_in_orphan)
 {
     struct nodes *n = reopen(NULL);
-    struct node_info d = bind(n, NODE_ROOT, "d", 10, true), what = {.owner = NODE_USER, .key = {1, 11, 0}}, out;
+    struct node_info d = bind(n, NODE_ROOT, "d", 10, true), what = {.owner = NODE_USER, .key = {1, 11, 0}},
+                     out;
 
     nodes_unbind(n, NODE_ROOT, "d");
     ck_assert_int_eq(nodes_bind(n, d.id, "f", &what, true, &out), -ESTALE);

@@ -1,5 +1,5 @@
-/* The rendering cache: size, mtime and content agree, at most one change a second, snapshots stay whole. Directory
- * cookies: the same in every listing. */
+/* The rendering cache: size, mtime and content agree, at most one change a second, snapshots stay whole.
+ * Directory cookies: the same in every listing. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -158,7 +158,8 @@ static void *read_much(void *arg)
     for (uint64_t i = 0; clock_mono_ns() < end; i++) {
         struct snapshot *s;
         char first[16];
-        if (render_cache_get(r->c, i % 3, i % 2 ? RENDER_FOR_ATTR : RENDER_FOR_OPEN, make_counter, r->k, &s)) {
+        if (render_cache_get(r->c, i % 3, i % 2 ? RENDER_FOR_ATTR : RENDER_FOR_OPEN, make_counter, r->k,
+                             &s)) {
             r->bad++;
             continue;
         }

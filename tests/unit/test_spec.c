@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "scheduler/score/score.h"
 #include "mnt-layout/spec_keys.h"
 #include "scheduler/base/json.h"
 
@@ -596,18 +597,11 @@ END_TEST
 
 /* ---- metrics ---- */
 
-/* Weak: there only where scheduler/score is linked. */
-extern const char *const score_metric_names[] __attribute__((weak));
-
 START_TEST(metrics_are_those_that_can_be_computed)
 {
     const struct spec_key *metrics = spec_key_find(spec_tables[SPEC_EVALUATION].keys, "metrics");
     int computed = 0, known = 0;
 
-    if (!score_metric_names) {
-        puts("SKIP: spec: scheduler/score is not linked");
-        return;
-    }
     while (metrics->words[known])
         known++;
     for (; score_metric_names[computed]; computed++) {

@@ -41,6 +41,7 @@ struct harness {
     json_t *seen;      /* array of {"type","body"}: everything that came, in order */
     size_t next;       /* first of `seen` that harness_wait has not looked at */
     rlim_t file_limit; /* RLIMIT_FSIZE of the next worker; 0: none */
+    uint64_t memory;   /* --memory of the next worker; 0: no limit */
     char sha[65];      /* of dataset words */
 };
 
@@ -76,11 +77,12 @@ static inline void harness_init(struct harness *h)
 
 static inline void harness_start(struct harness *h, int threads)
 {
-    char program[PATH_MAX], count[16];
+    char program[PATH_MAX], count[16], memory[32];
     int pair[2];
 
     harness_program(program);
     snprintf(count, sizeof(count), "%d", threads);
+    snprintf(memory, sizeof(memory), "%llu", (unsigned long long)h->memory);
     ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     h->pid = fork();
     ck_assert_int_ge(h->pid, 0);
@@ -93,8 +95,8 @@ static inline void harness_start(struct harness *h, int threads)
             fcntl(pair[1], F_SETFD, 0);
         else
             dup2(pair[1], PROTO_WORKER_FD);
-        execl(program, "dtx-worker", "--store", h->dir, "--device", "cpu:0", "--threads", count,
-              (char *)NULL);
+        execl(program, "dtx-worker", "--store", h->dir, "--device", "cpu:0", "--threads", count, "--memory",
+              memory, (char *)NULL);
         _exit(127);
     }
     close(pair[1]);
