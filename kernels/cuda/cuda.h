@@ -56,6 +56,7 @@ struct cuda_pack { /* op_pack.dev */
 };
 
 struct gemm_plan;
+struct trace;
 struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
 
 struct op_dev {
@@ -73,12 +74,30 @@ struct op_dev {
     cudaEvent_t staging_done[2];
     gemm_plan *plans;
     shadow *shadows;
+    trace *tracing; /* NULL: off */
 };
 
 /* Remember the first error with words. */
 void dev_fail(op_dev *d, cudaError_t rc, const char *what);
 #define DEV_CHECK(d, call) dev_fail(d, (call), #call)
 #define DEV_LAUNCHED(d, what) dev_fail(d, cudaGetLastError(), what)
+
+/* trace.cu */
+trace *trace_open();
+int trace_begin(op_dev *d, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void trace_end(op_dev *d, int span);
+void trace_collect(op_dev *d);
+void trace_close(op_dev *d);
+struct trace_scope {
+    op_dev *d;
+    int span;
+    ~trace_scope()
+    {
+        if (d->tracing)
+            trace_end(d, span);
+    }
+};
+#define TRACE(d, ...) trace_scope traced = {(d), (d)->tracing ? trace_begin((d), __VA_ARGS__) : -1}
 
 void *dev_alloc(op_dev *d, size_t bytes);
 void dev_free(op_dev *d, void *p);

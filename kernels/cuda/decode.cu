@@ -155,6 +155,7 @@ static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf1
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32)
 {
+    TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
     gemv_lora a = {};
     if (h) {
         const cuda_pack *c = pack_dev(p);
@@ -209,6 +210,7 @@ __global__ void kv_store_kernel(const int32_t *seq_of_row, const op_seq *seqs, c
 
 void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv)
 {
+    TRACE(d, "kv_store R %d", p->rows);
     int q_dim = a->heads * a->head_dim, kv_dim = a->kv_heads * a->head_dim;
     const cuda_pack *c = pack_dev(p);
     kv_store_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim, q_dim,
@@ -325,6 +327,7 @@ __global__ void cached_join_kernel(const int32_t *seq_of_row, const op_seq *seqs
 
 void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o)
 {
+    TRACE(d, "attention_cached R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
     int ld = (a->heads + 2 * a->kv_heads) * a->head_dim, longest = 0, slices;
     float *partial;

@@ -81,6 +81,8 @@ void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
 
 static int cu_sync(op_dev *d)
 {
+    if (d->tracing)
+        trace_collect(d);
     DEV_CHECK(d, cudaStreamSynchronize(d->stream));
     return d->status == cudaSuccess ? 0 : d->status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
@@ -251,6 +253,7 @@ static void cu_pack_release(op_dev *d, op_pack *p)
 
 static int cu_pack_prepare(op_dev *d, op_pack *p)
 {
+    TRACE(d, "pack_prepare R %d", p->rows);
     cuda_pack *c = new cuda_pack();
     layout_cursor at = {0};
     int max_tiles = 0, max_attn = 0;
@@ -382,6 +385,7 @@ static void cu_close(op_dev *d)
         return;
     if (d->stream) {
         cudaStreamSynchronize(d->stream);
+        trace_close(d);
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);
@@ -450,6 +454,7 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
     if (!d)
         return dtx_fail(e, -ENOMEM, "out of memory");
     d->index = index;
+    d->tracing = trace_open();
     rc = open_device(d);
     if (rc != cudaSuccess) {
         cu_close(d);

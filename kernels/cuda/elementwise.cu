@@ -80,6 +80,7 @@ template <int V> __global__ void embed_kernel(const int32_t *ids, const bf16 *E,
 
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x)
 {
+    TRACE(d, "embed R %d", p->rows);
     const int32_t *ids = pack_dev(p)->ids;
     int t = row_threads(hidden);
     BY_WIDTH(hidden % 8 == 0, (embed_kernel<8><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)),
@@ -113,6 +114,7 @@ __global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, b
 
 void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd)
 {
+    TRACE(d, "rmsnorm R %d", p->rows);
     int t = row_threads(n);
     BY_WIDTH(n % 8 == 0,
              (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
@@ -146,6 +148,7 @@ __global__ void rmsnorm_back_kernel(const bf16 *dy, const bf16 *x, const bf16 *w
 void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
                      int32_t n, const void *add, void *dx)
 {
+    TRACE(d, "rmsnorm_back R %d", p->rows);
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)x, *c = (const bf16 *)w, *e = (const bf16 *)add;
     int t = row_threads(n);
     BY_WIDTH(n % 8 == 0, (rmsnorm_back_kernel<8><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)),
@@ -176,6 +179,7 @@ static int qkv_width(const op_attention *a)
 
 void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
 {
+    TRACE(d, "rope R %d", p->rows);
     rope_kernel<<<p->rows, 256, 0, d->stream>>>(pack_dev(p)->pos, table, a->heads + a->kv_heads, a->head_dim,
                                                 qkv_width(a), inverse ? -1.f : 1.f, (bf16 *)qkv);
     DEV_LAUNCHED(d, "rope");
@@ -213,6 +217,7 @@ template <int V> __global__ void swiglu_back_kernel(const bf16 *dy, const bf16 *
 
 void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y)
 {
+    TRACE(d, "swiglu R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     BY_WIDTH(ffn % 8 == 0,
              (swiglu_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)),
@@ -222,6 +227,7 @@ void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y
 
 void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu)
 {
+    TRACE(d, "swiglu_back R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)gu;
     BY_WIDTH(ffn % 8 == 0,
@@ -255,6 +261,7 @@ static attn_shape shape_of(const op_pack *p, const op_attention *a)
 
 void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse)
 {
+    TRACE(d, "attention R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
     attn_shape s = shape_of(p, a);
     const bf16 *q = (const bf16 *)qkv, *k = q + a->heads * a->head_dim, *v = k + a->kv_heads * a->head_dim;
@@ -269,6 +276,7 @@ void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
                        const void *qkv, const float *lse, void *dqkv)
 {
+    TRACE(d, "attention_back R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
     attn_shape s = shape_of(p, a);
     int k0 = a->heads * a->head_dim, v0 = k0 + a->kv_heads * a->head_dim;

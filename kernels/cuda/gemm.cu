@@ -119,6 +119,7 @@ static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool
 void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
           bool out_f32)
 {
+    TRACE(d, "gemm %s N %d K %d beta %d M %d", transposed ? "dx" : "y", N, K, beta, M);
     float one = 1.f, zero = 0.f;
     gemm_plan *g = plan(d, transposed, N, K, beta, out_f32);
     layouts l;

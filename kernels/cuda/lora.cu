@@ -435,16 +435,19 @@ template <bool TRANS> static void long_product(op_dev *d, const op_pack *p, cons
 
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
 {
+    TRACE(d, "lora_down %d -> %d R %d", l->in, l->out, p->rows);
     long_product<false>(d, p, l, x, h);
 }
 
 void lora_down_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, bf16 *dh)
 {
+    TRACE(d, "lora_down_back %d -> %d R %d", l->in, l->out, p->rows);
     long_product<true>(d, p, l, dy, dh);
 }
 
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y)
 {
+    TRACE(d, "lora_up %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
     int cols = 0;
     for (int i = 0; i < a.n_parts; i++)
@@ -455,6 +458,7 @@ void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, con
 
 void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx)
 {
+    TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
     lora_up_back_kernel<<<dim3(pack_dev(p)->n_tiles, div_up(a.in, UP_COLS)), THREADS, 0, d->stream>>>(a, dh, dx);
     DEV_LAUNCHED(d, "lora_up_back");
@@ -475,6 +479,7 @@ static void launch_grad(op_dev *d, const op_pack *p, const lora_args &a, const b
 
 template <int WHAT> static void grad(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, const bf16 *v)
 {
+    TRACE(d, "lora_grad d%s %d -> %d R %d", WHAT ? "A" : "B", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
     if (a.hr <= 16)
         launch_grad<16, WHAT>(d, p, a, x, v);
@@ -532,6 +537,7 @@ __global__ void lora_decode_down_kernel(lora_args a, const bf16 *x, bf16 *h)
 
 void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
 {
+    TRACE(d, "lora_decode_down %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
     lora_decode_down_kernel<<<dim3(p->rows, a.n_parts, div_up(a.hr, 4)), 128, 0, d->stream>>>(a, x, h);
     DEV_LAUNCHED(d, "lora_decode_down");
