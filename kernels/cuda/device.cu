@@ -198,6 +198,21 @@ static int fill_lora_tiles(const op_pack *p, lora_tile *t)
     return n;
 }
 
+/* Every segment's real rows; returns the number of slices, counts the slots that partial sums need. */
+static int fill_slices(const op_pack *p, grad_slice *t, int32_t *first, int32_t *slots)
+{
+    int n = 0;
+    for (int s = 0; s < p->n_segs; s++) {
+        bool only = p->segs[s].rows <= GRAD_ROWS;
+        first[s] = n;
+        for (int r = 0; r == 0 || r < p->segs[s].rows; r += GRAD_ROWS) {
+            int left = p->segs[s].rows - r;
+            t[n++] = {s, r, left < GRAD_ROWS ? left : GRAD_ROWS, only ? -1 : (*slots)++};
+        }
+    }
+    return n;
+}
+
 /* Longest sequences first would balance better; the order changes no number.  Tiles late in a sequence cost most. */
 static int fill_attn_tiles(const op_pack *p, attn_tile *t)
 {
@@ -245,6 +260,7 @@ static void cu_pack_release(op_dev *d, op_pack *p)
     cuda_pack *c = pack_dev(p);
     if (!c)
         return;
+    dev_free(d, c->partial);
     dev_free(d, c->shadows);
     dev_free(d, c->block);
     delete c;
@@ -256,11 +272,12 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     TRACE(d, "pack_prepare R %d", p->rows);
     cuda_pack *c = new cuda_pack();
     layout_cursor at = {0};
-    int max_tiles = 0, max_attn = 0;
+    int max_tiles = 0, max_attn = 0, max_slices = 0;
 
     p->dev = c;
     for (int s = 0; s < p->n_segs; s++) {
         max_tiles += p->decode ? 0 : div_up(p->segs[s].rows, ROW_ALIGN) * (ROW_ALIGN / LORA_ROWS);
+        max_slices += p->decode ? 0 : 1 + p->segs[s].rows / GRAD_ROWS;
         c->max_seg_rows = p->segs[s].rows > c->max_seg_rows ? p->segs[s].rows : c->max_seg_rows;
     }
     if (!p->decode)
@@ -271,6 +288,8 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     size_t segs = at.take(p->n_segs * sizeof(op_seg)), seqs = at.take(p->n_seqs * sizeof(op_seq));
     size_t ads = at.take(p->n_adapters * sizeof(dev_adapter)), tiles = at.take(max_tiles * sizeof(lora_tile));
     size_t attn = at.take(max_attn * sizeof(attn_tile));
+    size_t slices = at.take(max_slices * sizeof(grad_slice)), firsts = at.take(p->n_segs * 4ull);
+    size_t row_ads = at.take(p->decode ? p->rows * sizeof(dev_adapter) : 0);
     char *host = (char *)calloc(1, at.at + 1), *dev = (char *)dev_alloc(d, at.at + 1);
     c->block = dev;
     if (!host || !dev || !fill_adapters(d, p, c, (dev_adapter *)(host + ads))) {
@@ -289,6 +308,12 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
     c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
     c->n_attn = p->decode ? 0 : fill_attn_tiles(p, (attn_tile *)(host + attn));
+    c->n_slices = p->decode ? 0 : fill_slices(p, (grad_slice *)(host + slices), (int32_t *)(host + firsts), &c->n_slots);
+    for (int r = 0; p->decode && r < p->rows; r++) {
+        int ad = p->segs[p->seqs[p->seq_of_row[r]].seg].adapter;
+        if (ad >= 0)
+            ((dev_adapter *)(host + row_ads))[r] = ((dev_adapter *)(host + ads))[ad];
+    }
     dev_upload(d, dev, host, at.at);
     free(host);
     c->ids = (int32_t *)(dev + ids);
@@ -301,6 +326,9 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     c->adapters = (dev_adapter *)(dev + ads);
     c->tiles = (lora_tile *)(dev + tiles);
     c->attn = (attn_tile *)(dev + attn);
+    c->slices = (grad_slice *)(dev + slices);
+    c->row_adapters = (dev_adapter *)(dev + row_ads);
+    c->first_slice = (int32_t *)(dev + firsts);
     return d->status == cudaSuccess ? 0 : -EIO;
 }
 
@@ -412,7 +440,7 @@ static const struct dtx_ops cuda_ops = {
     cu_pack_prepare, cu_pack_release,
     cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
     cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer,
 };
 
 static cudaError_t open_device(op_dev *d)
@@ -432,6 +460,8 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
         (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
         return rc;
+    d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
+    d->processors = prop.multiProcessorCount;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
@@ -460,6 +490,8 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
         cu_close(d);
         return dtx_fail(e, -ENODEV, "cannot open GPU %d: %s (nvidia-smi lists the GPUs)", index, cudaGetErrorString(rc));
     }
+    lora_setup(d);
+    decode_setup(d);
     *out = d;
     *ops = &cuda_ops;
     return 0;
