@@ -47,6 +47,7 @@ struct dev_adapter { /* op_adapter as kernels see it */
     uint32_t targets;
     float scale, keep; /* keep = 1 / (1 - dropout) */
     uint32_t threshold; /* of dropout; 0: none */
+    uint32_t layer_floats, offset[DTX_TARGETS]; /* of A within a layer, as lora_offset says */
 };
 
 struct cuda_pack { /* op_pack.dev */
@@ -87,7 +88,9 @@ struct op_dev {
     gemm_plan *plans;
     shadow *shadows;
     bool overlap; /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
+    bool hopper;  /* compute capability 9.0 */
     int32_t processors;
+    int32_t ahead; /* bytes of each row of weights that decode fetches early */
     trace *tracing; /* NULL: off */
 };
 
@@ -196,6 +199,15 @@ __device__ __forceinline__ void chain_next()
 __device__ __forceinline__ void prefetch_l2(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* A of (layer, target) in the rounded copy, or NULL; B [out, rank] follows at + rank * in.  For decode's row_adapters,
+ * where an adapter is read by its place in memory. */
+__device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int layer, int target)
+{
+    return ad->shadow && (ad->targets >> target & 1)
+               ? ad->shadow + (size_t)layer * ad->layer_floats + ad->offset[target]
+               : NULL;
 }
 #endif
 

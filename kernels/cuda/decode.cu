@@ -1,7 +1,7 @@
 /*
  * Decode: few rows, every weight read once; and attention over the KV cache.
  *
- * gemv: y[M, N] = add + x W^T + bias + LoRA.  A warp owns 16 rows of W and a fixed slice of K; it feeds them to the
+ * gemv: y[M, N] = add + x W^T + bias + LoRA.  A block owns 16 rows of W, a warp every eighth chunk of K; it feeds them to the
  * tensor core as the 16-row operand, straight from global memory in 16-byte loads, with up to 8 rows of x as the
  * 8-column operand.  (Any fixed permutation of k applied to both operands leaves the product as it is, so each lane
  * loads 8 consecutive k of its row and they serve as the fragments of two instructions.)  The WARPS slices are summed
@@ -16,7 +16,7 @@
 
 #include <math_constants.h>
 
-enum { WARPS = 8, ROWS = 8, UNROLL = 4, AHEAD = 12 /* chunks of each slice fetched into L2 before the wait */ };
+enum { WARPS = 8, ROWS = 8, UNROLL = 4 };
 
 struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
     const bf16 *h;
@@ -34,25 +34,16 @@ struct lora_row { /* the two vectors of one output's term; B NULL: none */
 
 __device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
 {
-    const dev_adapter ad = a.row_adapters[row];
-    lora_row v = {NULL, NULL, ad.rank, ad.scale};
+    const dev_adapter *ad = &a.row_adapters[row];
     int part = 0;
-    if (!ad.shadow)
-        return v;
     while (part + 1 < a.n_parts && col >= a.out0[part + 1])
         part++;
-    int target = a.target[part];
-    if (!(ad.targets >> target & 1))
-        return v;
-    size_t whole = 0, before = 0;
-#pragma unroll
-    for (int t = 0; t < DTX_TARGETS; t++) {
-        size_t n = ad.targets >> t & 1 ? (size_t)ad.rank * ((size_t)a.dims.in[t] + (size_t)a.dims.out[t]) : 0;
-        whole += n;
-        before += t < target ? n : 0;
+    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
+    lora_row v = {NULL, NULL, ad->rank, ad->scale};
+    if (A) {
+        v.B = A + (size_t)v.rank * a.in + (size_t)(col - a.out0[part]) * v.rank;
+        v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
     }
-    v.B = ad.shadow + a.layer * whole + before + (size_t)ad.rank * a.in + (size_t)(col - a.out0[part]) * ad.rank;
-    v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
     return v;
 }
 
@@ -84,36 +75,36 @@ __device__ __forceinline__ float lora_term(const lora_row &v)
     return v.scale * sum;
 }
 
-/* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Weights do not depend on earlier kernels: the
- * first loads of them, and a prefetch of more into L2, go out before the wait. */
+/* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
+ * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: the first loads of
+ * them, and a prefetch of `ahead` bytes more of each row into L2, go out before the wait. */
 template <bool LORA, bool OUT_F32>
 __global__ void __launch_bounds__(WARPS * 32, 2)
-    gemv_kernel(gemv_lora a, int M, int N, int K, int first_wave, const bf16 *x, const bf16 *W, const bf16 *bias,
+    gemv_kernel(gemv_lora a, int M, int N, int K, int first_wave, int ahead, const bf16 *x, const bf16 *W, const bf16 *bias,
                 const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
+    constexpr int STEP = WARPS * UNROLL;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int n0 = blockIdx.y * 16, m0 = blockIdx.x * ROWS;
-    int chunks = K / 32, per = (chunks + WARPS - 1) / WARPS, first = warp * per, last = min(first + per, chunks);
+    int n0 = blockIdx.y * 16, m0 = blockIdx.x * ROWS, chunks = K / 32;
     const bf16 *w0 = W + (size_t)min(n0 + g, N - 1) * K + t * 8, *w1 = W + (size_t)min(n0 + g + 8, N - 1) * K + t * 8;
     const bf16 *xr = x + (size_t)min(m0 + g, M - 1) * K + t * 8;
     uint4 a0[2][UNROLL], a1[2][UNROLL];
+    chain_next();
     auto fetch = [&](int c, uint4 *p0, uint4 *p1) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            bool in = c + u < last;
-            p0[u] = in ? __ldcs((const uint4 *)(w0 + (size_t)(c + u) * 32)) : make_uint4(0, 0, 0, 0);
-            p1[u] = in ? __ldcs((const uint4 *)(w1 + (size_t)(c + u) * 32)) : make_uint4(0, 0, 0, 0);
+            bool in = c + u * WARPS < chunks;
+            p0[u] = in ? __ldcs((const uint4 *)(w0 + (size_t)(c + u * WARPS) * 32)) : make_uint4(0, 0, 0, 0);
+            p1[u] = in ? __ldcs((const uint4 *)(w1 + (size_t)(c + u * WARPS) * 32)) : make_uint4(0, 0, 0, 0);
         }
     };
-    fetch(first, a0[0], a1[0]);
+    fetch(warp, a0[0], a1[0]);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (blockIdx.y < first_wave && lane < 16 && first + UNROLL < last) {
-        uint32_t bytes = min(last - first - UNROLL, (int)AHEAD) * 64;
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(W + (size_t)min(n0 + lane, N - 1) * K +
-                                                                        (size_t)(first + UNROLL) * 32),
-                     "r"(bytes));
-    }
+    int rest = min(K * 2 - STEP * 64, ahead) & ~15;
+    if (blockIdx.y < first_wave && threadIdx.x < 16 && rest > 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(W + (size_t)min(n0 + lane, N - 1) * K + STEP * 32),
+                     "r"(rest));
 #endif
     int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
     bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
@@ -123,14 +114,13 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
         if (extra.B)
             prefetch_l2(extra.B);
     }
-    chain_next();
     chain_wait();
     float acc[4] = {};
     auto feed = [&](int c, const uint4 *p0, const uint4 *p1) {
         uint4 b[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
-            b[u] = c + u < last ? *(const uint4 *)(xr + (size_t)(c + u) * 32) : make_uint4(0, 0, 0, 0);
+            b[u] = c + u * WARPS < chunks ? *(const uint4 *)(xr + (size_t)(c + u * WARPS) * 32) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             uint32_t lo[4] = {p0[u].x, p1[u].x, p0[u].y, p1[u].y}, hi[4] = {p0[u].z, p1[u].z, p0[u].w, p1[u].w};
@@ -138,11 +128,11 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
             mma(acc, hi, b[u].z, b[u].w);
         }
     };
-    for (int c = first; c < last; c += 2 * UNROLL) {
-        fetch(c + UNROLL, a0[1], a1[1]);
+    for (int c = warp; c < chunks; c += 2 * STEP) {
+        fetch(c + STEP, a0[1], a1[1]);
         feed(c, a0[0], a1[0]);
-        fetch(c + 2 * UNROLL, a0[0], a1[0]);
-        feed(c + UNROLL, a0[1], a1[1]);
+        fetch(c + 2 * STEP, a0[0], a1[0]);
+        feed(c + STEP, a0[1], a1[1]);
     }
     float term = LORA && writes ? lora_term(extra) : 0.f, onto = 0.f;
     if (writes && add)
@@ -202,7 +192,7 @@ static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf1
 {
     if (K % 8 == 0)
         chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K,
-                     2 * d->processors, x, W, bias, add, y);
+                     2 * d->processors, d->ahead, x, W, bias, add, y);
     else
         chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
     DEV_LAUNCHED(d, "gemv");

@@ -39,19 +39,10 @@ struct prepare_args {
 };
 
 /* A row of A of (part, rank column), or NULL. */
-__device__ __forceinline__ const bf16 *a_row(const prepare_args &a, const dev_adapter &ad, int part, int j)
+__device__ __forceinline__ const bf16 *a_row(const prepare_args &a, const dev_adapter *ad, int part, int j)
 {
-    int target = a.target[part];
-    if (!ad.shadow || !(ad.targets >> target & 1) || j >= ad.rank)
-        return NULL;
-    size_t whole = 0, before = 0;
-#pragma unroll
-    for (int t = 0; t < DTX_TARGETS; t++) {
-        size_t n = ad.targets >> t & 1 ? (size_t)ad.rank * ((size_t)a.dims.in[t] + (size_t)a.dims.out[t]) : 0;
-        whole += n;
-        before += t < target ? n : 0;
-    }
-    return ad.shadow + a.layer * whole + before + (size_t)j * a.in;
+    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
+    return A && j < ad->rank ? A + (size_t)j * a.in : NULL;
 }
 
 /* The values of a row into shared memory, rounded as they are kept. */
@@ -107,21 +98,18 @@ template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) pre
     extern __shared__ __align__(16) bf16 v[];
     int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = PREPARE_THREADS / 32;
     int columns = a.row_adapters ? a.n_parts * a.hr : 0, j0 = blockIdx.y * warps + warp;
-    dev_adapter ad = {};
-    if (a.row_adapters) {
-        ad = a.row_adapters[row];
-        if (j0 < columns) {
-            const bf16 *A = a_row(a, ad, j0 / a.hr, j0 % a.hr);
-            for (int i = lane * 64; A && i < a.in; i += 32 * 64)
-                prefetch_l2(A + i);
-        }
+    const dev_adapter *ad = a.row_adapters ? &a.row_adapters[row] : NULL;
+    chain_next();
+    if (j0 < columns) {
+        const bf16 *A = a_row(a, ad, j0 / a.hr, j0 % a.hr);
+        for (int i = lane * 64; A && i < a.in; i += 32 * 64)
+            prefetch_l2(A + i);
     }
     if (SRC == NORM)
         for (int i = threadIdx.x * 64; i < a.in; i += PREPARE_THREADS * 64)
             prefetch_l2(a.w + i);
-    chain_next();
     chain_wait();
-    if (blockIdx.y > 0 && !ad.shadow)
+    if (blockIdx.y > 0 && !ad->shadow)
         return;
     make_row<SRC, V>(a, row, v);
     __syncthreads();
@@ -132,7 +120,7 @@ template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) pre
             else
                 a.out[(size_t)row * a.in + i] = v[i];
         }
-    for (int j = j0; j < columns && ad.shadow; j += gridDim.y * warps) {
+    for (int j = j0; j < columns && ad->shadow; j += gridDim.y * warps) {
         const bf16 *A = a_row(a, ad, j / a.hr, j % a.hr);
         float sum = 0.f;
         if (A && V == 8 && ((uintptr_t)A & 15) == 0) {
@@ -182,6 +170,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
     __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD], red[ATTEND_WARPS];
     int row = blockIdx.x, head = blockIdx.y, slice = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int dim = a.dim, kv_dim = a.kv_heads * dim, group = a.heads / a.kv_heads, kvh = head / group;
+    chain_next();
     const op_seq s = a.seqs[row];
     int n = min(s.pos0 + 1 - slice * DECODE_SLICE, (int)DECODE_SLICE), mine = s.pos0 - slice * DECODE_SLICE;
     bf16 *k = (bf16 *)s.kv + (size_t)a.layer * 2 * s.kv_cap * kv_dim + (size_t)slice * DECODE_SLICE * kv_dim + kvh * dim;
@@ -197,7 +186,6 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
     }
     if ((int)threadIdx.x * 32 < dim)
         prefetch_l2(cs + threadIdx.x * 32);
-    chain_next();
     chain_wait();
     if (n <= 0)
         return;

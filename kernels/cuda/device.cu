@@ -2,6 +2,7 @@
  * The device: opening, memory, uploads, packs, the linear operation, and the ops table.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/attention_hopper.cuh"
 
 #include <cstdio>
 #include <cstdlib>
@@ -235,7 +236,10 @@ static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter
     for (int i = 0; i < p->n_adapters; i++) {
         const op_adapter *a = &p->adapters[i];
         size_t n = lora_floats(p->dims, a->targets, a->rank);
-        out[i] = {NULL, a->g, a->rank, a->targets, a->scale, 1.f, 0};
+        out[i] = {NULL, a->g, a->rank, a->targets, a->scale, 1.f, 0, 0, {0}};
+        out[i].layer_floats = (uint32_t)lora_layer_floats(p->dims, a->targets, a->rank);
+        for (int t = 0; t < DTX_TARGETS; t++)
+            out[i].offset[t] = (uint32_t)lora_offset(p->dims, a->targets, a->rank, 0, t);
         if (a->g) {
             bf16 *s = (bf16 *)c->shadows + floats;
             lora_round(d, a->w, s, n);
@@ -461,6 +465,8 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
+    d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
+    d->ahead = getenv("DTX_CUDA_AHEAD") ? atoi(getenv("DTX_CUDA_AHEAD")) : 4096;
     d->processors = prop.multiProcessorCount;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;

@@ -208,10 +208,11 @@ __global__ void zero_padding_kernel(const int32_t *seq_of_row, int n, bf16 *x)
             x[(size_t)blockIdx.x * n + i] = __float2bfloat16(0.f);
 }
 
-static attn_shape shape_of(const op_pack *p, const op_attention *a)
+static attn_shape shape_of(const op_dev *d, const op_pack *p, const op_attention *a)
 {
     attn_shape s = {};
     int ld = qkv_width(a);
+    s.hopper = d->hopper;
     s.tokens = p->rows;
     s.heads = a->heads;
     s.kv_heads = a->kv_heads;
@@ -225,7 +226,7 @@ void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void
 {
     TRACE(d, "attention R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
-    attn_shape s = shape_of(p, a);
+    attn_shape s = shape_of(d, p, a);
     const bf16 *q = (const bf16 *)qkv, *k = q + a->heads * a->head_dim, *v = k + a->kv_heads * a->head_dim;
     float *scratch = lse ? NULL : (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
 
@@ -240,7 +241,7 @@ void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const
 {
     TRACE(d, "attention_back R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
-    attn_shape s = shape_of(p, a);
+    attn_shape s = shape_of(d, p, a);
     int k0 = a->heads * a->head_dim, v0 = k0 + a->kv_heads * a->head_dim;
     const bf16 *q = (const bf16 *)qkv;
     bf16 *dq = (bf16 *)dqkv;

@@ -114,7 +114,7 @@ __device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, u
 /* ---- long contraction: out[32 rows, BN of the rank] = X[32, K] M ---- */
 
 template <int BN, bool TRANS> struct long_shape {
-    static constexpr int STAGES = BN == 64 ? 3 : 4, XLD = LONG_K + 8, MLD = TRANS ? BN + 8 : XLD,
+    static constexpr int STAGES = BN == 64 || TRANS ? 3 : 4, XLD = LONG_K + 8, MLD = TRANS ? BN + 8 : XLD,
                          XT = LORA_ROWS * XLD, MT = (TRANS ? LONG_K : BN) * MLD,
                          BYTES = STAGES * (XT + MT) * (int)sizeof(bf16);
 };
