@@ -287,6 +287,10 @@ struct dtx_ops {
     void (*argmax)(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
     /* Optional (NULL: the operations one by one): a layer over a decode pack whose sequences all have a cache. */
     void (*decode_layer)(struct op_dev *d, const struct op_pack *p, const struct op_layer *l);
+    /* Optional (NULL: next to nothing): the most that operations allocate for themselves while a job trains, beside what
+     * they are given: for passes over `rows` rows, all of them labelled. */
+    size_t (*scratch_bytes)(const struct lora_dims *d, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
+                            uint32_t targets);
 };
 
 struct dtx_device {

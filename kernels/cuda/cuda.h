@@ -89,8 +89,6 @@ struct op_dev {
     shadow *shadows;
     bool overlap; /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
     bool hopper;  /* compute capability 9.0 */
-    int32_t processors;
-    int32_t ahead; /* bytes of each row of weights that decode fetches early */
     trace *tracing; /* NULL: off */
 };
 
@@ -222,6 +220,7 @@ void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu,
 void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse);
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
                        const void *qkv, const float *lse, void *dqkv);
+size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab);
 void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
                   void *dx);
 void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op_outcome *out);

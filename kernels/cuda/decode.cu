@@ -76,11 +76,11 @@ __device__ __forceinline__ float lora_term(const lora_row &v)
 }
 
 /* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
- * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: the first loads of
- * them, and a prefetch of `ahead` bytes more of each row into L2, go out before the wait. */
+ * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first loads
+ * go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind it.) */
 template <bool LORA, bool OUT_F32>
 __global__ void __launch_bounds__(WARPS * 32, 2)
-    gemv_kernel(gemv_lora a, int M, int N, int K, int first_wave, int ahead, const bf16 *x, const bf16 *W, const bf16 *bias,
+    gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
                 const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
@@ -100,12 +100,6 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
         }
     };
     fetch(warp, a0[0], a1[0]);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    int rest = min(K * 2 - STEP * 64, ahead) & ~15;
-    if (blockIdx.y < first_wave && threadIdx.x < 16 && rest > 0)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(W + (size_t)min(n0 + lane, N - 1) * K + STEP * 32),
-                     "r"(rest));
-#endif
     int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
     bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
     lora_row extra = {};
@@ -192,7 +186,7 @@ static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf1
 {
     if (K % 8 == 0)
         chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K,
-                     2 * d->processors, d->ahead, x, W, bias, add, y);
+                     x, W, bias, add, y);
     else
         chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
     DEV_LAUNCHED(d, "gemv");

@@ -21,7 +21,7 @@
 
 #include <math_constants.h>
 
-enum { PREPARE_THREADS = 256, MAX_BLOCKS = 32, NORM = 0, JOIN = 1, SWIGLU = 2 };
+enum { PREPARE_THREADS = 512, TEAM = 4, /* warps of one h column */ MAX_BLOCKS = 64, NORM = 0, JOIN = 1, SWIGLU = 2 };
 
 struct prepare_args {
     const bf16 *x, *w; /* NORM: input and weight; SWIGLU: gate and up */
@@ -92,17 +92,23 @@ template <int SRC, int V> __device__ __forceinline__ void make_row(const prepare
     }
 }
 
-/* grid (rows, blocks): each block makes the row, the first writes it; a warp an h column at a time. */
+/* grid (rows, blocks): each block makes the row, the first writes it; TEAM warps an h column at a time, each a quarter of
+ * the row, the quarters' sums joined in order. */
 template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(prepare_args a)
 {
     extern __shared__ __align__(16) bf16 v[];
-    int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = PREPARE_THREADS / 32;
-    int columns = a.row_adapters ? a.n_parts * a.hr : 0, j0 = blockIdx.y * warps + warp;
+    constexpr int TEAMS = PREPARE_THREADS / 32 / TEAM;
+    __shared__ float sums[TEAMS][TEAM];
+    int row = blockIdx.x, team = threadIdx.x / 32 / TEAM, member = threadIdx.x / 32 % TEAM, lane = threadIdx.x % 32;
+    int columns = a.row_adapters ? a.n_parts * a.hr : 0;
+    int quarter = (a.in / TEAM + 255) / 256 * 256, first = min(member * quarter, a.in),
+        end = member + 1 < TEAM ? min(first + quarter, a.in) : a.in;
     const dev_adapter *ad = a.row_adapters ? &a.row_adapters[row] : NULL;
     chain_next();
+    int j0 = blockIdx.y * TEAMS + team;
     if (j0 < columns) {
         const bf16 *A = a_row(a, ad, j0 / a.hr, j0 % a.hr);
-        for (int i = lane * 64; A && i < a.in; i += 32 * 64)
+        for (int i = first + lane * 64; A && i < end; i += 32 * 64)
             prefetch_l2(A + i);
     }
     if (SRC == NORM)
@@ -120,25 +126,35 @@ template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) pre
             else
                 a.out[(size_t)row * a.in + i] = v[i];
         }
-    for (int j = j0; j < columns && ad->shadow; j += gridDim.y * warps) {
-        const bf16 *A = a_row(a, ad, j / a.hr, j % a.hr);
+    if (!ad || !ad->shadow)
+        return;
+    for (int c = blockIdx.y * TEAMS; c < columns; c += gridDim.y * TEAMS) { /* the same rounds for every thread */
+        int j = c + team;
+        const bf16 *A = j < columns ? a_row(a, ad, j / a.hr, j % a.hr) : NULL;
         float sum = 0.f;
         if (A && V == 8 && ((uintptr_t)A & 15) == 0) {
-#pragma unroll 8
-            for (int i = lane * 8; i < a.in; i += 256) {
+#pragma unroll 6
+            for (int i = first + lane * 8; i < end; i += 256) {
                 vec<8> e = load<8>(A + i), x = load<8>(v + i);
 #pragma unroll
                 for (int k = 0; k < 8; k++)
                     sum += e.f[k] * x.f[k];
             }
         } else if (A) {
-            for (int i = lane; i < a.in; i += 32)
+            for (int i = first + lane; i < end; i += 32)
                 sum += __bfloat162float(A[i]) * __bfloat162float(v[i]);
         }
         for (int m = 16; m; m /= 2)
             sum += __shfl_xor_sync(~0u, sum, m);
         if (lane == 0)
+            sums[team][member] = sum;
+        __syncthreads();
+        if (lane == 0 && member == 0 && j < columns) {
+            for (int i = 1; i < TEAM; i++)
+                sum += sums[team][i];
             a.h[((size_t)(j / a.hr) * a.rows + row) * a.hr + j % a.hr] = __float2bfloat16(sum);
+        }
+        __syncthreads();
     }
 }
 
@@ -292,7 +308,7 @@ template <int SRC> static void prepare(op_dev *d, const op_pack *p, const op_lin
     a.n_parts = l->n_parts;
     for (int i = 0; i < l->n_parts; i++)
         a.target[i] = l->part[i].target;
-    int blocks = lora ? div_up(a.n_parts * a.hr, PREPARE_THREADS / 32) : 1;
+    int blocks = lora ? div_up(a.n_parts * a.hr, PREPARE_THREADS / 32 / TEAM) : 1;
     dim3 grid(p->rows, blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
     size_t smem = (size_t)a.in * sizeof(bf16);
     if (a.in % 8 == 0)

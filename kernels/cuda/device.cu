@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
+#include <thread>
 
 extern "C" {
 #include "scheduler/base/err.h"
@@ -69,12 +71,34 @@ static char *staging_take(op_dev *d, size_t n)
     return p;
 }
 
+/* memcpy by several threads: one alone does not reach the speed of the bus, least of all from a mapped file. */
+static void copy_wide(char *dst, const char *src, size_t n)
+{
+    enum { THREADS = 6, LEAST = 4 << 20 };
+    std::thread helper[THREADS];
+    size_t part = n < LEAST ? n : (n / THREADS + 4095) & ~(size_t)4095, at = part;
+    int started = 0;
+
+    for (; at < n; at += part) {
+        size_t k = n - at < part ? n - at : part, from = at;
+        try {
+            helper[started] = std::thread([=] { memcpy(dst + from, src + from, k); });
+            started++;
+        } catch (const std::system_error &) { /* no thread to be had: here, then */
+            memcpy(dst + from, src + from, k);
+        }
+    }
+    memcpy(dst, src, part);
+    for (int i = 0; i < started; i++)
+        helper[i].join();
+}
+
 void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
 {
     for (size_t at = 0; at < bytes;) {
         size_t n = bytes - at < STAGING_HALF ? bytes - at : (size_t)STAGING_HALF;
         char *s = staging_take(d, n);
-        memcpy(s, (const char *)host + at, n);
+        copy_wide(s, (const char *)host + at, n);
         DEV_CHECK(d, cudaMemcpyAsync((char *)dst + at, s, n, cudaMemcpyHostToDevice, d->stream));
         at += n;
     }
@@ -399,6 +423,26 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
     dev_free(d, dh);
 }
 
+/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other. */
+static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
+                               uint32_t targets)
+{
+    static const struct {
+        int n, target[3];
+    } linear[] = {{3, {DTX_Q, DTX_K, DTX_V}}, {1, {DTX_O}}, {2, {DTX_GATE, DTX_UP}}, {1, {DTX_DOWN}}};
+    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? div_up(rows, GRAD_ROWS) : 0, most = 0;
+    size_t R = (size_t)div_up(rows, ROW_ALIGN) * ROW_ALIGN, head = head_scratch(rows, hidden, vocab);
+
+    for (const auto &q : linear) {
+        size_t columns = 0;
+        for (int i = 0; i < q.n; i++)
+            columns += (size_t)l->in[q.target[i]] + (size_t)l->out[q.target[i]];
+        size_t bytes = q.n * R * hr * sizeof(bf16) + slots * columns * hr * sizeof(float);
+        most = bytes > most ? bytes : most;
+    }
+    return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
+}
+
 /* ---- opening ---- */
 
 static void cu_info(op_dev *d, struct dtx_device_info *info)
@@ -444,7 +488,7 @@ static const struct dtx_ops cuda_ops = {
     cu_pack_prepare, cu_pack_release,
     cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
     cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer, cu_scratch_bytes,
 };
 
 static cudaError_t open_device(op_dev *d)
@@ -466,8 +510,6 @@ static cudaError_t open_device(op_dev *d)
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
-    d->ahead = getenv("DTX_CUDA_AHEAD") ? atoi(getenv("DTX_CUDA_AHEAD")) : 4096;
-    d->processors = prop.multiProcessorCount;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);

@@ -89,6 +89,14 @@ __global__ void sum_losses_kernel(const op_seg *segs, const double *row_loss, do
         loss[s.slot] += sum;
 }
 
+/* What cu_head_loss allocates for so many labels. */
+size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab)
+{
+    size_t chunk = labels < HEAD_ROWS ? labels : HEAD_ROWS;
+    return chunk * ((size_t)hidden * sizeof(bf16) + (size_t)vocab * (sizeof(float) + sizeof(bf16))) +
+           (size_t)labels * (sizeof(float) + sizeof(double));
+}
+
 void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
                   void *dx)
 {
