@@ -88,6 +88,7 @@ struct op_dev {
     gemm_plan *plans;
     shadow *shadows;
     bool overlap; /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
+    int32_t shared_bytes; /* shared memory that a block may have */
     bool hopper;  /* compute capability 9.0 */
     trace *tracing; /* NULL: off */
 };

@@ -367,7 +367,7 @@ void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l)
 /* Rows wider than 48 KB need more shared memory than the default; once, when the device opens. */
 void decode_setup(op_dev *d)
 {
-    int most = 160 * 1024;
+    int most = d->shared_bytes - 1024; /* beside what prepare_kernel has of its own */
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<NORM, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<JOIN, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<SWIGLU, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));

@@ -509,6 +509,7 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
+    d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
     d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;

@@ -4,14 +4,15 @@
  * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, output
  * type, beta) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the inner dimension
  * (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by powers of two, another
- * tile shape is faster: the library's ranking for that size is gone through, and the first that gives the reference's
- * bits is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k ascending; seen for all
+ * tile shape is faster: of the library's candidates for that size, those that give the reference's bits are timed, and
+ * the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k ascending; seen for all
  * candidates of the 7B shapes but one.)  That is checked here on random rows against the real matrix, CHECK_ROWS x N sums
  * of K products: another order of sums would show in many of them.  So a row's result is that of the reference
  * algorithm, whatever ran, and which one ran changes speed alone.
  */
 #include "kernels/cuda/cuda.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -162,21 +163,60 @@ static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c
     return d->status == cudaSuccess && !differ;
 }
 
-/* The algorithm for 2^size rows.  Waits for the device, once for each size of each matrix shape. */
-static void choose(op_dev *d, gemm_plan *g, int size, const bf16 *W)
+/* The fastest of n algorithms on the rows at hand, y going to scratch memory.  All give the same bits, so what is measured
+ * here changes no number.  0 where it cannot be measured. */
+static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, int n, int M, const bf16 *x, const bf16 *W)
+{
+    enum { RUNS = 3 };
+    size_t bytes = (size_t)M * (g->transposed ? g->K : g->N) * (g->out_f32 ? 4 : 2);
+    cudaEvent_t begin = NULL, end = NULL;
+    void *y = NULL;
+    float least = INFINITY;
+    int pick = 0;
+
+    if (n < 2 || cudaMallocAsync(&y, bytes, d->stream) != cudaSuccess) {
+        (void)cudaGetLastError(); /* no memory to spare: not an error */
+        return 0;
+    }
+    DEV_CHECK(d, cudaMemsetAsync(y, 0, bytes, d->stream));
+    DEV_CHECK(d, cudaEventCreate(&begin));
+    DEV_CHECK(d, cudaEventCreate(&end));
+    set_rows(d, g, M);
+    for (int i = 0; i < n && d->status == cudaSuccess; i++) {
+        float ms = INFINITY;
+        bool ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+        DEV_CHECK(d, cudaEventRecord(begin, d->stream));
+        for (int k = 0; k < RUNS && ran; k++)
+            ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+        DEV_CHECK(d, cudaEventRecord(end, d->stream));
+        DEV_CHECK(d, cudaEventSynchronize(end));
+        DEV_CHECK(d, cudaEventElapsedTime(&ms, begin, end));
+        if (ran && ms < least * 0.99f) { /* the library's ranking where it makes no difference */
+            least = ms;
+            pick = i;
+        }
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    dev_free(d, y);
+    return pick;
+}
+
+/* The algorithm for up to 2^size rows.  Waits for the device, once for each size of each matrix shape. */
+static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, const bf16 *W)
 {
     cublasLtMatmulAlgo_t found[CANDIDATES];
     bit_check c = {};
-    int n, pick = -1;
+    int n, equal = 0;
 
     set_rows(d, g, 1 << size);
     n = ranking(d, g, found);
     if (check_begin(d, g, W, &c))
-        for (int i = 0; i < n && pick < 0; i++)
+        for (int i = 0; i < n; i++)
             if (same_bits(d, g, W, &c, &found[i]))
-                pick = i;
+                found[equal++] = found[i];
     dev_free(d, c.x);
-    g->algo[size] = pick < 0 ? g->reference : found[pick];
+    g->algo[size] = equal ? found[fastest(d, g, found, equal, M, x, W)] : g->reference;
     g->chosen[size] = true;
 }
 
@@ -222,7 +262,7 @@ void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const 
     while (size + 1 < SIZES && M > 1 << size)
         size++;
     if (!g->chosen[size])
-        choose(d, g, size, W);
+        choose(d, g, size, M, x, W);
     TRACE(d, "gemm %s N %d K %d beta %d M %d", transposed ? "dx" : "y", N, K, beta, M);
     set_rows(d, g, M);
     lt_check(d, product(d, g, &g->algo[size], x, W, y), "product");

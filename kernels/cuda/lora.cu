@@ -113,17 +113,19 @@ __device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, u
 
 /* ---- long contraction: out[32 rows, BN of the rank] = X[32, K] M ---- */
 
-template <int BN, bool TRANS> struct long_shape {
-    static constexpr int STAGES = BN == 64 || TRANS ? 3 : 4, XLD = LONG_K + 8, MLD = TRANS ? BN + 8 : XLD,
+/* SMALL: for devices with about 100 KB of shared memory a block. */
+template <int BN, bool TRANS, bool SMALL> struct long_shape {
+    static constexpr int STAGES = SMALL ? 2 : BN == 64 || TRANS ? 3 : 4, XLD = LONG_K + 8, MLD = TRANS ? BN + 8 : XLD,
                          XT = LORA_ROWS * XLD, MT = (TRANS ? LONG_K : BN) * MLD,
                          BYTES = STAGES * (XT + MT) * (int)sizeof(bf16);
 };
 
 /* TRANS false: M = A [r, K] (drop may apply to X, K = in); true: M = B [K, r], X = dy part.
  * 8 warps: 2 groups of 16 rows x 4 quarters of every chunk of LONG_K; the quarters' sums are joined in order. */
-template <int BN, bool TRANS> __global__ void __launch_bounds__(THREADS) lora_long_kernel(lora_args a, const bf16 *x, bf16 *h)
+template <int BN, bool TRANS, bool SMALL>
+__global__ void __launch_bounds__(THREADS) lora_long_kernel(lora_args a, const bf16 *x, bf16 *h)
 {
-    typedef long_shape<BN, TRANS> L;
+    typedef long_shape<BN, TRANS, SMALL> L;
     constexpr int STAGES = L::STAGES;
     extern __shared__ __align__(16) bf16 smem[];
     bf16 *xs = smem, *ms = smem + STAGES * L::XT;
@@ -544,24 +546,38 @@ template <typename K> static void allow_smem(op_dev *d, K kernel, int bytes)
     DEV_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
+template <int BN, bool SMALL> static void allow_long(op_dev *d)
+{
+    allow_smem(d, lora_long_kernel<BN, false, SMALL>, long_shape<BN, false, SMALL>::BYTES);
+    allow_smem(d, lora_long_kernel<BN, true, SMALL>, long_shape<BN, true, SMALL>::BYTES);
+}
+
+static bool small_device(const op_dev *d)
+{
+    return d->shared_bytes < long_shape<64, true, false>::BYTES;
+}
+
 /* Kernels whose tiles need more than 48 KB; once, when the device opens. */
 void lora_setup(op_dev *d)
 {
-    allow_smem(d, lora_long_kernel<16, false>, long_shape<16, false>::BYTES);
-    allow_smem(d, lora_long_kernel<32, false>, long_shape<32, false>::BYTES);
-    allow_smem(d, lora_long_kernel<64, false>, long_shape<64, false>::BYTES);
-    allow_smem(d, lora_long_kernel<16, true>, long_shape<16, true>::BYTES);
-    allow_smem(d, lora_long_kernel<32, true>, long_shape<32, true>::BYTES);
-    allow_smem(d, lora_long_kernel<64, true>, long_shape<64, true>::BYTES);
+    if (small_device(d)) {
+        allow_long<16, true>(d);
+        allow_long<32, true>(d);
+    } else {
+        allow_long<16, false>(d);
+        allow_long<32, false>(d);
+        allow_long<64, false>(d);
+    }
     allow_smem(d, lora_grad_kernel<16>, grad_shape<16>::BYTES);
     allow_smem(d, lora_grad_kernel<32>, grad_shape<32>::BYTES);
     allow_smem(d, lora_grad_kernel<64>, grad_shape<64>::BYTES);
 }
 
-template <int BN, bool TRANS> static void launch_long(op_dev *d, const op_pack *p, const lora_args &a, const bf16 *x, bf16 *h)
+template <int BN, bool TRANS, bool SMALL>
+static void launch_long(op_dev *d, const op_pack *p, const lora_args &a, const bf16 *x, bf16 *h)
 {
     dim3 grid(pack_dev(p)->n_tiles, a.n_parts, div_up(a.hr, BN));
-    lora_long_kernel<BN, TRANS><<<grid, THREADS, long_shape<BN, TRANS>::BYTES, d->stream>>>(a, x, h);
+    lora_long_kernel<BN, TRANS, SMALL><<<grid, THREADS, long_shape<BN, TRANS, SMALL>::BYTES, d->stream>>>(a, x, h);
     DEV_LAUNCHED(d, "lora long product");
 }
 
@@ -570,12 +586,18 @@ template <bool TRANS> static void long_product(op_dev *d, const op_pack *p, cons
     lora_args a = make_args(p, l);
     if (pack_dev(p)->n_tiles == 0)
         return;
-    if (a.hr <= 16)
-        launch_long<16, TRANS>(d, p, a, x, h);
-    else if (a.hr <= 32)
-        launch_long<32, TRANS>(d, p, a, x, h);
-    else
-        launch_long<64, TRANS>(d, p, a, x, h);
+    if (small_device(d)) {
+        if (a.hr <= 16)
+            launch_long<16, TRANS, true>(d, p, a, x, h);
+        else
+            launch_long<32, TRANS, true>(d, p, a, x, h);
+    } else if (a.hr <= 16) {
+        launch_long<16, TRANS, false>(d, p, a, x, h);
+    } else if (a.hr <= 32) {
+        launch_long<32, TRANS, false>(d, p, a, x, h);
+    } else {
+        launch_long<64, TRANS, false>(d, p, a, x, h);
+    }
 }
 
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
