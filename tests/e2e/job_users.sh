@@ -44,6 +44,8 @@ leak=$(third find "$M" -type f ! -path '*/models/base/*' 2>/dev/null | third xar
 if [ -z "$leak" ]; then ok "private rows in no file that others can read"; else fail "private rows in no file that others can read" "$leak"; fi
 check "root's public data have examples" has "$M/datasets/tickets.status" '^example 1: '
 check "the private one's status says why it has none" has "$M/datasets/private.status" '^examples: .*private'
+check "root's are shown as long as others may read them" chmod 700 "$M/datasets/tickets"
+check "no longer" wait_for 10 sh -c "! grep -q '^example 1' '$M/datasets/tickets.status'"
 check "cancels their own" as sh -c "echo cancel >'$E/theirs/control'"
 check "CANCELLED" wait_state 20 "$E/theirs.status" CANCELLED
 check "removes their own" as rm -r "$E/theirs" "$M/datasets/private" "$M/paramgroups/theirs.json"
