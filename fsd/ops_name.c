@@ -228,8 +228,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     }
     if (h) {
         fs_event(f, req, DROP_CREATE, s.p.path.p);
-        if (h->writer)
-            fs_event(f, req, DROP_OPEN_WRITE, s.p.path.p);
+        fs_writer_opened(req, h);
     }
     spot_end(f, &s);
     if (rc)

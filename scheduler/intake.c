@@ -11,9 +11,12 @@
  * FUSE threads note events (intake_note, a few comparisons under the mutex); the loop's intake_round acts on
  * them.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/log.h"
@@ -71,14 +74,19 @@ static void note_renamed_in(struct intake *i, bool is_root, int64_t now)
         i->complete = true;
 }
 
+static void note_closed(struct intake *i, int64_t now)
+{
+    if (i->writers == 0 && i->remote == 0)
+        i->released = true;
+    if (i->dirty)
+        i->last = now;
+}
+
 static void note_release(struct intake *i, const char *rest, int64_t now)
 {
     if (i->writers > 0)
         i->writers--;
-    if (i->writers == 0)
-        i->released = true;
-    if (i->dirty)
-        i->last = now;
+    note_closed(i, now);
     if (i->dirty && i->folder && strcmp(rest, "_SUCCESS") == 0)
         i->complete = i->success = true;
 }
@@ -92,6 +100,15 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
         break;
     case DROP_RELEASE:
         note_release(i, p->rest, now);
+        break;
+    case DROP_REMOTE_WRITER:
+        i->remote++;
+        i->released = false;
+        break;
+    case DROP_REMOTE_RELEASE:
+        if (i->remote > 0)
+            i->remote--;
+        note_closed(i, now);
         break;
     case DROP_FSYNC:
         break;
@@ -229,6 +246,22 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
     i->success = i->complete = st.success || i->behind == DROP_RENAMED_IN;
 }
 
+/* Through an NFS server not every request comes with the client's uid: the file knows. */
+static void find_owner(struct sched *s, struct intake *i)
+{
+    int fd = geteuid() == 0 ? open_beneath(s->tree_fd, i->path, O_PATH) : -1;
+    struct stat st;
+
+    if (fd < 0)
+        return;
+    if (fstat(fd, &st) == 0) {
+        i->who.uid = st.st_uid;
+        i->who.gid = st.st_gid;
+        i->has_who = i->owner_known = true;
+    }
+    close(fd);
+}
+
 static void announce_experiment(struct sched *s, struct intake *i)
 {
     struct experiment *x = experiment_find(s, i->name);
@@ -250,6 +283,8 @@ static void announce(struct sched *s, struct intake *i)
 {
     struct object *o;
 
+    if (!i->owner_known)
+        find_owner(s, i);
     if (i->kind == OBJ_EXPERIMENT) {
         announce_experiment(s, i);
         return;
@@ -326,7 +361,7 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
             i->retry_at = now + SECOND_NS;
         return;
     }
-    i->dirty = i->complete = i->success = i->wait_long = i->has_who = false;
+    i->dirty = i->complete = i->success = i->wait_long = i->has_who = i->owner_known = false;
 }
 
 void intake_round(struct sched *s, int64_t now)

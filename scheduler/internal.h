@@ -158,12 +158,14 @@ struct intake {
     unsigned announced;     /* gen at which the loop last looked */
     int64_t retry_at;       /* mono: the catalog could not be written */
     int writers;            /* local ones that have it open */
+    int remote;             /* handles of an NFS server that were written through and not closed since */
     bool released;          /* a RELEASE was seen since the last open */
     int64_t last;           /* mono, of the last change */
     int64_t last_drop;      /* mono, of the last event that came through the mount */
     int64_t look_at;        /* mono: next look at a base model's shards */
     struct caller who;
     bool has_who;
+    bool owner_known; /* who is the file's owner */
     struct intake *next;
 };
 
