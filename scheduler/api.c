@@ -282,7 +282,7 @@ static int hide(struct sched *s, const char *path)
 }
 
 /* What was hidden below a path that is gone for good need not be remembered. */
-static void forget_hidden(struct sched *s, const char *below)
+void forget_hidden(struct sched *s, const char *below)
 {
     struct hidden **p = &s->hidden, *h;
 
@@ -297,14 +297,14 @@ static void forget_hidden(struct sched *s, const char *below)
     }
 }
 
-/* Part of something that can be deleted: an experiment, a tuned model, a comparison, an answer. */
+/* Part of something that can be deleted: an experiment, a tuned model, a comparison, a service, an answer. */
 static bool removable(const struct layout_match *m)
 {
     const char *p = m->entry->pattern;
 
     return begins(p, "experiments/{exp}") || begins(p, "models/tuned/{name}") ||
            begins(p, "models/compare/{name}") ||
-           (m->nargs == 2 && strncmp(p, "services/{name}/ask/", 20) == 0);
+           strncmp(p, "services/{name}/", 16) == 0;
 }
 
 /* Generated rows: the owner of what they are about.  Rows of the store: the owner of the file. */

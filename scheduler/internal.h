@@ -510,4 +510,7 @@ void add_bytes(struct buf *out, int64_t n);
 void add_number(struct buf *out, const json_t *v, const char *fmt); /* "-" where it is none */
 const char *shown_reason(const char *reason);                       /* "" for NULL */
 
+/* api.c: generated files below a path that is gone for good need not stay hidden.  Mutex held. */
+void forget_hidden(struct sched *s, const char *below);
+
 #endif

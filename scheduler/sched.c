@@ -362,6 +362,8 @@ void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, con
 
     pthread_mutex_lock(&s->mutex);
     news = intake_note(s, ev, path, who, clock_mono_ns());
+    if (ev == DROP_RMDIR || ev == DROP_RENAMED_OUT)
+        forget_hidden(s, path);
     pthread_mutex_unlock(&s->mutex);
     if (news)
         sched_wake(s);

@@ -23,7 +23,7 @@ static const char *const groups[] = {"good-a", "good-b", "good-c", "once", NULL}
 static void daemon_process(void)
 {
     open_sched("cpu:2");
-    if (!text_of("experiments/k/status")) {
+    if (!text_has("experiments/k/status", "\n")) {
         put_basics(groups);
         put("experiments/k.json", "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],"
                                   "\"paramgroups\":[\"good-a\",\"good-b\",\"good-c\",\"once\"]}");
@@ -51,8 +51,7 @@ START_TEST(killed_again_and_again)
     for (int i = 0; i < 8; i++)
         run_and_kill(60 + 37 * i);
     open_sched("cpu:2");
-    if (!text_of("experiments/k/status"))
-        ck_abort_msg("the experiment is gone");
+    ck_assert_msg(text_has("experiments/k/status", "\n"), "the experiment is gone");
     wait_text("experiments/k.status", "SUCCESS\nreason: 4 of 4 jobs successful", 20);
     ck_assert(text_has("models/tuned/LIST.tsv", "k.04-once\tREADY"));
     ck_assert(text_has("datasets/LIST.tsv", "data\tREADY"));
