@@ -220,6 +220,20 @@ static const char *taken_stamp(struct sched *s, const struct intake *i)
     return o ? o->stamp : NULL;
 }
 
+/* chmod and chown of a READY object change who may read what DTX says of it, and nothing else. */
+static void note_modes(struct sched *s, const struct intake *i, const struct stamp *st)
+{
+    struct object *o = i->kind == OBJ_EXPERIMENT ? NULL : object_find(s, i->kind, i->name);
+
+    if (!o)
+        return;
+    o->closed = st->closed;
+    if (geteuid() == 0) {
+        o->uid = st->uid;
+        o->gid = st->gid;
+    }
+}
+
 /* Something may have changed behind the mount's back, or only a mode: compare. */
 static void look_closer(struct sched *s, struct intake *i, int64_t now)
 {
@@ -238,6 +252,7 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
             note_root_gone(i, now);
         return;
     }
+    note_modes(s, i, &st);
     if (was && strcmp(was, text) == 0)
         return;
     change(i, now);
@@ -255,6 +270,7 @@ static void find_owner(struct sched *s, struct intake *i)
     if (fd < 0)
         return;
     if (fstat(fd, &st) == 0) {
+        i->closed = privacy_of(st.st_mode);
         i->who.uid = st.st_uid;
         i->who.gid = st.st_gid;
         i->has_who = i->owner_known = true;
@@ -294,6 +310,7 @@ static void announce(struct sched *s, struct intake *i)
     o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
     if (!o || (o->state == ST_RECEIVING && o->id))
         return;
+    o->closed |= i->closed;
     check_cancel(s, o);
     asking_cancel(s, o);
     if (object_event(s, o, i->complete ? EV_RENAME : EV_WRITE, NULL))

@@ -79,6 +79,7 @@ struct sched_attr {
     uid_t uid;
     gid_t gid;
     int64_t mtime_ns; /* wall clock, of the object's last change */
+    mode_t closed;    /* permission bits that it does not have: what it tells of is private */
 };
 
 /* Does this generated file, folder or link exist now (are its {name}s known objects)?  0 or -ENOENT. */

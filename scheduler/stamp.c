@@ -69,6 +69,7 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
             continue;
         note_time(&st, out);
+        out->closed |= privacy_of(st.st_mode);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
         if (S_ISDIR(st.st_mode) && depth < STAMP_MAX_DEPTH)
@@ -89,6 +90,7 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
         return -errno;
     out->uid = st.st_uid;
     out->gid = st.st_gid;
+    out->closed = privacy_of(st.st_mode);
     note_time(&st, out);
     if (S_ISDIR(st.st_mode))
         return walk(tree_fd, path, 0, out);
