@@ -148,15 +148,31 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     reply_entry(req, rc, &e);
 }
 
-static int link_backed(struct fs *f, const struct spot *s, uint64_t id, const char *name)
+/* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
+ * file, and DTX reads it as root.  Only one's own, and what everybody may read and write. */
+static bool may_link(const struct caller *who, int path_fd)
 {
+    struct stat st;
+
+    if (fstat(path_fd, &st))
+        return false;
+    return who->uid == 0 || who->uid == st.st_uid ||
+           (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
+}
+
+static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     struct backing_fd file;
     char path[40];
     int rc = backing_get(f->backing, id, &file);
 
     if (rc)
         return rc;
-    if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
+    if (!may_link(&who, file.fd))
+        rc = -EPERM;
+    else if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
         rc = -errno;
     backing_put(f->backing, &file);
     return rc;
@@ -179,7 +195,7 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
         fs_reply_err(req, rc);
         return;
     }
-    rc = link_backed(f, &s, ino, newname);
+    rc = link_backed(req, &s, ino, newname);
     if (!rc)
         rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
     if (!rc) {
@@ -232,8 +248,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     }
     if (h) {
         fs_event(f, req, DROP_CREATE, s.p.path.p);
-        if (h->writer)
-            fs_event(f, req, DROP_OPEN_WRITE, s.p.path.p);
+        fs_writer_opened(req, h);
     }
     spot_end(f, &s);
     if (rc)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/catalog_schema.h"
 #include "scheduler/internal.h"
@@ -118,6 +119,10 @@ int catalog_open(const char *path, struct catalog **out, struct dtx_err *e)
     *out = NULL;
     if (!c)
         return dtx_fail(e, -ENOMEM, "out of memory");
+    if ((rc = fd_make_private(path, e))) {
+        free(c);
+        return rc;
+    }
     if (sqlite3_open_v2(path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
                         NULL) != SQLITE_OK)
         rc = fail(c, e, "opened");
@@ -386,6 +391,7 @@ static int load_object(struct sched *s, sqlite3_stmt *st)
     column_copy(st, 10, o->stamp, sizeof(o->stamp));
     o->spec = column_json(st, 11);
     o->report = column_json(st, 12);
+    o->closed = o->kind <= OBJ_BASE || o->kind == OBJ_COMPARE ? 077 : 0; /* until the scan has looked */
     return 0;
 }
 

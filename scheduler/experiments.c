@@ -266,6 +266,21 @@ static bool source_still_runs(struct sched *s, const char *model)
     return x && !state_is_end(x->state);
 }
 
+static void want_permission(struct buf *b, const char *what, const char *name)
+{
+    buf_addf(b, "%sits owner to let you read %s %s (chmod -R)", b->len ? ", " : "waiting for: ", what, name);
+}
+
+static void want_dataset(struct sched *s, const struct experiment *x, const char *name, struct buf *missing)
+{
+    const struct object *o = object_find(s, OBJ_DATASET, name);
+
+    if (o && !object_readable(o, x->uid, x->gid))
+        want_permission(missing, "dataset", name);
+    else if (!object_ready(s, OBJ_DATASET, name))
+        want(missing, "dataset", name, o);
+}
+
 static void want_model(struct sched *s, const struct job *j, struct buf *missing)
 {
     struct model_ref ref;
@@ -275,6 +290,8 @@ static void want_model(struct sched *s, const struct job *j, struct buf *missing
         want(missing, "the end of the experiment of", j->model, NULL);
     else if (model_resolve(s, j->model, &ref, &e))
         want(missing, "model", j->model, object_find(s, OBJ_BASE, j->model));
+    else if (!model_readable(s, &ref, j->exp->uid, j->exp->gid))
+        want_permission(missing, "model", j->model);
 }
 
 /* What is not READY yet, in words; nothing if all is. */
@@ -290,16 +307,16 @@ static void find_missing(struct sched *s, struct experiment *x, struct buf *miss
         if (!json_object_get(json_object_get(x->pins, "paramgroups"), j->paramgroup) &&
             !seen_before(x, i, offsetof(struct job, paramgroup)))
             want(missing, "paramgroup", j->paramgroup, object_find(s, OBJ_PARAMGROUP, j->paramgroup));
-        if (!object_ready(s, OBJ_DATASET, j->dataset) && !seen_before(x, i, offsetof(struct job, dataset)))
-            want(missing, "dataset", j->dataset, object_find(s, OBJ_DATASET, j->dataset));
+        if (!seen_before(x, i, offsetof(struct job, dataset)))
+            want_dataset(s, x, j->dataset, missing);
         if (!seen_before(x, i, offsetof(struct job, model)))
             want_model(s, j, missing);
     }
     if (evaluation && !json_is_object(pinned))
         want(missing, "evaluation", evaluation, object_find(s, OBJ_EVALUATION, evaluation));
     name = json_str(pinned, "dataset", NULL);
-    if (name && !object_ready(s, OBJ_DATASET, name))
-        want(missing, "dataset", name, object_find(s, OBJ_DATASET, name));
+    if (name)
+        want_dataset(s, x, name, missing);
 }
 
 /* Parameters with overrides and seed; base and adapter under the model's name. */
@@ -386,6 +403,8 @@ static void try_start(struct sched *s, struct experiment *x)
         return;
     }
     rc = start_jobs(s, x);
+    if (rc == 0)
+        experiment_close_folder(s, x);
     if (rc == 0)
         rc = rows_expand(s, x);
     if (rc == 0)

@@ -336,8 +336,8 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         rc = to == ST_GONE ? catalog_del_object(s->catalog, o, &e)
                            : catalog_put_object(s->catalog, o, (enum state)to, reason, &e);
     if (rc == 0)
-        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to, reason,
-                           &e);
+        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to,
+                           public_words(o, reason), &e);
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &o->retry_at)) {
@@ -345,7 +345,7 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         return rc;
     }
     if ((enum state)to != from || reason)
-        log_transition(object_kind_name(o->kind), o->name, from, (enum state)to, reason);
+        log_transition(object_kind_name(o->kind), o->name, from, (enum state)to, public_words(o, reason));
     o->state = (enum state)to;
     o->changed = clock_wall_ns();
     set_text(&o->reason, reason);

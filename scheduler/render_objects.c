@@ -242,7 +242,7 @@ static void list_objects(struct sched *s, const struct layout_match *m, struct b
                 continue;
             name += n + 1;
         }
-        list_line(out, name, state_name(o->state), o->size, o->created, o->reason);
+        list_line(out, name, state_name(o->state), o->size, o->created, public_reason(o));
     }
 }
 

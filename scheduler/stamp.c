@@ -78,6 +78,7 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
             continue;
         note_time(&st, out);
         out->private |= is_private(&st) && !name_is_leftover(ent->d_name);
+        out->closed |= privacy_of(st.st_mode);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
         if (S_ISDIR(st.st_mode) && depth < STAMP_MAX_DEPTH)
@@ -98,6 +99,7 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
         return -errno;
     out->uid = st.st_uid;
     out->gid = st.st_gid;
+    out->closed = privacy_of(st.st_mode);
     note_time(&st, out);
     out->private = is_private(&st);
     if (S_ISDIR(st.st_mode))

@@ -195,6 +195,7 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
     if (!o)
         return -ENOMEM;
     o->size = st->bytes;
+    o->closed = st->closed;
     stamp_text(st, o->stamp, sizeof(o->stamp));
     if (geteuid() == 0 || !i->has_who) {
         o->uid = st->uid;

@@ -169,6 +169,18 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
     return fd_sync_path(dirfd, dir, e);
 }
 
+int fd_make_private(const char *path, struct dtx_err *e)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600), rc = 0;
+
+    if (fd < 0)
+        return dtx_fail_errno(e, "cannot open %s", path);
+    if (fchmod(fd, 0600))
+        rc = dtx_fail_errno(e, "cannot set the permissions of %s", path);
+    close(fd);
+    return rc;
+}
+
 int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e)
 {
     char part[PATH_MAX];

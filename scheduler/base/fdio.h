@@ -26,6 +26,8 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
 int fd_sync_path(int dirfd, const char *path, struct dtx_err *e);
 
 /* mkdir -p. */
+/* Make the file if it is not there, and readable by its owner alone: SQLite gives its journals the same mode. */
+int fd_make_private(const char *path, struct dtx_err *e);
 int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e);
 
 /* rm -r; never follows links; a path that does not exist is success. */
