@@ -303,6 +303,7 @@ static void free_model(struct sched *s)
         free(h->path);
         free(h);
     }
+    gone_free(s);
     free(s->objects);
     free(s->exps);
     free(s->changes);

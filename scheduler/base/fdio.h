@@ -25,7 +25,12 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
 /* fsync a folder (or any path) by name. */
 int fd_sync_path(int dirfd, const char *path, struct dtx_err *e);
 
-/* mkdir -p. */
+/* The same for all that lies in it (never through links) and for the folder that holds it. */
+int fd_sync_tree(int dirfd, const char *path, struct dtx_err *e);
+/* The folder `path` and those above it, up to dirfd. */
+int fd_sync_chain(int dirfd, const char *path, struct dtx_err *e);
+
+/* mkdir -p; the names of the new folders are on the disk when it returns. */
 int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e);
 
 /* rm -r; never follows links; a path that does not exist is success. */

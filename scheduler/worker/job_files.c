@@ -61,7 +61,7 @@ int job_files_open(struct worker *w, struct job *j, struct dtx_err *e)
         if (rc)
             return dtx_fail(e, rc, "cannot write %s/metrics.csv: %s", j->spec.job_dir, strerror(-rc));
     }
-    return fd_sync_path(w->store, j->spec.job_dir, e);
+    return fd_sync_chain(w->store, j->spec.job_dir, e);
 }
 
 void job_files_close(struct job *j)
