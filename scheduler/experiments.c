@@ -516,6 +516,18 @@ void experiments_sweep(struct sched *s)
         for (int k = 0; k < s->exps[i]->njobs; k++)
             if (s->exps[i]->jobs[k]->state == ST_CANCELLED)
                 job_remove_files(s, s->exps[i]->jobs[k]);
+    for (int i = 0; i < s->nobjects; i++) {
+        const struct object *o = s->objects[i];
+        char path[PATH_MAX];
+        object_path(o, path, sizeof(path));
+        if (o->kind == OBJ_COMPARE) /* its answers are in the folder of its name */
+            path[strlen(path) - strlen(".txt")] = '\0';
+        else if (o->kind == OBJ_ASK)
+            *strrchr(path, '/') = '\0';
+        else
+            continue;
+        fd_sweep(s->tree_fd, path);
+    }
 }
 
 static void drop_unsaved_rows(struct experiment *x)

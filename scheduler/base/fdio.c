@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -262,6 +263,38 @@ int fd_sync_tree(int dirfd, const char *path, struct dtx_err *e)
     if (rc == 0 && parent_of(path, parent, sizeof(parent)))
         rc = dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", path);
     return rc ? rc : fd_sync_path(dirfd, parent, e);
+}
+
+/* Is it the name of a file that is being written, by another process than this? */
+static bool half_written(const char *name)
+{
+    const char *tokens = strstr(name, ".tokens.");
+    int pid = 0, n = 0;
+    unsigned count;
+
+    if (sscanf(name, ".%d.%u%n", &pid, &count, &n) == 2 && n &&
+        (strcmp(name + n, ".tmp") == 0 || strcmp(name + n, ".st.tmp") == 0))
+        return pid != getpid();
+    if (tokens && sscanf(tokens, ".tokens.%d.tmp%n", &pid, &n) == 1 && n)
+        return pid != getpid();
+    return strcmp(name, ".score.tmp") == 0;
+}
+
+void fd_sweep(int dirfd, const char *path)
+{
+    int fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *ent;
+
+    if (!d) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    while ((ent = readdir(d)))
+        if (half_written(ent->d_name))
+            unlinkat(fd, ent->d_name, 0);
+    closedir(d);
 }
 
 static int remove_entries(int fd, struct dtx_err *e)

@@ -36,6 +36,10 @@ int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e);
 /* rm -r; never follows links; a path that does not exist is success. */
 int fd_remove_tree(int dirfd, const char *path, struct dtx_err *e);
 
+/* Remove what writers of the functions above (and of token caches) that were killed have left half written in
+ * a folder, not in those below.  For a folder in which no other process writes now. */
+void fd_sweep(int dirfd, const char *path);
+
 /* Lock a file of the store for this process (OFD lock); -EBUSY if another holds it. Returns the fd. */
 int fd_lock_file(int dirfd, const char *path, struct dtx_err *e);
 

@@ -7,9 +7,9 @@
  * Nth of open-to-write, write, fsync, rename, link, mkdir and truncate fails, once or until cleared
  *
  * A record: one line of text "OP arg...\n" where names are %-escaped; "W ino off len\n" is followed by len
- * bytes. C parent name ino mode   a file or folder was made (mode of stat)     L parent name ino     hard
+ * bytes. C parent name ino mode mtime   a file or folder was made     L parent name ino     hard
  * link, symlink: S U parent name            unlinked or rmdir                            R parent name parent
- * name flags   renamed T ino size               truncated                                   F ino fsync M
+ * name flags   renamed T ino size mtime         truncated                                   F ino fsync M
  * words                  a mark that somebody appended
  */
 #define _GNU_SOURCE
@@ -59,7 +59,8 @@ __attribute__((constructor)) static void begin(void)
     store_len = strlen(store);
     if (log) {
         fd = REAL(open)(log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
-        log_fd = fcntl(fd, F_DUPFD_CLOEXEC, 300); /* out of the way of numbers that have a meaning */
+        log_fd = fcntl(fd, F_DUPFD_CLOEXEC,
+                       200); /* out of the way of numbers that have a meaning; a check may have 256 */
         close(fd);
     }
     if (page && (fd = REAL(open)(page, O_RDWR | O_CLOEXEC)) >= 0) {
@@ -188,19 +189,27 @@ static unsigned long long parent_of(int dirfd, const char *path)
     return st.st_ino;
 }
 
+static long long mtime_of(const struct stat *st)
+{
+    return st->st_mtim.tv_sec * 1000000000ll + st->st_mtim.tv_nsec;
+}
+
 static void record_made(char op, int dirfd, const char *path)
 {
     char name[3 * NAME_MAX + 1];
     struct stat st;
 
     if (fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
-        record("%c %llu %s %llu %o\n", op, parent_of(dirfd, path), escaped(path, name),
-               (unsigned long long)st.st_ino, st.st_mode);
+        record("%c %llu %s %llu %o %lld\n", op, parent_of(dirfd, path), escaped(path, name),
+               (unsigned long long)st.st_ino, st.st_mode, mtime_of(&st));
 }
 
-static long long mtime_of(const struct stat *st)
+static void record_cut(int fd, off_t size)
 {
-    return st->st_mtim.tv_sec * 1000000000ll + st->st_mtim.tv_nsec;
+    struct stat st = {0};
+
+    fstat(fd, &st);
+    record("T %llu %lld %lld\n", (unsigned long long)st.st_ino, (long long)size, mtime_of(&st));
 }
 
 static void record_sync(int fd)
@@ -227,14 +236,6 @@ static void record_data(int fd, off_t at, size_t n)
     free(p);
 }
 
-static unsigned long long ino_of(int fd)
-{
-    struct stat st = {0};
-
-    fstat(fd, &st);
-    return st.st_ino;
-}
-
 /* ---- the calls ---- */
 
 static int do_open(int dirfd, const char *path, int flags, mode_t mode)
@@ -254,7 +255,7 @@ static int do_open(int dirfd, const char *path, int flags, mode_t mode)
     if (locked && fd >= 0 && !was && (flags & O_CREAT))
         record_made('C', dirfd, path);
     else if (locked && fd >= 0 && was && (flags & O_TRUNC))
-        record("T %llu 0\n", ino_of(fd));
+        record_cut(fd, 0);
     unlock(locked);
     return fd;
 }
@@ -369,7 +370,7 @@ ssize_t copy_file_range(int in, off_t *in_at, int fd, off_t *at, size_t size, un
 
 int ftruncate(int fd, off_t size)
 {
-    REMOVES(ours(fd), REAL(ftruncate)(fd, size), record("T %llu %lld\n", ino_of(fd), (long long)size));
+    REMOVES(ours(fd), REAL(ftruncate)(fd, size), record_cut(fd, size));
 }
 
 int ftruncate64(int fd, off_t size)
