@@ -153,7 +153,7 @@ def record():
         d.wait("experiments/d.status", ["SUCCESS"])
         m.add("ended d")
         d.drop("experiments/e.json", EXPS["e"])
-        d.wait("experiments/e.status", ["PENDING", "PROCESSING"], poll=0.005)
+        d.wait("experiments/e.status", ["PENDING", "PROCESSING", "SUCCESS"], poll=0.005)
         m.add("accepted e")
         subprocess.run(["rm", "-r", f"{d.mnt}/experiments/d"], check=True)
         m.add("deleted d")
