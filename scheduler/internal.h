@@ -356,12 +356,10 @@ struct stamp {
     uid_t uid;      /* of the root */
     gid_t gid;
     bool success; /* holds _SUCCESS */
-    bool private; /* others may not read all of it */
     mode_t closed; /* privacy.c */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
 void stamp_text(const struct stamp *st, char *out, size_t n);
-bool stamp_is_private(const char *text); /* as stamp_text wrote it */
 bool model_shards_complete(int tree_fd, const char *dir);
 
 /* privacy.c: mutex held */
