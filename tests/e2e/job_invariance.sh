@@ -38,9 +38,10 @@ if cmp -s <(numbers "$T/alone.csv") <(numbers "$M/experiments/crowd/jobs/08-prob
 
 # kill -9 of the worker, each time a little later
 experiment killed '"tickets"' '"o1","probe"'
-kills=0
-for at in 5 11 19; do
+kills=0 at=5
+for _ in 1 2 3; do # each time past the save after the last death: twice without one is a poison job
     wait_for 60 at_step killed/jobs/02-probe "$at" || break
+    at=$(($(wc -l <"$M/experiments/killed/jobs/02-probe/metrics.csv") + 5))
     # shellcheck disable=SC2046
     kill -9 $(worker_pids) && kills=$((kills + 1))
     sleep 0.$((RANDOM % 9))
