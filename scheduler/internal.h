@@ -154,6 +154,7 @@ struct intake {
     bool folder;
     bool dirty;             /* changed since it was last taken */
     bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
+    int64_t maybe_at;       /* mono: not before */
     bool gone;              /* the root was removed */
     bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
     bool success;           /* complete because of _SUCCESS */

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # The main path: copies in, four jobs and an evaluation, everything that must be there during and after.
 . "$(dirname "$0")/lib.sh"
 command -v jq >/dev/null || { skip job_main "jq is not installed"; exit 0; }

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # Several users: each drops, changes and cancels what is theirs; private data stay private.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || { skip job_users "needs root to become another user"; exit 0; }
