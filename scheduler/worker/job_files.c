@@ -141,17 +141,19 @@ int metrics_flush(struct job *j, bool sync, struct dtx_err *e)
     return 0;
 }
 
-/* Length of the header and the whole rows up to `step`; 0 when the text is not a metrics.csv. */
+/* Length of the header and the whole rows up to `step`; 0 when the text is not a metrics.csv.  After a power
+ * cut there may be anything behind what was synced: a row that is none ends it. */
 static size_t kept_length(const char *text, size_t n, int64_t step)
 {
     size_t at = sizeof(metrics_header) - 1;
 
     if (n < at || memcmp(text, metrics_header, at) != 0)
         return 0;
-    while (at < n) {
+    for (int64_t last = 0, row; at < n; last = row) {
         const char *end = memchr(text + at, '\n', n - at);
 
-        if (!end || strtoll(text + at, NULL, 10) > step)
+        row = end && !memchr(text + at, '\0', (size_t)(end - text) - at) ? strtoll(text + at, NULL, 10) : 0;
+        if (row <= last || row > step)
             break;
         at = (size_t)(end - text) + 1;
     }
