@@ -80,7 +80,7 @@ J=/experiments/e/jobs/$job
 check "it runs" nfs wait /experiments/e/status PROCESSING 20
 refused "writing to what a job holds is an error at once" NFS4ERR_PERM nfs append /models/base/lantern/training.json x
 refused "and so is removing it" NFS4ERR_PERM nfs rm /models/base/lantern/config.json
-nfs follow /experiments/e/log 12 >"$T/followed" 2>"$T/follow.err" &
+nfs follow /experiments/e/log 7 >"$T/followed" 2>"$T/follow.err" &
 follow=$!
 if nfs wait /experiments/wrong.status REJECTED 15 >"$T/err" 2>&1 && nfs cat /experiments/wrong.status | grep -q datasets; then ok "a wrong spec is REJECTED in words"
 else fail "a wrong spec is REJECTED in words" "$(cat "$T/err"; nfs cat /experiments/wrong.status)"; fi
