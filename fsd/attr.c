@@ -91,8 +91,10 @@ static void present_backed(struct fs_attr *a, const struct node_info *node)
 {
     a->st.st_ino = node->id;
     a->entry_timeout = a->attr_timeout = BACKED_TIMEOUT;
-    if (node->owner == NODE_STORE && !S_ISDIR(a->st.st_mode))
-        a->st.st_mode &= ~(mode_t)0222;
+    if (node->owner != NODE_STORE || S_ISDIR(a->st.st_mode))
+        return;
+    a->st.st_mode &= ~(mode_t)0222;
+    a->attr_timeout = 0; /* written beside the mount: who saw SUCCESS shall see every row of metrics.csv */
 }
 
 /* A folder of DTX's inside a user's object (services/NAME/ask) is made when it is first looked for. */

@@ -14,11 +14,15 @@ struct spot {
     uint64_t parent;
 };
 
-static int spot_begin(struct fs *f, uint64_t parent, const char *name, mode_t type, struct spot *s)
+static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t type, struct spot *s)
 {
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     int rc = place_may_create(f, parent, name, type, &s->p);
 
     s->parent = parent;
+    if (!rc) /* a dataset that a job reads must not grow a validation.jsonl either */
+        rc = sched_may_change(f->sched, s->p.path.p, &who);
     if (!rc)
         rc = backing_get(f->backing, parent, &s->dir);
     if (rc) {
@@ -89,7 +93,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
 
     if (!rc)
-        rc = spot_begin(f, parent, name, mode, &s);
+        rc = spot_begin(req, parent, name, mode, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
@@ -112,7 +116,7 @@ void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
-    int rc = spot_begin(f, parent, name, S_IFDIR, &s);
+    int rc = spot_begin(req, parent, name, S_IFDIR, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -131,7 +135,7 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
-    int rc = spot_begin(f, parent, name, S_IFLNK, &s);
+    int rc = spot_begin(req, parent, name, S_IFLNK, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -186,7 +190,7 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
     if (!rc && node.owner != NODE_USER) /* its other name would be writable */
         rc = -EPERM;
     if (!rc)
-        rc = spot_begin(f, newparent, newname, S_IFREG, &s);
+        rc = spot_begin(req, newparent, newname, S_IFREG, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
@@ -224,7 +228,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     struct handle *h = NULL;
     struct node_info node;
     struct spot s;
-    int fd, rc = spot_begin(f, parent, name, S_IFREG, &s);
+    int fd, rc = spot_begin(req, parent, name, S_IFREG, &s);
 
     if (rc) {
         fs_reply_err(req, rc);

@@ -214,7 +214,7 @@ static const char *taken_stamp(struct sched *s, const struct intake *i)
 {
     if (i->kind == OBJ_EXPERIMENT) {
         struct experiment *x = experiment_find(s, i->name);
-        return x ? x->stamp : NULL;
+        return x ? x->stamp : gone_stamp(s, i->name);
     }
     struct object *o = object_find(s, i->kind, i->name);
     return o ? o->stamp : NULL;

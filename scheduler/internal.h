@@ -143,6 +143,11 @@ struct experiment {
     int64_t retry_at;
 };
 
+struct gone {
+    char name[NAME_CAP], stamp[96];
+    struct gone *next;
+};
+
 /* A drop that is not settled, or was lately touched.  One for each object root.  Protected by s->mutex; FUSE
  * threads too. */
 struct intake {
@@ -245,6 +250,7 @@ struct sched {
     int nworkers;
     struct intake *intakes;
     struct hidden *hidden;
+    struct gone *gone;
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
@@ -354,10 +360,12 @@ struct stamp {
     uid_t uid;      /* of the root */
     gid_t gid;
     bool success; /* holds _SUCCESS */
+    bool private; /* others may not read all of it */
     mode_t closed; /* privacy.c */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
 void stamp_text(const struct stamp *st, char *out, size_t n);
+bool stamp_is_private(const char *text); /* as stamp_text wrote it */
 bool model_shards_complete(int tree_fd, const char *dir);
 
 /* privacy.c: mutex held */
@@ -410,6 +418,12 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
 void experiments_round(struct sched *s, int64_t now);
 int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e);
 int experiment_delete(struct sched *s, struct experiment *x);
+/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new one. */
+int gone_note(struct sched *s, const char *name, const char *stamp);
+const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+void gone_free(struct sched *s);
+/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash left. */
+void experiments_sweep(struct sched *s);
 
 /* jobs.c */
 int jobs_expand(struct experiment *x, struct dtx_err *e); /* fills x->jobs from x->spec; in memory */

@@ -437,7 +437,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
 {
     enum state from = x->state;
     int to = state_next(M_EXPERIMENT, from, ev), rc;
-    int64_t started = x->started, finished = x->finished;
+    int64_t id = x->id, started = x->started, finished = x->finished;
     struct dtx_err e = {0};
 
     if (to < 0)
@@ -457,6 +457,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &x->retry_at)) {
+        x->id = id; /* one that was rolled back will be another's */
         x->started = started;
         x->finished = finished;
         return rc;
@@ -504,7 +505,7 @@ int job_event(struct sched *s, struct job *j, enum event ev, const char *reason)
 {
     enum state from = j->state;
     int to = state_next(M_JOB, from, ev), finetune = state_next(M_FINETUNE, j->finetune, ev), rc;
-    int64_t started = j->started, finished = j->finished;
+    int64_t id = j->id, started = j->started, finished = j->finished;
     char name[2 * NAME_CAP + 2];
     struct dtx_err e = {0};
 
@@ -527,6 +528,7 @@ int job_event(struct sched *s, struct job *j, enum event ev, const char *reason)
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &j->retry_at)) {
+        j->id = id;
         j->started = started;
         j->finished = finished;
         return rc;
