@@ -1,4 +1,5 @@
 #include "fsd/channel.h"
+#include "fsd/device_number.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -32,19 +33,22 @@ struct init_reply {
 static int mount_as_root(const char *mountpoint, struct dtx_err *e)
 {
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    struct device_number number;
     char options[160];
+    int rc = 0;
 
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open /dev/fuse (modprobe fuse?)");
     snprintf(options, sizeof(options),
              "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
              (unsigned)getuid(), (unsigned)getgid());
-    if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options)) {
-        int rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
+    device_number_reserve(&number, mountpoint);
+    if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options))
+        rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
+    device_number_release(&number);
+    if (rc)
         close(fd);
-        return rc;
-    }
-    return fd;
+    return rc ? rc : fd;
 }
 
 /* Does /etc/fuse.conf let users show their mounts to others? */

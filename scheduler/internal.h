@@ -50,8 +50,11 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
+enum { OBJECT_BUCKETS = 8192 };
+
 struct object {
     int64_t id; /* catalog row */
+    struct object *hash_next;
     enum object_kind kind;
     char name[2 * NAME_CAP]; /* of a service's prompt: SERVICE/PROMPT */
     enum state state;
@@ -241,6 +244,7 @@ struct sched {
 
     struct object **objects;
     int nobjects, objects_cap;
+    struct object *by_name[OBJECT_BUCKETS]; /* the same, by hash of kind and name (NFC) */
     struct experiment **exps;
     int nexps, exps_cap;
     struct worker *workers;
