@@ -49,11 +49,6 @@ int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct 
     return rc;
 }
 
-static bool is_blank(const struct buf *b)
-{
-    return b->len == 0 || strspn(b->p, " \t\r\n") == b->len;
-}
-
 static const enum spec_kind spec_of[OBJ_KINDS] = {
     [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
     [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
@@ -234,7 +229,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         i->gone = true;
         return -EAGAIN;
     }
-    if (rc == 0 && !i->folder && is_blank(&text) && !last_chance) {
+    if (rc == 0 && !i->folder && text_is_blank(text.p, text.len) && !last_chance) {
         buf_release(&text);
         return -EAGAIN;
     }
