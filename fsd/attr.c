@@ -59,7 +59,7 @@ static int generated_exists(struct fs *f, const struct place *p, struct fs_attr 
     if (rc)
         return rc;
     *a = (struct fs_attr){.entry_timeout = GENERATED_ENTRY_TIMEOUT, .attr_timeout = GENERATED_ATTR_TIMEOUT};
-    a->st.st_mode = generated_type(p->m.entry->kind) | p->m.entry->mode;
+    a->st.st_mode = generated_type(p->m.entry->kind) | (p->m.entry->mode & ~attr.closed);
     a->st.st_nlink = 1; /* for a folder: "not counted", which find(1) understands */
     a->st.st_uid = attr.uid;
     a->st.st_gid = attr.gid;

@@ -28,6 +28,7 @@ static void free_handle(struct handle *h)
 {
     if (h->fd >= 0)
         close(h->fd);
+    free(h->path);
     snapshot_put(h->snapshot);
     listing_release(&h->list);
     pthread_mutex_destroy(&h->mu);

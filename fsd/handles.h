@@ -26,7 +26,9 @@ struct handle {
     uint64_t id;
     int fd;      /* HANDLE_FILE; else -1 */
     bool writer; /* opened for writing by a caller, in a user-owned folder */
+    bool remote; /* opened by an NFS server */
     bool wrote;  /* atomic */
+    char *path;  /* of a writer, when it was opened; owned; NULL: none */
 
     pthread_mutex_t mu;        /* protects what follows */
     struct snapshot *snapshot; /* HANDLE_TEXT, HANDLE_CONTROL */

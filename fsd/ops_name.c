@@ -14,11 +14,15 @@ struct spot {
     uint64_t parent;
 };
 
-static int spot_begin(struct fs *f, uint64_t parent, const char *name, mode_t type, struct spot *s)
+static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t type, struct spot *s)
 {
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     int rc = place_may_create(f, parent, name, type, &s->p);
 
     s->parent = parent;
+    if (!rc) /* a dataset that a job reads must not grow a validation.jsonl either */
+        rc = sched_may_change(f->sched, s->p.path.p, &who);
     if (!rc)
         rc = backing_get(f->backing, parent, &s->dir);
     if (rc) {
@@ -89,7 +93,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
 
     if (!rc)
-        rc = spot_begin(f, parent, name, mode, &s);
+        rc = spot_begin(req, parent, name, mode, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
@@ -112,7 +116,7 @@ void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
-    int rc = spot_begin(f, parent, name, S_IFDIR, &s);
+    int rc = spot_begin(req, parent, name, S_IFDIR, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -131,7 +135,7 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
-    int rc = spot_begin(f, parent, name, S_IFLNK, &s);
+    int rc = spot_begin(req, parent, name, S_IFLNK, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -144,15 +148,31 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     reply_entry(req, rc, &e);
 }
 
-static int link_backed(struct fs *f, const struct spot *s, uint64_t id, const char *name)
+/* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
+ * file, and DTX reads it as root.  Only one's own, and what everybody may read and write. */
+static bool may_link(const struct caller *who, int path_fd)
 {
+    struct stat st;
+
+    if (fstat(path_fd, &st))
+        return false;
+    return who->uid == 0 || who->uid == st.st_uid ||
+           (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
+}
+
+static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     struct backing_fd file;
     char path[40];
     int rc = backing_get(f->backing, id, &file);
 
     if (rc)
         return rc;
-    if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
+    if (!may_link(&who, file.fd))
+        rc = -EPERM;
+    else if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
         rc = -errno;
     backing_put(f->backing, &file);
     return rc;
@@ -170,12 +190,12 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
     if (!rc && node.owner != NODE_USER) /* its other name would be writable */
         rc = -EPERM;
     if (!rc)
-        rc = spot_begin(f, newparent, newname, S_IFREG, &s);
+        rc = spot_begin(req, newparent, newname, S_IFREG, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
     }
-    rc = link_backed(f, &s, ino, newname);
+    rc = link_backed(req, &s, ino, newname);
     if (!rc)
         rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
     if (!rc) {
@@ -208,7 +228,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     struct handle *h = NULL;
     struct node_info node;
     struct spot s;
-    int fd, rc = spot_begin(f, parent, name, S_IFREG, &s);
+    int fd, rc = spot_begin(req, parent, name, S_IFREG, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -228,8 +248,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     }
     if (h) {
         fs_event(f, req, DROP_CREATE, s.p.path.p);
-        if (h->writer)
-            fs_event(f, req, DROP_OPEN_WRITE, s.p.path.p);
+        fs_writer_opened(req, h);
     }
     spot_end(f, &s);
     if (rc)

@@ -67,7 +67,7 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     if (bad < n)
         return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8",
                         base_name(file), bad, (unsigned char)text[bad]);
-    if (memchr(text, '\0', n))
+    if (n && memchr(text, '\0', n))
         return dtx_fail(e, -EINVAL, "%s: holds a NUL byte: a prompt is text", base_name(file));
     rc = spec_parse_prompt(base_name(file), text, n, out, &prompt, &prompt_n, e);
     if (rc)
@@ -75,7 +75,7 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     n = prompt_n;
     while (n && strchr("\r\n", prompt[n - 1]))
         n--;
-    if (strspn(prompt, " \t\r\n") >= n) {
+    if (text_is_blank(prompt, n)) {
         json_decref(*out);
         *out = NULL;
         return dtx_fail(e, -EINVAL, "%s: the prompt is empty", base_name(file));
@@ -190,6 +190,7 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
     if (!o)
         return -ENOMEM;
     o->size = st->bytes;
+    o->closed = st->closed;
     stamp_text(st, o->stamp, sizeof(o->stamp));
     if (geteuid() == 0 || !i->has_who) {
         o->uid = st->uid;
@@ -217,13 +218,21 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
     struct dtx_err e = {0};
     struct stamp st;
     char stamp[96];
-    int rc;
+    int rc, sync = 0;
 
     slow_begin(s);
     rc = stamp_path(s->tree_fd, i->path, &st);
     if (rc == 0 && !i->folder)
         rc = read_beneath(s->tree_fd, i->path, MAX_SPEC, &text, &e);
+    /* on the disk before any state says that we have it; datasets and base models: by their check */
+    if (rc == 0 && i->kind != OBJ_DATASET && i->kind != OBJ_BASE)
+        sync = fd_sync_tree(s->tree_fd, i->path, &e);
     slow_end(s);
+    if (sync) {
+        catalog_trouble(s, &e);
+        buf_release(&text);
+        return sync;
+    }
     if (rc == -ENOENT) { /* gone meanwhile; its event is on the way */
         buf_release(&text);
         i->gone = true;

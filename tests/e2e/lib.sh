@@ -56,7 +56,7 @@ mounted() { grep -q " $M fuse" /proc/mounts; }
 start_dtxd() {
     "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" "$@" "$M" >>"$T/dtxd.out" 2>&1 &
     DTXD_PID=$!
-    if ! wait_for 20 test -f "$M/README.md"; then
+    if ! wait_for 20 head -c 1 "$M/README.md"; then # opened: a dead mount still answers stat from the kernel's cache
         echo "dtxd did not come up:"; tail -n 20 "$T/dtxd.out" "$T/dtxd.log"
         return 1
     fi
