@@ -56,7 +56,7 @@ static mode_t folder_mode(struct worker *w, const struct job *j)
     char path[PATH_MAX];
     struct stat st;
 
-    if (job_path(path, j->spec.job_dir, "../..") || fstatat(w->store, path, &st, 0))
+    if (fd_join(path, j->spec.job_dir, "../..", NULL) || fstatat(w->store, path, &st, 0))
         return 0755;
     return st.st_mode & 0755;
 }
