@@ -538,6 +538,7 @@ void progress_line(const struct job *j, struct buf *out); /* one line without ne
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */
 void add_bytes(struct buf *out, int64_t n);
+json_t *text_or_null(const char *text);                             /* new; null for NULL and "" */
 void add_number(struct buf *out, const json_t *v, const char *fmt); /* "-" where it is none */
 const char *shown_reason(const char *reason);                       /* "" for NULL */
 

@@ -15,11 +15,6 @@
 static const char metrics_header[] = "step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory\n";
 enum { METRICS_FILE_MAX = 1 << 30, METRICS_WAITING_MAX = 4 << 20 };
 
-int job_path(char out[PATH_MAX], const char *dir, const char *name)
-{
-    return snprintf(out, PATH_MAX, "%s/%s", dir, name) < PATH_MAX ? 0 : -ENAMETOOLONG;
-}
-
 int job_chown(struct worker *w, const struct job *j, const char *path)
 {
     if (geteuid() != 0 || (j->spec.uid == (uid_t)-1 && j->spec.gid == (gid_t)-1))
@@ -30,9 +25,10 @@ int job_chown(struct worker *w, const struct job *j, const char *path)
 static int open_append(struct worker *w, struct job *j, const char *name, int *out, struct dtx_err *e)
 {
     char path[PATH_MAX];
+    int rc = fd_join(path, j->spec.job_dir, name, e);
 
-    if (job_path(path, j->spec.job_dir, name))
-        return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.job_dir);
+    if (rc)
+        return rc;
     *out = openat(w->store, path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (*out < 0)
         return dtx_fail_errno(e, "cannot open %s", path);
