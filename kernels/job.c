@@ -71,9 +71,10 @@ uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_conf
                          const struct dtx_train_params *p, const struct dtx_rows *rows)
 {
     struct lora_dims dims = lora_dims_of(c);
-    size_t scratch = d->ops->scratch_bytes ? d->ops->scratch_bytes(&dims, c->hidden, c->vocab, largest_chunk(p, rows),
-                                                                   p->rank, p->targets)
-                                           : 0;
+    size_t scratch =
+        d->ops->scratch_bytes
+            ? d->ops->scratch_bytes(&dims, c->hidden, c->vocab, largest_chunk(p, rows), p->rank, p->targets)
+            : 0;
     return plan(c, p, rows, d->ops->act_bytes, d->ops->row_align) + scratch;
 }
 

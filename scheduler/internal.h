@@ -360,7 +360,7 @@ struct stamp {
     uint64_t hash;  /* of names, sizes and times; the same in whatever order */
     uid_t uid;      /* of the root */
     gid_t gid;
-    bool success; /* holds _SUCCESS */
+    bool success;  /* holds _SUCCESS */
     mode_t closed; /* privacy.c */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
@@ -417,11 +417,13 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
 void experiments_round(struct sched *s, int64_t now);
 int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e);
 int experiment_delete(struct sched *s, struct experiment *x);
-/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new one. */
+/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new
+ * one. */
 int gone_note(struct sched *s, const char *name, const char *stamp);
 const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
 void gone_free(struct sched *s);
-/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash left. */
+/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash
+ * left. */
 void experiments_sweep(struct sched *s);
 
 /* jobs.c */

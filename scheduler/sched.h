@@ -1,13 +1,14 @@
 /*
  * The scheduler as the file system sees it.
  *
- * One struct sched per daemon.  It owns the catalog (SQLite) and an in-memory copy of it, and runs one thread of its
- * own (events, timers, workers).  Every function here may be called from any FUSE thread, takes one mutex for
- * microseconds, and never blocks on a job, a plugin, a worker or the network.
+ * One struct sched per daemon.  It owns the catalog (SQLite) and an in-memory copy of it, and runs one thread
+ * of its own (events, timers, workers).  Every function here may be called from any FUSE thread, takes one
+ * mutex for microseconds, and never blocks on a job, a plugin, a worker or the network.
  *
- * Store (a plain folder): STORE/tree/ mirrors the mount (users' files, and what DTX writes: logs, metrics, checkpoints);
- * STORE/work/EXP/JOB/ holds what the mount does not show (training state, token caches); STORE/catalog.db, STORE/log.
- * Paths in this interface are relative to the mount, which is relative to STORE/tree.
+ * Store (a plain folder): STORE/tree/ mirrors the mount (users' files, and what DTX writes: logs, metrics,
+ * checkpoints); STORE/work/EXP/JOB/ holds what the mount does not show (training state, token caches);
+ * STORE/catalog.db, STORE/log. Paths in this interface are relative to the mount, which is relative to
+ * STORE/tree.
  */
 #ifndef DTX_SCHED_H
 #define DTX_SCHED_H
@@ -23,10 +24,11 @@
 struct sched;
 
 struct sched_config {
-    const char *store;   /* folder, exists */
-    const char *config;  /* administrator's configuration file (JSON) or NULL */
-    const char *devices; /* "cpu", "cpu:N" (N workers), "cuda", "cuda:0,1", or NULL: cuda if there is one, else cpu */
-    const char *worker;  /* path of the dtx-worker program */
+    const char *store;  /* folder, exists */
+    const char *config; /* administrator's configuration file (JSON) or NULL */
+    const char *
+        devices; /* "cpu", "cpu:N" (N workers), "cuda", "cuda:0,1", or NULL: cuda if there is one, else cpu */
+    const char *worker; /* path of the dtx-worker program */
     const char *version;
 };
 
@@ -40,8 +42,8 @@ struct caller { /* of a FUSE request */
 int sched_open(const struct sched_config *c, struct sched **out, struct dtx_err *e);
 /* Orderly end: jobs are saved, workers end.  Frees s. */
 void sched_close(struct sched *s);
-/* Called (from any thread) when generated files or links under `path` may have changed or vanished, so that the file
- * system can invalidate the kernel's copies.  path "" = anything. */
+/* Called (from any thread) when generated files or links under `path` may have changed or vanished, so that
+ * the file system can invalidate the kernel's copies.  path "" = anything. */
 void sched_on_change(struct sched *s, void (*fn)(void *arg, const char *path), void *arg);
 
 /* ---- what callers do to backed (user-owned) paths; called after the operation succeeded ---- */
@@ -51,13 +53,13 @@ enum drop_event {
     DROP_OPEN_WRITE, /* a writer opened it (DROP_RELEASE pairs with it) */
     DROP_WRITE,
     DROP_FSYNC,
-    DROP_RELEASE,    /* a writer closed it */
-    /* The same for what an NFS server opened: it keeps files open for hours after the client's close, so that only a
-     * handle that something was written through counts, and that not for ever. */
+    DROP_RELEASE, /* a writer closed it */
+    /* The same for what an NFS server opened: it keeps files open for hours after the client's close, so that
+     * only a handle that something was written through counts, and that not for ever. */
     DROP_REMOTE_WRITER,  /* first write through such a handle */
     DROP_REMOTE_RELEASE, /* such a handle was closed after writes */
-    DROP_RENAMED_IN, /* path is the new name (of a file, or of a folder with all it holds) */
-    DROP_RENAMED_OUT,/* path is the old name */
+    DROP_RENAMED_IN,     /* path is the new name (of a file, or of a folder with all it holds) */
+    DROP_RENAMED_OUT,    /* path is the old name */
     DROP_UNLINK,
     DROP_MKDIR,
     DROP_RMDIR,
@@ -66,11 +68,12 @@ enum drop_event {
 };
 void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, const struct caller *who);
 
-/* May `path` be changed, removed, renamed or truncated now?  0, or -EPERM when a job holds it (the log says which). */
+/* May `path` be changed, removed, renamed or truncated now?  0, or -EPERM when a job holds it (the log says
+ * which). */
 int sched_may_change(struct sched *s, const char *path, const struct caller *who);
 
-/* FLUSH of a spec that was written: 0, or -EINVAL when it has been parsed and is wrong (its .status says why). An
- * empty or unwritten file gives 0. */
+/* FLUSH of a spec that was written: 0, or -EINVAL when it has been parsed and is wrong (its .status says
+ * why). An empty or unwritten file gives 0. */
 int sched_flush(struct sched *s, const char *path);
 
 /* ---- generated files, folders and links; m comes from layout_lookup(path) ---- */
@@ -87,12 +90,16 @@ int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr 
 /* Append the text of a generated file, or the target of a link.  0, -ENOENT. */
 int sched_render(struct sched *s, const struct layout_match *m, struct buf *out);
 /* Names (not declared literally in the table) in a generated folder: "EXP", "NAME.status", ... */
-int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name), void *arg);
-/* One write(2) to a control file: whole lines.  Number of bytes taken = n, or -EINVAL (unknown word), -EPERM. */
-int sched_write(struct sched *s, const struct layout_match *m, const char *data, size_t n, const struct caller *who);
+int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *arg, const char *name),
+               void *arg);
+/* One write(2) to a control file: whole lines.  Number of bytes taken = n, or -EINVAL (unknown word), -EPERM.
+ */
+int sched_write(struct sched *s, const struct layout_match *m, const char *data, size_t n,
+                const struct caller *who);
 /* unlink of a generated file: 0 = hidden for a minute (rm -r in progress); -EPERM where it makes no sense. */
 int sched_unlink(struct sched *s, const struct layout_match *m, const struct caller *who);
-/* rmdir of an experiment's, job's, service's or compare prompt's folder: deletes the object, cancels what runs. */
+/* rmdir of an experiment's, job's, service's or compare prompt's folder: deletes the object, cancels what
+ * runs. */
 int sched_rmdir(struct sched *s, const struct layout_match *m, const struct caller *who);
 /* Is this path hidden by sched_unlink? (lookup and readdir leave it out) */
 bool sched_hidden(struct sched *s, const char *path);

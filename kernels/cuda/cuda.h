@@ -1,6 +1,6 @@
 /*
- * The CUDA device: what the .cu files share.  Implements kernels/ops.h for bf16 activations and weights; adapters,
- * gradients, moments, losses and logits are float32 or double as ops.h says.
+ * The CUDA device: what the .cu files share.  Implements kernels/ops.h for bf16 activations and weights;
+ * adapters, gradients, moments, losses and logits are float32 or double as ops.h says.
  *
  * Rules that keep THE PROMISE of ops.h here:
  *  - a GEMM uses one algorithm per (shape of the frozen matrix, type), never split-K; see gemm.cu;
@@ -24,34 +24,34 @@ typedef __nv_bfloat16 bf16;
 
 enum {
     ROW_ALIGN = 128,
-    LORA_ROWS = 32,      /* rows of one tile in the LoRA products */
-    GRAD_ROWS = 1024,    /* rows of one slice in the sums of LoRA gradients */
+    LORA_ROWS = 32,          /* rows of one tile in the LoRA products */
+    GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
 };
 
-struct lora_tile { /* LORA_ROWS rows of one segment */
+struct lora_tile {                    /* LORA_ROWS rows of one segment */
     int32_t row0, adapter, rows, seg; /* rows: real ones, at most LORA_ROWS */
 };
 
-struct grad_slice { /* up to GRAD_ROWS real rows of one segment */
+struct grad_slice {           /* up to GRAD_ROWS real rows of one segment */
     int32_t seg, first, rows; /* first: within the segment */
     int32_t slot;             /* of its partial sums, ascending within a segment; -1: the only slice */
 };
 
-struct dev_adapter { /* op_adapter as kernels see it */
+struct dev_adapter {    /* op_adapter as kernels see it */
     const bf16 *shadow; /* the flat buffer rounded to bf16 */
     float *g;
     int32_t rank;
     uint32_t targets;
-    float scale, keep; /* keep = 1 / (1 - dropout) */
-    uint32_t threshold; /* of dropout; 0: none */
+    float scale, keep;                          /* keep = 1 / (1 - dropout) */
+    uint32_t threshold;                         /* of dropout; 0: none */
     uint32_t layer_floats, offset[DTX_TARGETS]; /* of A within a layer, as lora_offset says */
 };
 
 struct cuda_pack { /* op_pack.dev */
-    void *block;  /* one allocation for all tables */
+    void *block;   /* one allocation for all tables */
     int32_t *ids, *pos, *seq_of_row, *lab_row, *lab_id;
     op_seg *segs;
     op_seq *seqs;
@@ -62,7 +62,7 @@ struct cuda_pack { /* op_pack.dev */
     grad_slice *slices;
     int32_t *first_slice; /* [segments] index of its first slice */
     int32_t n_tiles, n_attn, n_slices, n_slots, max_seg_rows;
-    bool dropout; /* any adapter has some */
+    bool dropout;   /* any adapter has some */
     float *partial; /* of attention_cached and decode_layer, made when first needed */
     int32_t slices_cached;
     void *shadows; /* bf16 copies made for this pack (training adapters), or NULL */
@@ -87,15 +87,15 @@ struct op_dev {
     cudaEvent_t staging_done[2];
     gemm_plan *plans;
     shadow *shadows;
-    bool overlap; /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
+    bool overlap;         /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
     int32_t shared_bytes; /* shared memory that a block may have */
-    bool hopper;  /* compute capability 9.0 */
-    trace *tracing; /* NULL: off */
+    bool hopper;          /* compute capability 9.0 */
+    trace *tracing;       /* NULL: off */
 };
 
 /* Remember the first error with words. */
 void dev_fail(op_dev *d, cudaError_t rc, const char *what);
-#define DEV_CHECK(d, call) dev_fail(d, (call), #call)
+#define DEV_CHECK(d, call)    dev_fail(d, (call), #call)
 #define DEV_LAUNCHED(d, what) dev_fail(d, cudaGetLastError(), what)
 
 /* trace.cu */
@@ -143,8 +143,8 @@ void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const 
           bool out_f32);
 void gemm_free_plans(op_dev *d);
 
-/* gemv.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x W^T +
- * bias + LoRA (h of lora_down; NULL none). */
+/* gemv.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
+ * W^T + bias + LoRA (h of lora_down; NULL none). */
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);
 
@@ -163,7 +163,8 @@ void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf1
 
 /* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */
 template <typename... P, typename... A>
-static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int threads, size_t smem, A... args)
+static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int threads, size_t smem,
+                                A... args)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[1];
@@ -200,8 +201,8 @@ __device__ __forceinline__ void prefetch_l2(const void *p)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
-/* A of (layer, target) in the rounded copy, or NULL; B [out, rank] follows at + rank * in.  For decode's row_adapters,
- * where an adapter is read by its place in memory. */
+/* A of (layer, target) in the rounded copy, or NULL; B [out, rank] follows at + rank * in.  For decode's
+ * row_adapters, where an adapter is read by its place in memory. */
 __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int layer, int target)
 {
     return ad->shadow && (ad->targets >> target & 1)
@@ -212,9 +213,10 @@ __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int lay
 
 /* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);
-void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd);
-void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
-                     int32_t n, const void *add, void *dx);
+void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y,
+                float *rstd);
+void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w,
+                     const float *rstd, int32_t n, const void *add, void *dx);
 void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv);
 void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y);
 void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu);
@@ -222,15 +224,15 @@ void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
                        const void *qkv, const float *lse, void *dqkv);
 size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab);
-void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
-                  void *dx);
+void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden,
+                  double *loss, void *dx);
 void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op_outcome *out);
 void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv);
 void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o);
 void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l);
 float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices);
-void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
-               float *logits);
+void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab,
+               int32_t hidden, float *logits);
 void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
 
 #endif

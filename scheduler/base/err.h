@@ -2,7 +2,8 @@
  * Errors with context.
  *
  * Library functions return 0 or a negative errno and describe what happened in a caller-owned struct dtx_err.
- * The text is meant for a user: what was found, where, what was expected, what to do.  Nothing here allocates.
+ * The text is meant for a user: what was found, where, what was expected, what to do.  Nothing here
+ * allocates.
  */
 #ifndef DTX_BASE_ERR_H
 #define DTX_BASE_ERR_H

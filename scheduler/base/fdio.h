@@ -29,7 +29,8 @@ int fd_sync_path(int dirfd, const char *path, struct dtx_err *e);
 /* dir/name; -ENAMETOOLONG. */
 int fd_join(char out[PATH_MAX], const char *dir, const char *name, struct dtx_err *e);
 
-/* Make the file if it is not there, and readable by its owner alone: SQLite gives its journals the same mode. */
+/* Make the file if it is not there, and readable by its owner alone: SQLite gives its journals the same mode.
+ */
 int fd_make_private(const char *path, struct dtx_err *e);
 /* The same for all that lies in it (never through links) and for the folder that holds it. */
 int fd_sync_tree(int dirfd, const char *path, struct dtx_err *e);

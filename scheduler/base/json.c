@@ -59,8 +59,8 @@ int json_parse_text(const char *name, const char *text, size_t n, json_t **out, 
     *out = NULL;
     if (bad < n) {
         position(text, bad, &line, &column);
-        return dtx_fail(e, -EINVAL, "%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8", name, line, column,
-                        (unsigned char)text[bad]);
+        return dtx_fail(e, -EINVAL, "%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8", name, line,
+                        column, (unsigned char)text[bad]);
     }
     rc = check_depth(name, text, n, e);
     if (rc)

@@ -1,6 +1,6 @@
 /*
- * Strict JSON from strangers, on top of jansson: bounded size and depth, duplicate keys refused, and the line and
- * column of every key, so that a message can point at it.
+ * Strict JSON from strangers, on top of jansson: bounded size and depth, duplicate keys refused, and the line
+ * and column of every key, so that a message can point at it.
  */
 #ifndef DTX_BASE_JSON_H
 #define DTX_BASE_JSON_H
@@ -10,15 +10,16 @@
 #include "scheduler/base/buf.h"
 #include "scheduler/base/err.h"
 
-/* Parse one JSON value.  name is used in messages ("name:line:column: ...").  Depth is at most 64 (checked before
- * jansson sees the text).  *out is a new reference. */
+/* Parse one JSON value.  name is used in messages ("name:line:column: ...").  Depth is at most 64 (checked
+ * before jansson sees the text).  *out is a new reference. */
 int json_parse_text(const char *name, const char *text, size_t n, json_t **out, struct dtx_err *e);
 
 /* As above from a file of at most max bytes. */
 int json_parse_file(int dirfd, const char *path, size_t max, json_t **out, struct dtx_err *e);
 
-/* Where the value at a path lies in a text that parsed: path is like "spec.parameters.loRA_R" or "jobs[2].name".
- * With want_key the position of the key itself.  Returns 0 and 1-based line and column, or -ENOENT. */
+/* Where the value at a path lies in a text that parsed: path is like "spec.parameters.loRA_R" or
+ * "jobs[2].name". With want_key the position of the key itself.  Returns 0 and 1-based line and column, or
+ * -ENOENT. */
 int json_locate(const char *text, size_t n, const char *path, int want_key, int *line, int *column);
 
 /* Compact dump with sorted keys (a canonical form). */

@@ -1,6 +1,7 @@
 /*
  * The log: one line an event, "2026-11-23T18:46:45Z text".  A process has one log; lines go to stderr until
- * log_to_fd gives it a file (append mode; one write(2) per line, so that lines of several processes do not mix).
+ * log_to_fd gives it a file (append mode; one write(2) per line, so that lines of several processes do not
+ * mix).
  */
 #ifndef DTX_BASE_LOG_H
 #define DTX_BASE_LOG_H

@@ -62,8 +62,8 @@ size_t text_space_step(const char *s, size_t n)
     if (n < 3 || u[0] < 0xe1 || u[0] > 0xe3)
         return 0;
     unsigned c = (u[0] & 0x0fu) << 12 | (u[1] & 0x3fu) << 6 | (u[2] & 0x3fu);
-    return c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-                   c == 0x3000
+    return c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+                   c == 0x205f || c == 0x3000
                ? 3
                : 0;
 }
@@ -103,11 +103,13 @@ int name_check(const char *name, struct dtx_err *e)
     if (n == 0)
         return dtx_fail(e, -EINVAL, "empty name: an object's name has 1 to 63 bytes");
     if (n > 63)
-        return dtx_fail(e, -ENAMETOOLONG, "name \"%.40s...\" has %zu bytes: an object's name has 1 to 63", name, n);
+        return dtx_fail(e, -ENAMETOOLONG, "name \"%.40s...\" has %zu bytes: an object's name has 1 to 63",
+                        name, n);
     if (!text_utf8_valid(name, n))
         return dtx_fail(e, -EINVAL, "name is not UTF-8: rename it");
     if (name[0] == '.')
-        return dtx_fail(e, -EINVAL, "name \"%s\" begins with a dot: names that begin with a dot are hidden files", name);
+        return dtx_fail(e, -EINVAL,
+                        "name \"%s\" begins with a dot: names that begin with a dot are hidden files", name);
     for (size_t i = 0; i < n; i++)
         if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || name[i] == '/')
             return dtx_fail(e, -EINVAL, "name has a control character or slash at byte %zu: rename it", i);

@@ -8,7 +8,8 @@
 #include <stddef.h>
 #include "scheduler/base/err.h"
 
-/* Length (1-4) of the valid UTF-8 character at s, 0 if there is none within n bytes (overlong, surrogate, cut). */
+/* Length (1-4) of the valid UTF-8 character at s, 0 if there is none within n bytes (overlong, surrogate,
+ * cut). */
 size_t text_utf8_step(const char *s, size_t n);
 bool text_utf8_valid(const char *s, size_t n);
 /* Offset of the first invalid byte, or n. */
@@ -20,11 +21,12 @@ bool text_is_blank(const char *s, size_t n);
 /* Leave out white space at both ends: moves *s and shortens *n. */
 void text_strip(const char **s, size_t *n);
 
-/* Names of editor, rsync, Finder and NFS leftovers (.* *~ *.sw? *.tmp *.part sed?????? ._* .nfs* 4913): stored like
- * other files, never taken for specs or objects. */
+/* Names of editor, rsync, Finder and NFS leftovers (.* *~ *.sw? *.tmp *.part sed?????? ._* .nfs* 4913):
+ * stored like other files, never taken for specs or objects. */
 bool name_is_leftover(const char *name);
 
-/* Check the name of an object: UTF-8, 1 to 63 bytes, no leading dot, no slash or control character, not ending in
+/* Check the name of an object: UTF-8, 1 to 63 bytes, no leading dot, no slash or control character, not
+ * ending in
  * ".status".  The text in *e says what is wrong. */
 int name_check(const char *name, struct dtx_err *e);
 

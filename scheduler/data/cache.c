@@ -81,7 +81,8 @@ static bool starts_are_sound(const struct token_cache *c, int block_size)
     return true;
 }
 
-/* true: *c is the cache that the key asks for (NULL: whatever key it has).  false: there is none that can be used. */
+/* true: *c is the cache that the key asks for (NULL: whatever key it has).  false: there is none that can be
+ * used. */
 static bool cache_map(int dirfd, const char *path, const char *key, int block_size, struct token_cache *c)
 {
     int fd = openat(dirfd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);

@@ -3,10 +3,11 @@
  *
  *   engine_bench MODEL_DIR DEVICE CASE...
  *     train:JOBS:BATCH:SEQ:RANK:DROPOUT[:STEPS]    JOBS jobs, each BATCH rows of SEQ tokens a step, together
- *     decode:SEQS:PROMPT:NEW:RANK                  SEQS sequences, each with an adapter of its own (RANK 0: bare base)
+ *     decode:SEQS:PROMPT:NEW:RANK                  SEQS sequences, each with an adapter of its own (RANK 0:
+ * bare base)
  *
- * Rows are random tokens, all trained on (as the peer's benchmark does).  Times are wall clock around whole steps, which
- * end with the losses on the host.  First steps are not counted.
+ * Rows are random tokens, all trained on (as the peer's benchmark does).  Times are wall clock around whole
+ * steps, which end with the losses on the host.  First steps are not counted.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -49,7 +50,8 @@ static struct dtx_rows random_rows(uint32_t n, int seq, uint64_t key)
     return r;
 }
 
-static struct dtx_train_params params(int batch, int seq, int rank, double dropout, int64_t steps, uint64_t seed)
+static struct dtx_train_params params(int batch, int seq, int rank, double dropout, int64_t steps,
+                                      uint64_t seed)
 {
     return (struct dtx_train_params){.schedule = DTX_CONSTANT,
                                      .optimizer = DTX_ADAMW,
@@ -82,7 +84,8 @@ static int bench_train(const char *spec)
     struct dtx_step_result results[MAX_JOBS];
     struct dtx_err e;
 
-    if (sscanf(spec, "train:%d:%d:%d:%d:%lf:%d", &n, &batch, &seq, &rank, &dropout, &steps) < 4 || n < 1 || n > MAX_JOBS)
+    if (sscanf(spec, "train:%d:%d:%d:%d:%lf:%d", &n, &batch, &seq, &rank, &dropout, &steps) < 4 || n < 1 ||
+        n > MAX_JOBS)
         return fprintf(stderr, "bad case %s\n", spec), 2;
     uint64_t planned = 0;
     for (int i = 0; i < n; i++) {
@@ -103,7 +106,8 @@ static int bench_train(const char *spec)
         printf("{\"case\":\"%s\",\"ms_per_step\":%.2f,\"tokens_per_s\":%.0f,\"loss\":%.4f,\"gib_used\":%.2f,"
                "\"gib_beside_base\":%.2f,\"gib_planned_beside_base\":%.2f}\n",
                spec, dt * 1e3, (double)n * batch * seq / dt, loss, gib_used(),
-               gib_used() - gib_before - (double)dtx_base_bytes(base) / (1 << 30), (double)planned / (1 << 30));
+               gib_used() - gib_before - (double)dtx_base_bytes(base) / (1 << 30),
+               (double)planned / (1 << 30));
     fflush(stdout);
     for (int i = 0; i < n; i++) {
         dtx_job_free(jobs[i]);
@@ -160,9 +164,10 @@ static int bench_decode(const char *spec, const struct dtx_tokenizer *t)
     }
     double dt = (seconds() - t1) / (steps ? steps : 1);
     if (rc == 0)
-        printf("{\"case\":\"%s\",\"ms_per_token\":%.3f,\"tokens_per_s_each\":%.1f,\"tokens_per_s_total\":%.1f,"
-               "\"ttft_ms\":%.1f,\"steps\":%d,\"gib_used\":%.2f}\n",
-               spec, dt * 1e3, 1 / dt, n / dt, (t1 - t0) * 1e3, steps, gib_used());
+        printf(
+            "{\"case\":\"%s\",\"ms_per_token\":%.3f,\"tokens_per_s_each\":%.1f,\"tokens_per_s_total\":%.1f,"
+            "\"ttft_ms\":%.1f,\"steps\":%d,\"gib_used\":%.2f}\n",
+            spec, dt * 1e3, 1 / dt, n / dt, (t1 - t0) * 1e3, steps, gib_used());
     fflush(stdout);
     for (int i = 0; i < n; i++) {
         dtx_seq_free(seqs[i]);
@@ -181,7 +186,8 @@ int main(int argc, char **argv)
     int rc = 0;
 
     if (argc < 4) {
-        fprintf(stderr, "usage: engine_bench MODEL_DIR DEVICE CASE...   (cases: see the top of engine_bench.c)\n");
+        fprintf(stderr,
+                "usage: engine_bench MODEL_DIR DEVICE CASE...   (cases: see the top of engine_bench.c)\n");
         return 2;
     }
     if (dtx_device_open(argv[2], 0, &device, &e))
@@ -191,7 +197,8 @@ int main(int argc, char **argv)
     if (dtx_base_load(device, AT_FDCWD, argv[1], &base, &e))
         return failed("base", &e);
     printf("{\"case\":\"load\",\"seconds\":%.2f,\"gib\":%.2f,\"gib_per_s\":%.2f}\n", seconds() - t0,
-           (double)dtx_base_bytes(base) / (1 << 30), (double)dtx_base_bytes(base) / (1 << 30) / (seconds() - t0));
+           (double)dtx_base_bytes(base) / (1 << 30),
+           (double)dtx_base_bytes(base) / (1 << 30) / (seconds() - t0));
     if (dtx_tokenizer_load(AT_FDCWD, argv[1], &t, &e))
         return failed("tokenizer", &e);
     for (int i = 3; i < argc && rc == 0; i++)

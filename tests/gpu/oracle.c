@@ -1,9 +1,9 @@
 /*
  * What the engine says of a model, for oracle.py to hold against transformers + PEFT.
  *
- *   oracle MODEL_DIR DEVICE OUT_DIR      trains a short LoRA run on random rows, exports the adapter to OUT_DIR/adapter,
- *   and writes OUT_DIR/oracle.json: the rows, the negative log likelihood of each by the base and by the tuned model,
- *   the losses of the run, and greedy continuations by the tuned model.
+ *   oracle MODEL_DIR DEVICE OUT_DIR      trains a short LoRA run on random rows, exports the adapter to
+ * OUT_DIR/adapter, and writes OUT_DIR/oracle.json: the rows, the negative log likelihood of each by the base
+ * and by the tuned model, the losses of the run, and greedy continuations by the tuned model.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,8 +21,8 @@ static int stop(const char *what, const struct dtx_err *e)
     return 1;
 }
 
-static int print_nll(FILE *f, const char *name, struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_rows *rows,
-                     struct dtx_err *e)
+static int print_nll(FILE *f, const char *name, struct dtx_base *b, const struct dtx_adapter *a,
+                     const struct dtx_rows *rows, struct dtx_err *e)
 {
     fprintf(f, ",\n\"%s\":[", name);
     for (uint32_t i = 0; i < rows->n; i++) {
@@ -38,8 +38,8 @@ static int print_nll(FILE *f, const char *name, struct dtx_base *b, const struct
     return 0;
 }
 
-static int print_greedy(FILE *f, struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_tokenizer *t,
-                        const struct dtx_rows *rows, struct dtx_err *e)
+static int print_greedy(FILE *f, struct dtx_base *b, const struct dtx_adapter *a,
+                        const struct dtx_tokenizer *t, const struct dtx_rows *rows, struct dtx_err *e)
 {
     struct dtx_sampling s = {.max_new_tokens = NEW, .top_p = 1};
     struct dtx_seq *seqs[ROWS];
@@ -87,9 +87,18 @@ int main(int argc, char **argv)
     for (uint64_t i = 0; i <= ROWS; i++)
         start[i] = i * LEN;
     struct dtx_rows rows = {ids, labels, start, ROWS};
-    struct dtx_train_params p = {.schedule = DTX_CONSTANT, .optimizer = DTX_ADAMW, .learning_rate = 1e-3,
-                                 .max_grad_norm = 1, .max_steps = STEPS, .batch_size = 4, .grad_acc_steps = 1,
-                                 .block_size = LEN, .rank = 8, .alpha = 16, .targets = (1u << DTX_TARGETS) - 1, .seed = 3};
+    struct dtx_train_params p = {.schedule = DTX_CONSTANT,
+                                 .optimizer = DTX_ADAMW,
+                                 .learning_rate = 1e-3,
+                                 .max_grad_norm = 1,
+                                 .max_steps = STEPS,
+                                 .batch_size = 4,
+                                 .grad_acc_steps = 1,
+                                 .block_size = LEN,
+                                 .rank = 8,
+                                 .alpha = 16,
+                                 .targets = (1u << DTX_TARGETS) - 1,
+                                 .seed = 3};
     snprintf(path, sizeof path, "%s/adapter", argv[3]);
     mkdir(argv[3], 0755);
     mkdir(path, 0755);

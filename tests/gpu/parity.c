@@ -1,10 +1,12 @@
 /*
  * Every CUDA operation against the CPU one, on random inputs and poisoned outputs.
  *
- *   parity [SEED [DEVICE]]   exit 0: all within tolerance; prints one line a check: name, relative L2 error, bound
+ *   parity [SEED [DEVICE]]   exit 0: all within tolerance; prints one line a check: name, relative L2 error,
+ * bound
  *
- * Both devices get the same numbers, rounded to bf16 first; the error is |gpu - cpu| / |cpu| over real rows.  Padding
- * must be exactly zero where ops.h says so.  Row invariance is checked to the bit: a segment alone = among others.
+ * Both devices get the same numbers, rounded to bf16 first; the error is |gpu - cpu| / |cpu| over real rows.
+ * Padding must be exactly zero where ops.h says so.  Row invariance is checked to the bit: a segment alone =
+ * among others.
  */
 #include <math.h>
 #include <stdio.h>
@@ -187,7 +189,9 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
     draws = 1000000; /* the same ids on both sides */
     pack_new(p, align, room, false, NULL);
     for (int j = 0; j < w->n_jobs; j++) {
-        struct op_adapter a = {.rank = w->jobs[j].rank, .targets = w->jobs[j].targets, .scale = 0.7f + (float)j,
+        struct op_adapter a = {.rank = w->jobs[j].rank,
+                               .targets = w->jobs[j].targets,
+                               .scale = 0.7f + (float)j,
                                .dropout = w->s.dropout};
         if (only >= 0 && j != only) {
             for (int q = 0; q < w->jobs[j].seqs; q++)
@@ -213,7 +217,8 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
             s->drop_key = rng_key((uint64_t)j, (uint64_t)q);
         }
     }
-    struct dtx_base b = {.ops = side->ops, .dev = side->dev, .dims = w->gpu_base.dims, .device = side->device};
+    struct dtx_base b = {
+        .ops = side->ops, .dev = side->dev, .dims = w->gpu_base.dims, .device = side->device};
     int end = pack_padded(align, p->rows);
     for (; p->rows < end; p->rows++) {
         p->ids[p->rows] = -1;
@@ -255,8 +260,8 @@ static float *random_rows(const struct op_pack *p, size_t width, float scale)
     return v;
 }
 
-static void compare_act(const struct world *w, const char *op, const void *on_cpu, const void *on_gpu, size_t width,
-                        double bound, bool zero_padding)
+static void compare_act(const struct world *w, const char *op, const void *on_cpu, const void *on_gpu,
+                        size_t width, double bound, bool zero_padding)
 {
     char name[96];
     size_t n = (size_t)w->gpu_pack.rows * width;
@@ -277,8 +282,8 @@ static void check_elementwise(struct world *w)
 {
     size_t R = (size_t)w->gpu_pack.rows, H = (size_t)w->s.hidden, F = (size_t)w->s.ffn;
     float *E = random_floats((size_t)w->s.vocab * H, 1, true), *x = random_rows(&w->gpu_pack, H, 2),
-          *g = random_floats(H, 1, true), *dy = random_rows(&w->gpu_pack, H, 1), *gu = random_rows(&w->gpu_pack, 2 * F, 3),
-          *df = random_rows(&w->gpu_pack, F, 1);
+          *g = random_floats(H, 1, true), *dy = random_rows(&w->gpu_pack, H, 1),
+          *gu = random_rows(&w->gpu_pack, 2 * F, 3), *df = random_rows(&w->gpu_pack, F, 1);
     void *out[2][5], *rstd[2];
     struct side *sides[2] = {&cpu, &gpu};
     for (int i = 0; i < 2; i++) {
@@ -304,8 +309,10 @@ static void check_elementwise(struct world *w)
 
 static void check_attention(struct world *w)
 {
-    struct op_attention a = {w->s.heads, w->s.kv_heads, w->s.head_dim, 2, 0, 1.f / sqrtf((float)w->s.head_dim)};
-    size_t R = (size_t)w->gpu_pack.rows, Q = (size_t)(a.heads * a.head_dim), LD = Q + 2 * (size_t)(a.kv_heads * a.head_dim);
+    struct op_attention a = {
+        w->s.heads, w->s.kv_heads, w->s.head_dim, 2, 0, 1.f / sqrtf((float)w->s.head_dim)};
+    size_t R = (size_t)w->gpu_pack.rows, Q = (size_t)(a.heads * a.head_dim),
+           LD = Q + 2 * (size_t)(a.kv_heads * a.head_dim);
     float *qkv = random_rows(&w->gpu_pack, LD, 2), *dout = random_rows(&w->gpu_pack, Q, 1);
     float *table = malloc(1024 * (size_t)a.head_dim * sizeof *table);
     void *rot[2], *o[2], *back[2], *lse[2];
@@ -341,13 +348,26 @@ static struct op_linear linear_for(const struct shape *s, int which, const void 
     int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
     switch (which) {
     case 0:
-        return (struct op_linear){.W = W, .bias = bias, .in = s->hidden, .out = q + 2 * kv, .layer = 1, .n_parts = 3,
+        return (struct op_linear){.W = W,
+                                  .bias = bias,
+                                  .in = s->hidden,
+                                  .out = q + 2 * kv,
+                                  .layer = 1,
+                                  .n_parts = 3,
                                   .part = {{DTX_Q, 0, q}, {DTX_K, q, kv}, {DTX_V, q + kv, kv}}};
     case 1:
-        return (struct op_linear){.W = W, .in = s->hidden, .out = 2 * s->ffn, .layer = 1, .n_parts = 2,
+        return (struct op_linear){.W = W,
+                                  .in = s->hidden,
+                                  .out = 2 * s->ffn,
+                                  .layer = 1,
+                                  .n_parts = 2,
                                   .part = {{DTX_GATE, 0, s->ffn}, {DTX_UP, s->ffn, s->ffn}}};
     default:
-        return (struct op_linear){.W = W, .in = s->ffn, .out = s->hidden, .layer = 1, .n_parts = 1,
+        return (struct op_linear){.W = W,
+                                  .in = s->ffn,
+                                  .out = s->hidden,
+                                  .layer = 1,
+                                  .n_parts = 1,
                                   .part = {{DTX_DOWN, 0, s->hidden}}};
     }
 }
@@ -384,8 +404,10 @@ static void check_linear(struct world *w, int which)
     for (int j = 0; j < w->n_jobs; j++) {
         if (!w->grads[0][j])
             continue;
-        float *a = get_f32(&cpu, w->grads[0][j], w->floats[j]), *b = get_f32(&gpu, w->grads[1][j], w->floats[j]);
-        snprintf(name, sizeof name, "%s linear_back %s dA dB, rank %d", w->s.name, names[which], w->jobs[j].rank);
+        float *a = get_f32(&cpu, w->grads[0][j], w->floats[j]),
+              *b = get_f32(&gpu, w->grads[1][j], w->floats[j]);
+        snprintf(name, sizeof name, "%s linear_back %s dA dB, rank %d", w->s.name, names[which],
+                 w->jobs[j].rank);
         report(name, rel_error(a, b, 1, w->floats[j], NULL), 8e-3);
         free(a);
         free(b);
@@ -403,7 +425,8 @@ static void check_invariance(struct world *w)
     struct op_linear shape = linear_for(&w->s, 0, NULL, NULL);
     size_t in = (size_t)shape.in, out = (size_t)shape.out, n = w->floats[2];
     const struct op_seg *seg = &w->gpu_pack.segs[2];
-    size_t rows = (size_t)pack_padded(&w->gpu_base, seg->rows), first = (size_t)seg->row0, R = (size_t)w->gpu_pack.rows;
+    size_t rows = (size_t)pack_padded(&w->gpu_base, seg->rows), first = (size_t)seg->row0,
+           R = (size_t)w->gpu_pack.rows;
     float *W = random_floats(in * out, 0.05f, true), *x = random_rows(&w->gpu_pack, in, 1),
           *dy = random_rows(&w->gpu_pack, out, 1);
     struct op_linear l = linear_for(&w->s, 0, put_weights(&gpu, W, in * out), NULL);
@@ -414,7 +437,8 @@ static void check_invariance(struct world *w)
     for (int i = 0; i < 2; i++) {
         const struct op_pack *p = i ? &alone : &w->gpu_pack;
         size_t skip = i ? first : 0, r = i ? rows : R;
-        void *d_x = put_act(&gpu, x + skip * in, r * in), *y = poisoned(&gpu, r * out), *dx = poisoned(&gpu, r * in);
+        void *d_x = put_act(&gpu, x + skip * in, r * in), *y = poisoned(&gpu, r * out),
+             *dx = poisoned(&gpu, r * in);
         float *h = gpu.ops->alloc(gpu.dev, gpu.ops->linear_h_floats(p, 3) * 4);
         float *g = i ? w->grads[1][2] : together_grad;
         gpu.ops->zero(gpu.dev, g, n * 4);
@@ -426,8 +450,11 @@ static void check_invariance(struct world *w)
     }
     char name[96];
     snprintf(name, sizeof name, "%s one job alone = among 4, bits", w->s.name);
-    report(name, (memcmp(got[0][0], got[1][0], rows * out * 4) != 0) + 2 * (memcmp(got[0][1], got[1][1], rows * in * 4) != 0) +
-                     4 * (memcmp(got[0][2], got[1][2], n * 4) != 0), 0);
+    report(name,
+           (memcmp(got[0][0], got[1][0], rows * out * 4) != 0) +
+               2 * (memcmp(got[0][1], got[1][1], rows * in * 4) != 0) +
+               4 * (memcmp(got[0][2], got[1][2], n * 4) != 0),
+           0);
     w->grads[1][2] = together_grad;
 }
 
@@ -442,8 +469,8 @@ static void check_head(struct world *w)
         struct side *s = sides[i];
         void *d_loss = put_raw(s, loss[i], sizeof loss[i]);
         dx[i] = poisoned(s, R * H);
-        s->ops->head_loss(s->dev, i ? &w->gpu_pack : &w->cpu_pack, put_act(s, x, R * H), put_weights(s, W, V * H),
-                          w->s.vocab, w->s.hidden, d_loss, dx[i]);
+        s->ops->head_loss(s->dev, i ? &w->gpu_pack : &w->cpu_pack, put_act(s, x, R * H),
+                          put_weights(s, W, V * H), w->s.vocab, w->s.hidden, d_loss, dx[i]);
         s->ops->download(s->dev, loss[i], d_loss, sizeof loss[i]);
     }
     compare_act(w, "head_loss dx", dx[0], dx[1], H, 1e-2, true);
@@ -458,8 +485,8 @@ static void check_optim(struct world *w)
 {
     static const enum dtx_optimizer kinds[] = {DTX_ADAMW, DTX_ADAM, DTX_SGD};
     size_t n = 70001;
-    float *w0 = random_floats(n, 1, false), *g0 = random_floats(n, 0.1f, false), *m0 = random_floats(n, 0.1f, false),
-          *v0 = random_floats(n, 0.1f, false);
+    float *w0 = random_floats(n, 1, false), *g0 = random_floats(n, 0.1f, false),
+          *m0 = random_floats(n, 0.1f, false), *v0 = random_floats(n, 0.1f, false);
     for (size_t i = 0; i < n; i++)
         v0[i] = fabsf(v0[i]);
     for (int k = 0; k < 3; k++) {
@@ -469,10 +496,21 @@ static void check_optim(struct world *w)
         for (int i = 0; i < 2; i++) {
             struct side *s = sides[i];
             double loss[2] = {1, NAN};
-            struct op_optim o[2] = {{.w = put_raw(s, w0, n * 4), .g = put_raw(s, g0, n * 4), .m = put_raw(s, m0, n * 4),
-                                     .v = put_raw(s, v0, n * 4), .n = n, .kind = kinds[k], .slot = 0, .lr = 1e-3,
-                                     .weight_decay = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias1 = 0.1,
-                                     .bias2 = 0.001, .max_norm = 1.0}};
+            struct op_optim o[2] = {{.w = put_raw(s, w0, n * 4),
+                                     .g = put_raw(s, g0, n * 4),
+                                     .m = put_raw(s, m0, n * 4),
+                                     .v = put_raw(s, v0, n * 4),
+                                     .n = n,
+                                     .kind = kinds[k],
+                                     .slot = 0,
+                                     .lr = 1e-3,
+                                     .weight_decay = 0.01,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.999,
+                                     .eps = 1e-8,
+                                     .bias1 = 0.1,
+                                     .bias2 = 0.001,
+                                     .max_norm = 1.0}};
             o[1] = o[0];
             o[1].w = put_raw(s, w0, n * 4);
             o[1].slot = 1;
@@ -494,15 +532,19 @@ static void check_optim(struct world *w)
     (void)w;
 }
 
-/* Decode: rows of several sequences over a cache; the same through both devices, and 1 row = among 5 to the bit. */
+/* Decode: rows of several sequences over a cache; the same through both devices, and 1 row = among 5 to the
+ * bit. */
 static void check_decode(struct world *w)
 {
-    struct op_attention a = {w->s.heads, w->s.kv_heads, w->s.head_dim, 2, 1, 1.f / sqrtf((float)w->s.head_dim)};
-    size_t kv = (size_t)(a.kv_heads * a.head_dim), Q = (size_t)(a.heads * a.head_dim), LD = Q + 2 * kv, cap = 700;
+    struct op_attention a = {
+        w->s.heads, w->s.kv_heads, w->s.head_dim, 2, 1, 1.f / sqrtf((float)w->s.head_dim)};
+    size_t kv = (size_t)(a.kv_heads * a.head_dim), Q = (size_t)(a.heads * a.head_dim), LD = Q + 2 * kv,
+           cap = 700;
     struct op_linear shape = linear_for(&w->s, 0, NULL, NULL);
     int pos[5] = {0, 5, 127, 128, 600};
     float *qkv = random_floats(5 * LD, 1, true), *x = random_floats(5 * (size_t)w->s.hidden, 1, true),
-          *W = random_floats((size_t)shape.out * (size_t)shape.in, 0.05f, true), *add = random_floats(5 * LD, 1, true);
+          *W = random_floats((size_t)shape.out * (size_t)shape.in, 0.05f, true),
+          *add = random_floats(5 * LD, 1, true);
     float *caches[5];
     for (int i = 0; i < 5; i++)
         caches[i] = random_floats(4 * cap * kv, 1, true);
@@ -515,7 +557,9 @@ static void check_decode(struct world *w)
         pack_new(&p, &b, (struct pack_room){8, 8, 8, 1}, true, NULL);
         p.dims = &w->gpu_base.dims;
         for (int i = first; i < first + n; i++) {
-            struct op_adapter ad = {.rank = w->jobs[0].rank, .targets = w->jobs[0].targets, .scale = 1.5f,
+            struct op_adapter ad = {.rank = w->jobs[0].rank,
+                                    .targets = w->jobs[0].targets,
+                                    .scale = 1.5f,
                                     .w = put_raw(s, w->jobs[0].w, w->floats[0] * 4)};
             int32_t id = 3;
             pack_segment(&p, &b, i == 1 ? NULL : &ad, 0, 0);
@@ -528,9 +572,11 @@ static void check_decode(struct world *w)
              *d_y = poisoned(s, (size_t)n * LD);
         s->ops->kv_store(s->dev, &p, &a, d_qkv);
         s->ops->attention_cached(s->dev, &p, &a, d_qkv, d_o);
-        struct op_linear l = linear_for(&w->s, 0, put_weights(s, W, (size_t)shape.out * (size_t)shape.in), NULL);
+        struct op_linear l =
+            linear_for(&w->s, 0, put_weights(s, W, (size_t)shape.out * (size_t)shape.in), NULL);
         float *h = s->ops->alloc(s->dev, s->ops->linear_h_floats(&p, 3) * 4);
-        s->ops->linear(s->dev, &p, &l, put_act(s, x + (size_t)first * (size_t)shape.in, (size_t)n * (size_t)shape.in),
+        s->ops->linear(s->dev, &p, &l,
+                       put_act(s, x + (size_t)first * (size_t)shape.in, (size_t)n * (size_t)shape.in),
                        put_act(s, add + (size_t)first * LD, (size_t)n * LD), d_y, h);
         o[run] = get_act(s, d_o, (size_t)n * Q);
         y[run] = get_act(s, d_y, (size_t)n * LD);
@@ -542,11 +588,12 @@ static void check_decode(struct world *w)
     snprintf(name, sizeof name, "%s linear, decode", w->s.name);
     report(name, rel_error(y[0], y[1], 5, LD, NULL), 5e-3);
     snprintf(name, sizeof name, "%s decode: 1 row = among 5, bits", w->s.name);
-    report(name, (memcmp(o[1] + 4 * Q, o[2], Q * 4) != 0) + 2 * (memcmp(y[1] + 4 * LD, y[2], LD * 4) != 0), 0);
+    report(name, (memcmp(o[1] + 4 * Q, o[2], Q * 4) != 0) + 2 * (memcmp(y[1] + 4 * LD, y[2], LD * 4) != 0),
+           0);
 }
 
-/* A whole decode layer: on the GPU at once, on the CPU by its operations.  Twice, so that the second step reads what the
- * first put into the caches. */
+/* A whole decode layer: on the GPU at once, on the CPU by its operations.  Twice, so that the second step
+ * reads what the first put into the caches. */
 struct layer_run {
     struct side *s;
     struct op_pack p;
@@ -580,12 +627,15 @@ static void check_decode_layer(struct world *w)
 {
     enum { N = 5, CAP = 700, STEPS = 2 };
     static const int pos[N] = {0, 5, 127, 128, 600};
-    int H = w->s.hidden, F = w->s.ffn, hd = w->s.head_dim, Q = w->s.heads * hd, KV = w->s.kv_heads * hd, LD = Q + 2 * KV;
+    int H = w->s.hidden, F = w->s.ffn, hd = w->s.head_dim, Q = w->s.heads * hd, KV = w->s.kv_heads * hd,
+        LD = Q + 2 * KV;
     struct op_attention at = {w->s.heads, w->s.kv_heads, hd, 2, 1, 1.f / sqrtf((float)hd)};
     const struct lora_dims *dims = &w->gpu_base.dims;
-    float *weights[6] = {random_floats((size_t)LD * (size_t)H, 0.05f, true), random_floats((size_t)H * (size_t)Q, 0.05f, true),
+    float *weights[6] = {random_floats((size_t)LD * (size_t)H, 0.05f, true),
+                         random_floats((size_t)H * (size_t)Q, 0.05f, true),
                          random_floats((size_t)2 * (size_t)F * (size_t)H, 0.05f, true),
-                         random_floats((size_t)H * (size_t)F, 0.05f, true), random_floats((size_t)H, 1, true),
+                         random_floats((size_t)H * (size_t)F, 0.05f, true),
+                         random_floats((size_t)H, 1, true),
                          random_floats((size_t)CAP * (size_t)hd, 1, false)};
     float *x = random_floats((size_t)N * (size_t)H, 1, true), *cache[N], *out[3][STEPS];
     for (int i = 0; i < N; i++)
@@ -600,24 +650,46 @@ static void check_decode_layer(struct world *w)
             kv[i] = put_act(s, cache[i], (size_t)4 * CAP * (size_t)KV);
         float *adapter = put_raw(s, w->jobs[0].w, w->floats[0] * 4);
         void *norm = put_weights(s, weights[4], (size_t)H);
-        r.l = (struct op_layer){
-            .qkv = {.W = layer_weights(s, weights[0], LD, H), .in = H, .out = LD, .n_parts = 3,
-                    .part = {{DTX_Q, 0, Q}, {DTX_K, Q, KV}, {DTX_V, Q + KV, KV}}},
-            .out = {.W = layer_weights(s, weights[1], H, Q), .in = Q, .out = H, .n_parts = 1, .part = {{DTX_O, 0, H}}},
-            .gate_up = {.W = layer_weights(s, weights[2], 2 * F, H), .in = H, .out = 2 * F, .n_parts = 2,
-                        .part = {{DTX_GATE, 0, F}, {DTX_UP, F, F}}},
-            .down = {.W = layer_weights(s, weights[3], H, F), .in = F, .out = H, .n_parts = 1, .part = {{DTX_DOWN, 0, H}}},
-            .attention = at, .norm1 = norm, .norm2 = norm, .rope = put_raw(s, weights[5], (size_t)CAP * (size_t)hd * 4),
-            .eps = 1e-5f, .xn = poisoned(s, R * (size_t)H), .qkv_y = poisoned(s, R * (size_t)LD),
-            .o = poisoned(s, R * (size_t)Q), .x2 = poisoned(s, R * (size_t)H), .gu = poisoned(s, R * (size_t)(2 * F)),
-            .a = poisoned(s, R * (size_t)F), .x_out = poisoned(s, R * (size_t)H)};
+        r.l = (struct op_layer){.qkv = {.W = layer_weights(s, weights[0], LD, H),
+                                        .in = H,
+                                        .out = LD,
+                                        .n_parts = 3,
+                                        .part = {{DTX_Q, 0, Q}, {DTX_K, Q, KV}, {DTX_V, Q + KV, KV}}},
+                                .out = {.W = layer_weights(s, weights[1], H, Q),
+                                        .in = Q,
+                                        .out = H,
+                                        .n_parts = 1,
+                                        .part = {{DTX_O, 0, H}}},
+                                .gate_up = {.W = layer_weights(s, weights[2], 2 * F, H),
+                                            .in = H,
+                                            .out = 2 * F,
+                                            .n_parts = 2,
+                                            .part = {{DTX_GATE, 0, F}, {DTX_UP, F, F}}},
+                                .down = {.W = layer_weights(s, weights[3], H, F),
+                                         .in = F,
+                                         .out = H,
+                                         .n_parts = 1,
+                                         .part = {{DTX_DOWN, 0, H}}},
+                                .attention = at,
+                                .norm1 = norm,
+                                .norm2 = norm,
+                                .rope = put_raw(s, weights[5], (size_t)CAP * (size_t)hd * 4),
+                                .eps = 1e-5f,
+                                .xn = poisoned(s, R * (size_t)H),
+                                .qkv_y = poisoned(s, R * (size_t)LD),
+                                .o = poisoned(s, R * (size_t)Q),
+                                .x2 = poisoned(s, R * (size_t)H),
+                                .gu = poisoned(s, R * (size_t)(2 * F)),
+                                .a = poisoned(s, R * (size_t)F),
+                                .x_out = poisoned(s, R * (size_t)H)};
         for (int step = 0; step < STEPS; step++) {
             struct dtx_base b = {.ops = s->ops, .dev = s->dev, .dims = *dims};
             r.l.x = put_act(s, x + (size_t)first * (size_t)H, R * (size_t)H);
             pack_new(&r.p, &b, (struct pack_room){8, 8, 8, 1}, true, NULL);
             r.p.dims = dims;
             for (int i = first; i < first + n; i++) {
-                struct op_adapter ad = {.rank = w->jobs[0].rank, .targets = w->jobs[0].targets, .scale = 1.5f, .w = adapter};
+                struct op_adapter ad = {
+                    .rank = w->jobs[0].rank, .targets = w->jobs[0].targets, .scale = 1.5f, .w = adapter};
                 int32_t id = 3;
                 pack_segment(&r.p, &b, i == 1 ? NULL : &ad, 0, 0);
                 struct op_seq *q = pack_sequence(&r.p, &id, NULL, 1, pos[i] + step);

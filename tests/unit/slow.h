@@ -1,4 +1,5 @@
-/* How much longer things may take: CK_TIMEOUT_MULTIPLIER, which Check and tests/e2e/lib.sh obey too (sanitizers). */
+/* How much longer things may take: CK_TIMEOUT_MULTIPLIER, which Check and tests/e2e/lib.sh obey too
+ * (sanitizers). */
 #ifndef TESTS_SLOW_H
 #define TESTS_SLOW_H
 
