@@ -17,7 +17,9 @@ static void pin_if_known(struct fs *f, uint64_t parent, const char *name)
         backing_pin(f->backing, node.id);
 }
 
-static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, const char *name, int flags)
+/* again: a process before had begun this; the name may be gone already. */
+static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, const char *name, int flags,
+                       bool again)
 {
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
@@ -31,6 +33,8 @@ static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, c
     fs_lock_name(f, parent);
     pin_if_known(f, parent, name);
     rc = unlinkat(dir.fd, name, flags) ? -errno : 0;
+    if (rc == -ENOENT && again)
+        rc = 0;
     if (!rc)
         nodes_unbind(f->nodes, parent, name);
     fs_unlock_name(f, parent);
@@ -46,11 +50,14 @@ void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     int rc = place_of_child(f, parent, name, &p);
 
     if (!rc && p.owner == NODE_USER) {
-        rc = remove_user(req, &p, parent, name, 0);
+        rc = remove_user(req, &p, parent, name, 0, fs_again(req));
         if (!rc)
             fs_event(f, req, DROP_UNLINK, p.path.p);
     } else if (!rc) {
+        bool again = fs_again(req);
         rc = sched_unlink(f->sched, &p.m, &who);
+        if (rc == -ENOENT && again)
+            rc = 0;
     }
     place_release(&p);
     fs_reply_err(req, rc);
@@ -90,13 +97,14 @@ static int rmdir_own(fuse_req_t req, const struct place *p, uint64_t parent, con
     struct caller who = fs_caller(req);
     struct node_info node;
     struct fs_attr a;
+    bool again = fs_again(req);
     int rc = fs_lookup_name(f, parent, name, FS_TYPE_ONLY, &node, &a);
 
     if (!rc)
         rc = node.is_dir ? check_empty(f, p, node.id) : -ENOTDIR;
     if (!rc)
         rc = sched_rmdir(f->sched, &p->m, &who);
-    return rc;
+    return rc == -ENOENT && again ? 0 : rc;
 }
 
 struct drop_children {
@@ -134,13 +142,15 @@ static bool remove_drop_children(struct fs *f, const struct place *p, uint64_t p
 
 static int rmdir_user(fuse_req_t req, const struct place *p, uint64_t parent, const char *name)
 {
+    bool again;
     int rc;
 
     if (p->m.entry->kind == LK_DROP_DIR && p->m.nargs == 0)
         return -EPERM; /* a collection */
-    rc = remove_user(req, p, parent, name, AT_REMOVEDIR);
+    again = fs_again(req);
+    rc = remove_user(req, p, parent, name, AT_REMOVEDIR, again);
     if (rc == -ENOTEMPTY && remove_drop_children(fs_of(req), p, parent, name))
-        rc = remove_user(req, p, parent, name, AT_REMOVEDIR);
+        rc = remove_user(req, p, parent, name, AT_REMOVEDIR, again);
     if (!rc)
         fs_event(fs_of(req), req, DROP_RMDIR, p->path.p);
     return rc;
