@@ -22,7 +22,7 @@
 
 /* A child that serves for less than QUICK_MS after it was ready died quickly. GATHER_MS: messages are looked
  * at so often at most, so that they cost the child no switch to the keeper each. */
-enum { BUCKETS = 4096, QUICK_MS = 2000, FREE_STARTS = 3, MAX_QUICK = 12, MAX_DELAY_MS = 5000, GATHER_MS = 2 };
+enum { BUCKETS = 4096, QUICK_MS = 500, FREE_STARTS = 3, MAX_QUICK = 12, MAX_DELAY_MS = 5000, GATHER_MS = 2 };
 enum { MAX_ARGS = 64, PROBE_S = 10 };
 
 struct item {
@@ -317,8 +317,8 @@ static int child_died(struct keeper *k, int status, struct dtx_err *e)
         take_mount_away(k);
         return dtx_fail(
             e, -EIO,
-            "dtxd died %d times in a row within %d s of its start (last: %s%s%s): unmounted, giving up",
-            MAX_QUICK, QUICK_MS / 1000, how, *k->why ? ": " : "", k->why);
+            "dtxd died %d times in a row within %d ms of being ready (last: %s%s%s): unmounted, giving up",
+            MAX_QUICK, QUICK_MS, how, *k->why ? ": " : "", k->why);
     }
     log_line("keeper: dtxd %d died (%s%s%s): %s", (int)k->child, how, *k->why ? ": " : "", k->why,
              k->resends ? "another takes the mount over" : "mounting anew");

@@ -73,7 +73,8 @@ child_pid() { # of the keeper; empty while there is none
     echo "${pids%% *}"
 }
 gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
-kill_child() { kill -KILL "$(child_pid)" 2>/dev/null; }
+have_child() { [ -n "$(child_pid)" ]; }
+kill_child() { wait_for 10 have_child && kill -KILL "$(child_pid)"; }
 kill_dtxd() {
     local child
     child=$(child_pid)
