@@ -21,6 +21,10 @@ ALL_LIBS    = -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanit
 # The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
 KERNEL_CFLAGS := -O3 -mavx2 -mfma -mf16c
 
+# One short line a file; V=1 shows the commands.
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-4s %s\n' $(1) $(2))
+
 src = $(wildcard $(addsuffix /*.c,$(1)))
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 BASE_OBJ   := $(call obj,$(call src,scheduler/base))
@@ -36,35 +40,41 @@ FUZZ       := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fu
 all: $(BUILD)/dtxd $(BUILD)/dtx-worker
 
 $(BUILD)/dtxd: $(BUILD)/fsd/main.o $(FSD_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
 
 $(BUILD)/dtx-worker: $(BUILD)/scheduler/worker/main.o $(WORKER_OBJ) $(SCHED_OBJ) $(LAYOUT_OBJ) $(KERNEL_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $^ $(ALL_LIBS)
 
 $(BUILD)/kernels/%.o: CFLAGS += $(KERNEL_CFLAGS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # .incbin leaves no trace in the dependency files.
 $(BUILD)/mnt-layout/layout_embed.o: mnt-layout/bin_dtx.sh $(wildcard mnt-layout/text/*.md)
 
 # Tests take what they need from one archive of everything.
 $(BUILD)/libdtx.a: $(LIBS)
-	rm -f $@
-	ar rcs $@ $^
+	$(Q)rm -f $@
+	$(Q)ar rcs $@ $^
 
 $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libdtx.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libdtx.a $(CHECK_LIBS) $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libdtx.a $(CHECK_LIBS) $(ALL_LIBS)
 
 # Fuzz targets: with clang they are libFuzzer programs, with gcc a driver runs the files given to them.
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libdtx.a $(if $(findstring clang,$(CC)),,tests/fuzz/driver.c)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(if $(findstring clang,$(CC)),-fsanitize=fuzzer) -MMD -MP -MF $@.d -o $@ $(filter %.c,$^) $(BUILD)/libdtx.a $(ALL_LIBS)
 
 $(BUILD)/dtx.layout.5: packaging/man/layout_page.c $(LAYOUT_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $(BUILD)/layout_page $^ $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $(BUILD)/layout_page $^ $(ALL_LIBS)
 	$(BUILD)/layout_page >$@
 
 PREFIX ?= /usr/local
@@ -85,18 +95,18 @@ deps:
 	packaging/deps.sh
 
 demo:
-	packaging/deps.sh --if-missing
-	$(MAKE) all
-	packaging/demo/run.sh
+	@packaging/deps.sh --if-missing
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	@packaging/demo/run.sh
 
 test:
-	packaging/deps.sh --if-missing
-	$(MAKE) all units
-	BUILD=$(BUILD) tests/run.sh
+	@packaging/deps.sh --if-missing
+	@$(MAKE) --no-print-directory -j$$(nproc) all units
+	@BUILD=$(BUILD) tests/run.sh
 
 check-all:
-	packaging/deps.sh --if-missing --clang
-	tests/check-all.sh
+	@packaging/deps.sh --if-missing --clang
+	@tests/check-all.sh
 
 format:
 	clang-format -i $$(git ls-files '*.c' '*.h')
@@ -117,14 +127,20 @@ CU_OBJ    := $(patsubst %.cu,build/%.cu.o,$(CU_SRC))
 cuda: build/dtx_cuda.so
 build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h)
 	@mkdir -p $(@D)
-	$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
+	$(call say,NVCC,$@)
+	$(Q)$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
 build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
-	$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
-	$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
+	$(call say,CC,$@)
+	$(Q)$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(call say,LD,$@)
+	$(Q)$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
 build/gpu_parity: tests/gpu/parity.c $(KERNEL_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
 .PHONY: cuda
 build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
 build/gpu_oracle: tests/gpu/oracle.c $(KERNEL_OBJ) $(BASE_OBJ)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)

@@ -282,7 +282,7 @@ static int hide(struct sched *s, const char *path)
 }
 
 /* What was hidden below a path that is gone for good need not be remembered. */
-static void forget_hidden(struct sched *s, const char *below)
+void forget_hidden(struct sched *s, const char *below)
 {
     struct hidden **p = &s->hidden, *h;
 
@@ -297,14 +297,14 @@ static void forget_hidden(struct sched *s, const char *below)
     }
 }
 
-/* Part of something that can be deleted: an experiment, a tuned model, a comparison, an answer. */
+/* Part of something that can be deleted: an experiment, a tuned model, a comparison, a service, an answer. */
 static bool removable(const struct layout_match *m)
 {
     const char *p = m->entry->pattern;
 
     return begins(p, "experiments/{exp}") || begins(p, "models/tuned/{name}") ||
            begins(p, "models/compare/{name}") ||
-           (m->nargs == 2 && strncmp(p, "services/{name}/ask/", 20) == 0);
+           strncmp(p, "services/{name}/", 16) == 0;
 }
 
 /* Generated rows: the owner of what they are about.  Rows of the store: the owner of the file. */
@@ -325,8 +325,11 @@ static int may_remove(struct sched *s, const struct layout_match *m, const char 
 int sched_unlink(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
     char path[PATH_MAX];
+    struct sched_attr attr;
     int rc;
 
+    if (m->entry->reader == LR_OBJECT_STATUS && sched_stat(s, m, &attr) == -ENOENT)
+        return 0; /* it went with its object: rm -r NAME* */
     if (!removable(m))
         return -EPERM;
     match_path(m, path, sizeof(path));

@@ -165,7 +165,7 @@ static struct worker *pick(struct sched *s, const struct ask *a)
     for (int i = 0; i < s->nworkers; i++) {
         struct worker *w = &s->workers[i];
         int cost = 4 * w->asks + 3 * (strcmp(w->base, a->ref.base) != 0) + (w->njobs > 0);
-        if (w->state != WS_UP || w->quitting || w->eof_at)
+        if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at)
             continue;
         if (!best || cost < best_cost) {
             best = w;

@@ -30,7 +30,7 @@ static bool has_suspect(struct sched *s, const struct worker *w)
 
 static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
-    if (w->state != WS_UP || w->quitting || w->eof_at || w->held_body)
+    if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
     if (w->njobs == 0)
         return true;
@@ -68,6 +68,8 @@ static int order(const void *a, const void *b)
 
     if (x->exp->priority != y->exp->priority)
         return x->exp->priority > y->exp->priority ? -1 : 1;
+    if (x->suspect != y->suspect)
+        return x->suspect ? -1 : 1; /* to know soon which one it is */
     if (x->exp->running != y->exp->running)
         return x->exp->running - y->exp->running;
     if (x->exp->id != y->exp->id)

@@ -341,6 +341,31 @@ static int start_job(struct sched *s, struct job *j)
     return j->state == ST_INIT ? job_event(s, j, EV_START, NULL) : 0;
 }
 
+/* All of them in one transaction: a thousand jobs, one sync. */
+static int start_jobs(struct sched *s, struct experiment *x)
+{
+    struct dtx_err e = {0};
+    int rc, i = 0;
+
+    slow_begin(s);
+    rc = catalog_begin(s->catalog, &e);
+    slow_end(s);
+    for (; rc == 0 && i < x->njobs; i++)
+        rc = start_job(s, x->jobs[i]);
+    slow_begin(s);
+    rc = rc ? rc : catalog_commit(s->catalog, &e);
+    slow_end(s);
+    if (rc == 0)
+        return 0;
+    catalog_rollback(s->catalog);
+    if (e.code)
+        catalog_trouble(s, &e);
+    while (i-- > 0) /* nobody has acted on it: the experiment has not started */
+        if (x->jobs[i]->state == ST_PENDING && !x->jobs[i]->has_run)
+            x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
+    return rc;
+}
+
 static void try_start(struct sched *s, struct experiment *x)
 {
     struct buf missing = BUF_INIT;
@@ -360,8 +385,7 @@ static void try_start(struct sched *s, struct experiment *x)
         buf_release(&missing);
         return;
     }
-    for (int i = 0; rc == 0 && i < x->njobs; i++)
-        rc = start_job(s, x->jobs[i]);
+    rc = start_jobs(s, x);
     if (rc == 0)
         rc = rows_expand(s, x);
     if (rc == 0)
@@ -459,8 +483,11 @@ void experiments_round(struct sched *s, int64_t now)
         if (x->deleted || x->retry_at > now)
             continue;
         drop_unsaved_rows(x);
-        if (x->state == ST_PENDING && x->njobs)
+        if (x->state == ST_PENDING && x->njobs && (x->looked != s->transitions || now >= x->look_at)) {
+            x->looked = s->transitions;
+            x->look_at = now + SECOND_NS;
             try_start(s, x);
+        }
         if (x->state == ST_PROCESSING || x->state == ST_PAUSED)
             try_end(s, x);
     }

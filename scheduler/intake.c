@@ -185,8 +185,8 @@ int64_t intake_due(const struct intake *i)
         return 0;
     if (i->wait_long)
         return i->last + no_release;
-    if (i->folder)
-        return i->last + (i->released ? folder_released : no_release);
+    if (i->folder) /* a service is a mkdir and a link: no data, so no close to wait for */
+        return i->last + (i->released || i->kind == OBJ_SERVICE ? folder_released : no_release);
     return i->last + (i->released ? spec_released : spec_open);
 }
 

@@ -133,7 +133,9 @@ struct experiment {
     /* not in the catalog */
     char stamp[96]; /* of the spec file */
     bool deleted;
-    int running; /* jobs on workers, while dispatching */
+    int running;     /* jobs on workers, while dispatching */
+    unsigned looked; /* s->transitions when it was last tried to start it */
+    int64_t look_at; /* mono: try again then at the latest */
     int64_t retry_at;
 };
 
@@ -181,6 +183,7 @@ struct worker { /* protected by s->mutex */
     int64_t started, start_at; /* mono; not before (backoff) */
     int failures;              /* in a row */
     bool quitting;
+    bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
     int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
@@ -238,7 +241,8 @@ struct sched {
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
     long long next_ask;
-    bool locks_free; /* no worker of an earlier dtxd is left */
+    unsigned transitions; /* counted: what waits looks again when something happened */
+    bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
 
     pthread_cond_t changes_cond;
@@ -405,6 +409,7 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
+bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);
@@ -502,5 +507,8 @@ void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for
 void add_bytes(struct buf *out, int64_t n);
 void add_number(struct buf *out, const json_t *v, const char *fmt); /* "-" where it is none */
 const char *shown_reason(const char *reason);                       /* "" for NULL */
+
+/* api.c: generated files below a path that is gone for good need not stay hidden.  Mutex held. */
+void forget_hidden(struct sched *s, const char *below);
 
 #endif

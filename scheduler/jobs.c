@@ -101,10 +101,6 @@ static int check_job_name(const struct experiment *x, const struct job *j, struc
 
     if (rc)
         return dtx_fail_context(e, "%s.json: jobs[%d].name", x->name, j->number - 1);
-    if (strcmp(j->name, "best") == 0)
-        return dtx_fail(e, -EINVAL,
-                        "%s.json: jobs[%d].name: \"best\" is the link to the best job; choose another name",
-                        x->name, j->number - 1);
     if (strlen(x->name) + strlen(j->name) + 2 > 200)
         return dtx_fail(e, -ENAMETOOLONG, "%s.json: jobs[%d].name is too long", x->name, j->number - 1);
     for (int i = 0; i < j->number - 1; i++)

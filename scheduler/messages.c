@@ -114,6 +114,33 @@ static int on_progress(struct sched *s, struct worker *w, json_t *body)
     return 0;
 }
 
+/* Does another job wait to be tried alone? */
+static bool suspects_wait(struct sched *s)
+{
+    for (int i = 0; i < s->nexps; i++) {
+        struct experiment *x = s->exps[i];
+        for (int k = 0; !x->deleted && x->state == ST_PROCESSING && k < x->njobs; k++)
+            if (x->jobs[k]->suspect && !x->jobs[k]->worker && job_runs(x->jobs[k]))
+                return true;
+    }
+    return false;
+}
+
+/* Past the place where its worker died: it is not the one.  It makes room for the others that must be tried
+ * alone; it goes on from this save, together with its neighbours. */
+static int clear_suspect(struct sched *s, struct worker *w, struct job *j)
+{
+    int rc;
+
+    j->suspect = false;
+    j->deaths_alone = 0;
+    rc = job_keep(s, j);
+    if (rc == 0 && suspects_wait(s))
+        worker_send(s, w, PM_JOB_STOP,
+                    json_pack("{so ss}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "how", "pause"));
+    return rc;
+}
+
 static int on_saved(struct sched *s, struct worker *w, json_t *body)
 {
     struct job *j = job_find_worker(s, w, json_str(body, "id", ""));
@@ -124,9 +151,7 @@ static int on_saved(struct sched *s, struct worker *w, json_t *body)
     w->failures = 0;
     if (!j->suspect || j->saved_step <= j->death_step)
         return 0;
-    j->suspect = false; /* past the place where its worker died */
-    j->deaths_alone = 0;
-    return job_keep(s, j);
+    return clear_suspect(s, w, j);
 }
 
 static int on_hello(struct sched *s, struct worker *w, json_t *body)
@@ -197,8 +222,8 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
         job_event(s, j, EV_ERROR, words);
         return;
     }
-    snprintf(words, sizeof(words), "its worker ended (%.200s): goes on from the last save, step %lld%s", why,
-             j->saved_step, blame ? ", alone" : "");
+    snprintf(words, sizeof(words), "its worker ended (%.200s): goes on from the last save%s", why,
+             blame ? ", alone at first" : "");
     if (job_event(s, j, EV_LOST, words) == 0 && j->state == ST_PENDING)
         job_keep(s, j); /* the suspicion must survive dtxd too, also where the state was PENDING before */
 }

@@ -294,6 +294,7 @@ static int settle_trouble(struct sched *s, int rc, const struct dtx_err *e, int6
     } else {
         no_trouble(s);
         *retry_at = 0;
+        s->transitions++;
     }
     return rc;
 }

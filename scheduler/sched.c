@@ -362,6 +362,8 @@ void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, con
 
     pthread_mutex_lock(&s->mutex);
     news = intake_note(s, ev, path, who, clock_mono_ns());
+    if (ev == DROP_RMDIR || ev == DROP_RENAMED_OUT)
+        forget_hidden(s, path);
     pthread_mutex_unlock(&s->mutex);
     if (news)
         sched_wake(s);
@@ -386,11 +388,19 @@ static bool held_by(struct sched *s, const struct place *p, char *who, size_t n)
             }
         }
     for (int i = 0; p->kind == OBJ_BASE && i < s->nworkers; i++)
-        if (s->workers[i].fd >= 0 && strcmp(s->workers[i].base, p->name) == 0) {
+        if (worker_has_base(&s->workers[i], p->name) && (s->workers[i].njobs || s->workers[i].asks)) {
             snprintf(who, n, "the worker of %s", s->workers[i].label);
             return true;
         }
     return false;
+}
+
+/* Idle workers that keep the base in memory start afresh: it is about to become another one. */
+static void let_go(struct sched *s, const char *base)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (worker_has_base(&s->workers[i], base))
+            s->workers[i].let_go = true;
 }
 
 int sched_may_change(struct sched *s, const char *path, const struct caller *who)
@@ -409,8 +419,10 @@ int sched_may_change(struct sched *s, const char *path, const struct caller *who
     if (held && o) {
         tell = !o->told || now - o->told > SECOND_NS;
         o->told = now;
-    } else if (o) {
+    } else if (o && !held) {
         o->touched = now;
+        if (p.kind == OBJ_BASE)
+            let_go(s, p.name);
     }
     pthread_mutex_unlock(&s->mutex);
     if (held && tell)

@@ -160,9 +160,7 @@ int service_take(struct sched *s, struct object *o, const char *path, struct dtx
     set_json(&o->spec, spec);
     return object_event(s, o, EV_WRITE,
                         spec ? NULL
-                             : "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model")
-               ? -EAGAIN
-               : 0;
+                             : "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model");
 }
 
 void services_round(struct sched *s, int64_t now)

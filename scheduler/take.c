@@ -115,19 +115,19 @@ static int reject(struct sched *s, struct object *o, const char *reason)
     return object_event(s, o, EV_ERROR, reason);
 }
 
-/* paramgroup, evaluation, prompt */
-static int take_spec(struct sched *s, struct intake *i, struct object *o, const char *text, size_t n,
-                     bool last_chance)
+/* paramgroup, evaluation, prompt.  refused: the file cannot even be read, words. */
+static int take_spec(struct sched *s, struct intake *i, struct object *o, const struct buf *text,
+                     const char *refused, bool last_chance)
 {
     struct dtx_err e = {0};
     json_t *spec = NULL;
-    int rc = check_name(i, &e);
+    int rc = refused ? dtx_fail(&e, -EINVAL, "%s", refused) : check_name(i, &e);
 
-    if (rc == 0) {
-        slow_begin(s);
-        rc = take_parse(i->kind, i->path, text, n, &spec, &e);
-        slow_end(s);
-    }
+    if (rc)
+        return reject(s, o, e.msg);
+    slow_begin(s);
+    rc = take_parse(i->kind, i->path, text->p ? text->p : "", text->len, &spec, &e);
+    slow_end(s);
     if (rc && !last_chance && !i->released)
         return -EAGAIN;
     if (rc)
@@ -135,6 +135,20 @@ static int take_spec(struct sched *s, struct intake *i, struct object *o, const 
     set_json(&o->spec, spec);
     set_json(&o->report, NULL);
     return object_event(s, o, i->kind == OBJ_COMPARE || i->kind == OBJ_ASK ? EV_SETTLE : EV_DONE, NULL);
+}
+
+/* A folder of the store, not a link to one somewhere else. */
+static int check_folder(struct sched *s, const char *path, struct dtx_err *e)
+{
+    int fd = open_beneath(s->tree_fd, path, O_RDONLY | O_DIRECTORY);
+
+    if (fd < 0)
+        return errno == ELOOP || errno == ENOTDIR
+                   ? dtx_fail(e, -ENOTDIR,
+                              "%s is not a folder (or a symbolic link to one): copy the folder itself", path)
+                   : dtx_fail_errno(e, "cannot open %s", path);
+    close(fd);
+    return 0;
 }
 
 /* The description in a folder: dataset.json or plugin.json. */
@@ -149,6 +163,8 @@ static int take_folder(struct sched *s, struct intake *i, struct object *o)
     json_t *spec = NULL;
     int rc = check_name(i, &e);
 
+    if (rc == 0)
+        rc = check_folder(s, i->path, &e);
     if (rc == 0 && files[i->kind]) {
         snprintf(path, sizeof(path), "%s/%s", i->path, files[i->kind]);
         slow_begin(s);
@@ -170,7 +186,7 @@ static int take_folder(struct sched *s, struct intake *i, struct object *o)
 }
 
 static int take_object(struct sched *s, struct intake *i, const struct stamp *st, const struct buf *text,
-                       bool last_chance)
+                       const char *refused, bool last_chance)
 {
     struct object *o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
     struct dtx_err e = {0};
@@ -188,12 +204,12 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
         rc = check_name(i, &e);
         if (rc == 0)
             rc = service_take(s, o, i->path, &e);
-        if (rc && rc != -EAGAIN)
+        if (rc && e.msg[0])
             rc = o->state == ST_NONE && object_event(s, o, EV_WRITE, NULL) ? -EIO : reject(s, o, e.msg);
     } else if (i->folder) {
         rc = take_folder(s, i, o);
     } else {
-        rc = take_spec(s, i, o, text->p ? text->p : "", text->len, last_chance);
+        rc = take_spec(s, i, o, text, refused, last_chance);
     }
     if (rc)
         object_drop_unsaved(s, o);
@@ -218,7 +234,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         i->gone = true;
         return -EAGAIN;
     }
-    if (!i->folder && is_blank(&text) && !last_chance) {
+    if (rc == 0 && !i->folder && is_blank(&text) && !last_chance) {
         buf_release(&text);
         return -EAGAIN;
     }
@@ -230,7 +246,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         rc = rc ? rc : check_name(i, &e);
         rc = experiment_take(s, i->name, &text, rc ? e.msg : NULL, &who, stamp, last_chance || i->released);
     } else {
-        rc = take_object(s, i, &st, &text, last_chance);
+        rc = take_object(s, i, &st, &text, rc ? e.msg : NULL, last_chance);
     }
     buf_release(&text);
     return rc;

@@ -269,7 +269,11 @@ static void worker_ended(struct sched *s, struct worker *w, int status, int64_t 
     set_text(&w->trouble, why);
     if (now - w->started > 60 * SECOND_NS)
         w->failures = 0;
-    back_off(w, now);
+    if (w->quitting)
+        w->start_at = now;
+    else
+        back_off(w, now);
+    w->quitting = w->let_go = false;
     sched_changed(s, "devices/%s", w->label);
 }
 
@@ -369,6 +373,10 @@ void workers_round(struct sched *s, int64_t now)
         if (w->state != WS_DOWN) {
             if (w->held_body)
                 act(s, w, now);
+            if (w->let_go && w->state == WS_UP && !w->quitting && !w->njobs && !w->asks) {
+                w->quitting = true;
+                worker_send(s, w, PM_QUIT, NULL);
+            }
             if (w->eof_at && now - w->eof_at > SECOND_NS)
                 kill(w->pid, SIGKILL);
             if (waitpid(w->pid, &status, WNOHANG) == w->pid) {
@@ -379,6 +387,23 @@ void workers_round(struct sched *s, int64_t now)
             start_worker(s, w, now);
         }
     }
+}
+
+bool worker_has_base(const struct worker *w, const char *base)
+{
+    json_t *bases = json_object_get(w->stats, "bases"), *v;
+    size_t i;
+
+    if (w->state != WS_UP)
+        return false;
+    if (strcmp(w->base, base) == 0)
+        return true;
+    json_array_foreach(bases, i, v)
+    {
+        if (json_is_string(v) && strcmp(json_string_value(v), base) == 0)
+            return true;
+    }
+    return false;
 }
 
 /* Orderly end: every job is saved.  Mutex held; other threads may look meanwhile. */

@@ -23,7 +23,7 @@ static void flatten(char *s)
     }
 }
 
-static void fill(struct dtx_err *e, int code, const char *fmt, va_list ap)
+__attribute__((nonnull(3))) static void fill(struct dtx_err *e, int code, const char *fmt, va_list ap)
 {
     e->code = code;
     vsnprintf(e->msg, sizeof(e->msg), fmt, ap);

@@ -33,6 +33,45 @@ static const json_t *find_row(const json_t *rows, const char *name)
     return NULL;
 }
 
+/* Do all rows that have it agree on it? */
+static bool is_constant(const json_t *rows, const char *key)
+{
+    const json_t *first = NULL;
+    size_t i;
+    json_t *row;
+
+    json_array_foreach((json_t *)rows, i, row)
+    {
+        const json_t *v = json_object_get(row, key);
+        if (!v || json_is_null(v))
+            continue;
+        if (first && !json_equal(first, v))
+            return false;
+        first = v;
+    }
+    return true;
+}
+
+/* The leaderboard for people: an axis (model, dataset, ...) is worth a column only where it varies. */
+static json_t *shown_rows(const json_t *rows)
+{
+    static const char *const axes[] = {"model", "dataset", "paramgroup", "seed"};
+    json_t *shown = json_deep_copy(rows), *row;
+    bool drop[4];
+    size_t i;
+
+    for (size_t k = 0; k < 4; k++)
+        drop[k] = is_constant(rows, axes[k]);
+    json_array_foreach(shown, i, row)
+    {
+        for (size_t k = 0; k < 4; k++)
+            if (drop[k])
+                json_object_del(row, axes[k]);
+        json_object_del(row, "base"); /* its name says so */
+    }
+    return shown;
+}
+
 static void add_tile(struct buf *out, const char *what, const char *key, const json_t *v)
 {
     if (!v || json_is_null(v))
@@ -178,8 +217,10 @@ void report_html(struct buf *out, const json_t *experiment, const struct curves 
     page_begin(out, json_str(experiment, "name", "experiment"), 0);
     add_head(out, experiment);
     if (json_array_size(rows)) {
+        json_t *shown = shown_rows(rows);
         buf_adds(out, "<h2>Leaderboard</h2>\n");
-        page_table(out, rows, columns, best);
+        page_table(out, shown, columns, best);
+        json_decref(shown);
         add_bars(out, rows, best);
     }
     if (curves && curves->n) {

@@ -38,11 +38,12 @@ void report_html(struct buf *out, const json_t *experiment, const struct curves 
 void compare_markdown(struct buf *out, const json_t *comparison);
 void compare_stats_tsv(struct buf *out, const json_t *comparison);
 
-/* index.html of the appliance from status.json.  Shown: "name", "version", "state", "host", "time"; every
- * other plain value at the top as a tile ("uptime_s", "store_free", "tokens_per_s", ...); lists of objects as
- * tables ("devices", "experiments", "jobs", "services", "waiting", "problems", "datasets", "models", then any
- * other); objects as lists of facts.  Units follow from the keys: *_s and seconds, mem_* and store_* in
- * bytes, progress and utilisation 0..1, score 0..100, state a badge. */
+/* index.html of the appliance from status.json:
+ * {"state","version","started","reason","devices":[{"name","state","base",
+ * "jobs","asks","hello":{},"stats":{}}],"experiments":[{"name","state","reason","best","created","jobs":[{"name",
+ * "state","reason","device","progress":{}}],"leaderboard":[{"job","score"}]}], and by collection ("datasets",
+ * ...)
+ * [{"name","state","reason","size","created"}]}. */
 void console_html(struct buf *out, const json_t *status);
 
 #endif

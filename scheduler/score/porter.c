@@ -84,7 +84,13 @@ enum condition { ALWAYS, M_OVER_0, M_OVER_1, M_OVER_1_AFTER_S_OR_T, M_OVER_0_WIT
 struct rule {
     const char *suffix, *replacement;
     enum condition when;
+    unsigned char length; /* of the suffix */
+    char last;            /* letter of it: most rules are ruled out by it */
 };
+#define RULE(suffix, replacement, when)                                                                      \
+    {                                                                                                        \
+        suffix, replacement, when, sizeof(suffix) - 1, suffix[sizeof(suffix) - 2]                            \
+    }
 
 static bool holds(enum condition c, const struct word *s, size_t stem)
 {
@@ -107,9 +113,10 @@ static bool holds(enum condition c, const struct word *s, size_t stem)
 static void apply_rules(struct word *s, const struct rule *rules)
 {
     for (; rules->suffix; rules++) {
-        if (!ends_with(s, rules->suffix))
+        if (s->w[s->n - 1] != rules->last || s->n < rules->length ||
+            memcmp(s->w + s->n - rules->length, rules->suffix, rules->length))
             continue;
-        size_t stem = s->n - strlen(rules->suffix);
+        size_t stem = s->n - rules->length;
         if (holds(rules->when, s, stem))
             put_suffix(s, stem, rules->replacement);
         return;
@@ -118,8 +125,11 @@ static void apply_rules(struct word *s, const struct rule *rules)
 
 static void step_1a(struct word *s)
 {
-    static const struct rule rules[] = {
-        {"sses", "ss", ALWAYS}, {"ies", "i", ALWAYS}, {"ss", "ss", ALWAYS}, {"s", "", ALWAYS}, {0}};
+    static const struct rule rules[] = {RULE("sses", "ss", ALWAYS),
+                                        RULE("ies", "i", ALWAYS),
+                                        RULE("ss", "ss", ALWAYS),
+                                        RULE("s", "", ALWAYS),
+                                        {0}};
 
     if (s->n == 4 && ends_with(s, "ies"))
         s->n = 3;
@@ -170,28 +180,28 @@ static void step_1c(struct word *s)
 
 static void step_2(struct word *s)
 {
-    static const struct rule rules[] = {{"ational", "ate", M_OVER_0},
-                                        {"tional", "tion", M_OVER_0},
-                                        {"enci", "ence", M_OVER_0},
-                                        {"anci", "ance", M_OVER_0},
-                                        {"izer", "ize", M_OVER_0},
-                                        {"bli", "ble", M_OVER_0},
-                                        {"alli", "al", M_OVER_0},
-                                        {"entli", "ent", M_OVER_0},
-                                        {"eli", "e", M_OVER_0},
-                                        {"ousli", "ous", M_OVER_0},
-                                        {"ization", "ize", M_OVER_0},
-                                        {"ation", "ate", M_OVER_0},
-                                        {"ator", "ate", M_OVER_0},
-                                        {"alism", "al", M_OVER_0},
-                                        {"iveness", "ive", M_OVER_0},
-                                        {"fulness", "ful", M_OVER_0},
-                                        {"ousness", "ous", M_OVER_0},
-                                        {"aliti", "al", M_OVER_0},
-                                        {"iviti", "ive", M_OVER_0},
-                                        {"biliti", "ble", M_OVER_0},
-                                        {"fulli", "ful", M_OVER_0},
-                                        {"logi", "log", M_OVER_0_WITH_L},
+    static const struct rule rules[] = {RULE("ational", "ate", M_OVER_0),
+                                        RULE("tional", "tion", M_OVER_0),
+                                        RULE("enci", "ence", M_OVER_0),
+                                        RULE("anci", "ance", M_OVER_0),
+                                        RULE("izer", "ize", M_OVER_0),
+                                        RULE("bli", "ble", M_OVER_0),
+                                        RULE("alli", "al", M_OVER_0),
+                                        RULE("entli", "ent", M_OVER_0),
+                                        RULE("eli", "e", M_OVER_0),
+                                        RULE("ousli", "ous", M_OVER_0),
+                                        RULE("ization", "ize", M_OVER_0),
+                                        RULE("ation", "ate", M_OVER_0),
+                                        RULE("ator", "ate", M_OVER_0),
+                                        RULE("alism", "al", M_OVER_0),
+                                        RULE("iveness", "ive", M_OVER_0),
+                                        RULE("fulness", "ful", M_OVER_0),
+                                        RULE("ousness", "ous", M_OVER_0),
+                                        RULE("aliti", "al", M_OVER_0),
+                                        RULE("iviti", "ive", M_OVER_0),
+                                        RULE("biliti", "ble", M_OVER_0),
+                                        RULE("fulli", "ful", M_OVER_0),
+                                        RULE("logi", "log", M_OVER_0_WITH_L),
                                         {0}};
 
     while (ends_with(s, "alli") && measure(s->w, s->n - 4) > 0)
@@ -201,25 +211,25 @@ static void step_2(struct word *s)
 
 static void step_3(struct word *s)
 {
-    static const struct rule rules[] = {{"icate", "ic", M_OVER_0}, {"ative", "", M_OVER_0},
-                                        {"alize", "al", M_OVER_0}, {"iciti", "ic", M_OVER_0},
-                                        {"ical", "ic", M_OVER_0},  {"ful", "", M_OVER_0},
-                                        {"ness", "", M_OVER_0},    {0}};
+    static const struct rule rules[] = {RULE("icate", "ic", M_OVER_0), RULE("ative", "", M_OVER_0),
+                                        RULE("alize", "al", M_OVER_0), RULE("iciti", "ic", M_OVER_0),
+                                        RULE("ical", "ic", M_OVER_0),  RULE("ful", "", M_OVER_0),
+                                        RULE("ness", "", M_OVER_0),    {0}};
     apply_rules(s, rules);
 }
 
 static void step_4(struct word *s)
 {
-    static const struct rule rules[] = {{"al", "", M_OVER_1},    {"ance", "", M_OVER_1},
-                                        {"ence", "", M_OVER_1},  {"er", "", M_OVER_1},
-                                        {"ic", "", M_OVER_1},    {"able", "", M_OVER_1},
-                                        {"ible", "", M_OVER_1},  {"ant", "", M_OVER_1},
-                                        {"ement", "", M_OVER_1}, {"ment", "", M_OVER_1},
-                                        {"ent", "", M_OVER_1},   {"ion", "", M_OVER_1_AFTER_S_OR_T},
-                                        {"ou", "", M_OVER_1},    {"ism", "", M_OVER_1},
-                                        {"ate", "", M_OVER_1},   {"iti", "", M_OVER_1},
-                                        {"ous", "", M_OVER_1},   {"ive", "", M_OVER_1},
-                                        {"ize", "", M_OVER_1},   {0}};
+    static const struct rule rules[] = {RULE("al", "", M_OVER_1),    RULE("ance", "", M_OVER_1),
+                                        RULE("ence", "", M_OVER_1),  RULE("er", "", M_OVER_1),
+                                        RULE("ic", "", M_OVER_1),    RULE("able", "", M_OVER_1),
+                                        RULE("ible", "", M_OVER_1),  RULE("ant", "", M_OVER_1),
+                                        RULE("ement", "", M_OVER_1), RULE("ment", "", M_OVER_1),
+                                        RULE("ent", "", M_OVER_1),   RULE("ion", "", M_OVER_1_AFTER_S_OR_T),
+                                        RULE("ou", "", M_OVER_1),    RULE("ism", "", M_OVER_1),
+                                        RULE("ate", "", M_OVER_1),   RULE("iti", "", M_OVER_1),
+                                        RULE("ous", "", M_OVER_1),   RULE("ive", "", M_OVER_1),
+                                        RULE("ize", "", M_OVER_1),   {0}};
     apply_rules(s, rules);
 }
 
@@ -243,7 +253,8 @@ static bool irregular(struct word *s)
         {"howe", "howe"},      {"proceed", "proceed"}, {"exceed", "exceed"},    {"succeed", "succeed"}};
 
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
-        if (s->n == strlen(table[i][0]) && memcmp(s->w, table[i][0], s->n) == 0) {
+        if (s->w[0] == table[i][0][0] && s->n == strlen(table[i][0]) &&
+            memcmp(s->w, table[i][0], s->n) == 0) {
             put_suffix(s, 0, table[i][1]);
             return true;
         }

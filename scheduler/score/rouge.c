@@ -73,6 +73,21 @@ struct prf score_rouge_l(const char *target, const char *prediction, bool stem)
     return s;
 }
 
+void rouge_1_2_l(const char *target, const char *prediction, bool stem, struct prf *out)
+{
+    struct pair p;
+    size_t hits[3];
+
+    pair_rouge(&p, target, prediction, stem);
+    hits[0] = ngrams_shared(&p.target, &p.prediction, 1, &p.vocab.failed);
+    hits[1] = ngrams_shared(&p.target, &p.prediction, 2, &p.vocab.failed);
+    hits[2] = lcs_length(&p.target, &p.prediction, &p.vocab.failed);
+    for (size_t k = 0; k < 3; k++)
+        out[k] = prf_of((double)hits[k], grams(&p.target, k == 1 ? 2 : 1),
+                        grams(&p.prediction, k == 1 ? 2 : 1), p.vocab.failed);
+    pair_release(&p);
+}
+
 struct sentences { /* the lines of a text that are not empty */
     struct words *v;
     size_t n, words;

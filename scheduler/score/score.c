@@ -127,13 +127,14 @@ static void put(json_t *o, const char *name, double value)
 json_t *score_pair(const char *target, const char *prediction)
 {
     json_t *o = json_object();
-    struct prf token = score_token_f1(target, prediction);
+    struct prf token = score_token_f1(target, prediction), rouge[3];
 
     if (!o)
         return NULL;
-    put(o, "rouge1", score_rouge_n(target, prediction, 1, true).f1);
-    put(o, "rouge2", score_rouge_n(target, prediction, 2, true).f1);
-    put(o, "rougeL", score_rouge_l(target, prediction, true).f1);
+    rouge_1_2_l(target, prediction, true, rouge);
+    put(o, "rouge1", rouge[0].f1);
+    put(o, "rouge2", rouge[1].f1);
+    put(o, "rougeL", rouge[2].f1);
     put(o, "rougeLsum", score_rouge_lsum(target, prediction, true).f1);
     put(o, "bleu", score_bleu(target, prediction));
     put(o, "exact_match", score_exact_match(target, prediction));

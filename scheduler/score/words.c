@@ -292,46 +292,60 @@ void normalize_squad(const char *text, struct buf *out)
     buf_release(&low);
 }
 
-static int compare_grams(const void *a, const void *b, void *arg)
-{
-    const int32_t *x = *(const int32_t *const *)a, *y = *(const int32_t *const *)b;
-    size_t n = *(size_t *)arg;
+/* n-grams of one text and how often they are there; open addressing. */
+struct grams {
+    const int32_t **at; /* where the first of them stands, NULL: free */
+    uint32_t *count;
+    size_t size; /* a power of two */
+    size_t n;    /* words of a gram */
+};
 
-    for (size_t i = 0; i < n; i++)
-        if (x[i] != y[i])
-            return x[i] < y[i] ? -1 : 1;
-    return 0;
+static size_t find_gram(const struct grams *g, const int32_t *gram)
+{
+    uint64_t h = 0;
+
+    for (size_t i = 0; i < g->n; i++)
+        h = (h ^ (uint32_t)gram[i]) * 0x9e3779b97f4a7c15u;
+    for (size_t at = (h >> 32) & (g->size - 1);; at = (at + 1) & (g->size - 1))
+        if (!g->at[at] || memcmp(g->at[at], gram, g->n * sizeof(*gram)) == 0)
+            return at;
 }
 
-/* Where each n-gram of w starts, in the order of their words. */
-static const int32_t **sorted_grams(const struct words *w, size_t n, size_t count)
+static bool grams_init(struct grams *g, const struct words *w, size_t n, size_t count)
 {
-    const int32_t **g = malloc((count ? count : 1) * sizeof(*g));
-
-    if (!g)
-        return NULL;
-    for (size_t i = 0; i < count; i++)
-        g[i] = w->id + i;
-    qsort_r(g, count, sizeof(*g), compare_grams, &n);
-    return g;
+    g->n = n;
+    for (g->size = 16; g->size < 2 * count;)
+        g->size *= 2;
+    g->at = calloc(g->size, sizeof(*g->at));
+    g->count = calloc(g->size, sizeof(*g->count));
+    if (!g->at || !g->count)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        size_t at = find_gram(g, w->id + i);
+        if (!g->at[at])
+            g->at[at] = w->id + i;
+        g->count[at]++;
+    }
+    return true;
 }
 
 size_t ngrams_shared(const struct words *a, const struct words *b, size_t n, bool *failed)
 {
-    size_t na = a->n >= n ? a->n - n + 1 : 0, nb = b->n >= n ? b->n - n + 1 : 0, i = 0, j = 0, shared = 0;
-    const int32_t **ga = sorted_grams(a, n, na), **gb = sorted_grams(b, n, nb);
+    size_t na = a->n >= n ? a->n - n + 1 : 0, nb = b->n >= n ? b->n - n + 1 : 0, shared = 0;
+    struct grams g = {0};
 
-    if (!ga || !gb) {
+    if (*failed) /* some ids may be -1 */
+        return 0;
+    if (!grams_init(&g, a, n, na))
         *failed = true;
-        na = nb = 0;
+    for (size_t i = 0; i < nb && !*failed; i++) {
+        size_t at = find_gram(&g, b->id + i);
+        if (g.count[at]) {
+            g.count[at]--;
+            shared++;
+        }
     }
-    while (i < na && j < nb) {
-        int order = compare_grams(&ga[i], &gb[j], &n);
-        shared += order == 0;
-        i += order <= 0;
-        j += order >= 0;
-    }
-    free(ga);
-    free(gb);
+    free(g.at);
+    free(g.count);
     return shared;
 }

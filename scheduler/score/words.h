@@ -42,4 +42,8 @@ void words_split(struct words *w, struct vocab *v, const char *text, size_t n);
 /* How many n-grams two word lists share, each counted at most as often as the rarer side has it. */
 size_t ngrams_shared(const struct words *a, const struct words *b, size_t n, bool *failed);
 
+struct prf;
+/* rouge1, rouge2 and rougeL of a pair together (rouge.c): its words are found once; out holds 3. */
+void rouge_1_2_l(const char *target, const char *prediction, bool stem, struct prf *out);
+
 #endif

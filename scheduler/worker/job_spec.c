@@ -58,7 +58,7 @@ static int parse_every(const json_t *pg, const char *key, struct job_every fallb
     *out = fallback;
     if (!v || json_is_null(v))
         return 0;
-    if (json_is_integer(v) && json_integer_value(v) > 0) {
+    if (json_is_integer(v) && json_integer_value(v) >= 0) {
         *out = (struct job_every){PACE_STEPS, (double)json_integer_value(v)};
         return 0;
     }
@@ -81,6 +81,8 @@ int64_t job_every_steps(const struct job_every *every, int64_t per_epoch, int64_
 {
     double n = every->n;
 
+    if (every->pace == PACE_STEPS && n < 1)
+        return INT64_MAX; /* 0: never by steps */
     if (every->pace == PACE_EPOCH)
         n = (double)per_epoch;
     if (every->pace == PACE_PERCENT)

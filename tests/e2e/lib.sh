@@ -100,3 +100,38 @@ if [ ! -c /dev/fuse ]; then
     skip "$(basename "$0" .sh)" "no /dev/fuse on this machine"
     exit 0
 fi
+
+# ---- with the demo's model and data ----
+DEMO=$ROOT/packaging/demo
+# A parameter group that trains quickly; "${QUICK/\"max_steps\":4/\"max_steps\":9}" for another length.
+QUICK='{"max_steps":4,"lora_r":4,"lora_alpha":8,"target_modules":["q_proj","v_proj"],"learning_rate":0.003,"batch_size":4,"block_size":128,"eval_every":0}'
+steps() { printf '%s' "${QUICK/\"max_steps\":4/\"max_steps\":$1}"; } # the same with N steps
+drop() { # FILE-IN-MOUNT TEXT: renamed into place, so taken at once
+    local part
+    part=$(dirname "$M/$1")/.part.$$
+    printf '%s\n' "$2" >"$part" && mv "$part" "$M/$1"
+}
+group() { drop "paramgroups/$1.json" "$2" && wait_state 20 "$M/paramgroups/$1.status" READY; }
+demo_in() { # [DATASET...]: the base model and datasets, READY
+    local d
+    cp -r "$DEMO/models/lantern-2m" "$M/models/base/" || return 1
+    for d; do cp -r "$DEMO/datasets/$d" "$T/$d" && mv "$T/$d" "$M/datasets/" || return 1; done
+    for d; do wait_state 60 "$M/datasets/$d.status" READY || return 1; done
+    wait_state 60 "$M/models/base/lantern-2m.status" READY
+}
+# EXPERIMENT DATASETS GROUPS [MORE]: comma-separated JSON strings, dropped
+experiment() { drop "experiments/$1.json" "{\"models\":[\"lantern-2m\"],\"datasets\":[$2],\"paramgroups\":[$3]${4:+,$4}}"; }
+ended() { wait_state "$1" "$M/experiments/$2.status" SUCCESS FAILED CANCELLED REJECTED; } # SECONDS EXPERIMENT
+adapter() { sha256sum <"$M/models/tuned/$1/adapter_model.safetensors" | cut -c1-64; }     # EXP.JOB
+has() { grep -q -e "$2" "$1" || { echo "no \"$2\" in $1:"; head -c 1500 "$1"; return 1; }; } # FILE PATTERN
+hasnt() { ! grep -e "$2" "$1" || { echo "\"$2\" in $1"; return 1; }; }
+step_of() { tail -n 1 "$M/experiments/$1/metrics.csv" 2>/dev/null | sed -n 's/^\([0-9][0-9]*\),.*/\1/p'; }
+at_step() { local n; n=$(step_of "$1"); [ "${n:-0}" -ge "$2" ]; } # EXP/jobs/JOB STEP
+# metrics.csv has its header and the rows 1..N, each once
+metrics_whole() {
+    awk -F, -v n="$2" 'NR == 1 { if ($0 != "step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory") { print "header: " $0; exit 1 } next }
+        NF != 8 || $1 != NR - 1 || $3 !~ /^[0-9.e+-]+$/ { print "line " NR ": " $0; bad = 1; exit 1 }
+        END { if (!bad && NR != n + 1) { print NR - 1 " rows"; exit 1 } }' "$1"
+}
+valid_json() { jq -e . "$1" >/dev/null; }
+as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }

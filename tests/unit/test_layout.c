@@ -51,11 +51,10 @@ START_TEST(patterns_are_well_formed)
 {
     for (size_t i = 0; i < layout_count; i++) {
         const char *p = layout_table[i].pattern, *rest = strstr(p, "**");
-        int braces = 0, components = 1;
+        int braces = 0;
 
         for (const char *q = p; *q; q++) {
             braces += *q == '{';
-            components += *q == '/';
             if (*q == '{')
                 ck_assert_msg((q == p || q[-1] == '/') && strchr(q, '}'), "%s: {} in the middle", p);
         }

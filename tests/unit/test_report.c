@@ -343,6 +343,21 @@ START_TEST(report_of_an_experiment)
 }
 END_TEST
 
+START_TEST(axes_that_vary_are_columns)
+{
+    json_t *x = json_pack("{s:s,s:[{s:s,s:s,s:i,s:b},{s:s,s:s,s:i,s:b},{s:s,s:n,s:n,s:b}]}", "name", "exp",
+                          "rows", "job", "01", "model", "tiny", "seed", 1, "base", 0, "job", "02", "model",
+                          "tiny", "seed", 2, "base", 0, "job", "base:tiny", "model", "seed", "base", 1);
+    struct buf b = BUF_INIT;
+
+    report_html(&b, x, NULL);
+    expect_well_formed(&b);
+    ck_assert(has(&b, ">seed</th>") && !has(&b, ">model</th>") && !has(&b, ">base</th>"));
+    json_decref(x);
+    buf_release(&b);
+}
+END_TEST
+
 START_TEST(report_of_nothing)
 {
     json_t *x = json_object();
@@ -407,20 +422,39 @@ END_TEST
 
 START_TEST(console_page)
 {
-    json_t *s =
-        json_pack("{s:s,s:I,s:[{s:s,s:s,s:I}],s:[{s:s,s:s,s:f},{s:s,s:s,s:s}],s:{s:i}}", "version", "1.0",
-                  "store_free", (json_int_t)3 << 30, "devices", "name", "gpu0", "base", "llama", "mem_used",
-                  (json_int_t)5 << 30, "experiments", "name", "first", "state", "PROCESSING", "progress",
-                  0.42, "name", "second", "state", "REJECTED", "reason", "no <x>", "objects", "datasets", 4);
+    static const char text[] =
+        "{\"state\":\"RUNNING\",\"version\":\"1.0\",\"reason\":null,\"started\":\"2026-11-23T18:46:45Z\","
+        "\"devices\":[{\"name\":\"gpu0\",\"state\":\"UP\",\"base\":\"llama\",\"jobs\":2,\"asks\":0,\"hello\":"
+        "{\"device\":"
+        "\"NVIDIA "
+        "H100\",\"mem_total\":85899345920},\"stats\":{\"mem_used\":5368709120,\"tokens_per_s\":18244.5}}],"
+        "\"experiments\":[{\"name\":\"first\",\"state\":\"PROCESSING\",\"best\":\"01-a\",\"jobs\":[{\"name\":"
+        "\"01-a\","
+        "\"state\":\"SUCCESSFUL\"},{\"name\":\"02-b\",\"state\":\"FINETUNE\",\"device\":\"gpu0\","
+        "\"progress\":{\"step\":50,"
+        "\"total\":100,\"loss\":1.25,\"eta_s\":75}},{\"name\":\"03-c\",\"state\":\"FAILED\",\"reason\":"
+        "\"loss <NaN>\"},"
+        "{\"name\":\"04-d\",\"state\":\"PENDING\"}],\"leaderboard\":[{\"job\":\"01-a\",\"score\":61.5}]}],"
+        "\"datasets\":[{\"name\":\"d1\",\"state\":\"READY\"},{\"name\":\"d2\",\"state\":\"REJECTED\","
+        "\"reason\":\"no <x>\"}],"
+        "\"services\":[]}";
     struct buf b = BUF_INIT;
+    json_t *s = json_loads(text, 0, NULL);
 
+    ck_assert_ptr_nonnull(s);
     console_html(&b, s);
     expect_well_formed(&b);
-    ck_assert(has(&b, "http-equiv=\"refresh\"") && has(&b, "3.0 GiB") && has(&b, "5.0 GiB") &&
-              has(&b, "42%"));
-    ck_assert(has(&b, "state run\">PROCESSING") && has(&b, "state bad\">REJECTED") &&
-              has(&b, "no &lt;x&gt;"));
-    ck_assert(!has(&b, "src=") && !has(&b, "<script"));
+    ck_assert(has(&b, "http-equiv=\"refresh\"") && has(&b, "started 2026-11-23T18:46:45Z"));
+    ck_assert(has(&b, "<b>1</b><span>jobs running") && has(&b, "<b>1</b><span>jobs waiting"));
+    ck_assert(has(&b, "<b>2</b><span>jobs ended") && has(&b, "<b>18244</b><span>tokens/s"));
+    ck_assert(has(&b, "datasets/d2") && has(&b, "no &lt;x&gt;") && has(&b, "first/03-c") &&
+              has(&b, "loss &lt;NaN&gt;"));
+    ck_assert(has(&b, "<em>49%</em>") && has(&b, "1m15s") && has(&b, "1.2500")); /* of the job */
+    ck_assert(has(&b, "2 of 4") && has(&b, "<em>62%</em>") &&
+              has(&b, "<em>61.5</em>")); /* of the experiment */
+    ck_assert(has(&b, "NVIDIA H100") && has(&b, "80.0 GiB") && has(&b, "5.0 GiB"));
+    ck_assert(has(&b, "state run\">PROCESSING") && has(&b, "state bad\">REJECTED"));
+    ck_assert(!has(&b, "src=") && !has(&b, "<script") && !has(&b, "Services"));
     json_decref(s);
     buf_release(&b);
 }
@@ -467,6 +501,7 @@ int main(void)
     tcase_add_test(tc, chart_of_hostile_names);
     tcase_add_test(tc, curves_of_csv);
     tcase_add_test(tc, report_of_an_experiment);
+    tcase_add_test(tc, axes_that_vary_are_columns);
     tcase_add_test(tc, report_of_nothing);
     tcase_add_test(tc, pages_of_hostile_documents);
     tcase_add_test(tc, console_page);

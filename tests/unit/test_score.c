@@ -336,6 +336,21 @@ static char *many_words(size_t n, unsigned seed)
     return buf_detach(&b, NULL);
 }
 
+START_TEST(pair_holds_what_each_metric_gives)
+{
+    const char *t = "The cats sat\non the mats, running.", *p = "A cat sits\non mats and runs";
+    json_t *pair = score_pair(t, p);
+
+    near(json_num(pair, "rouge1", -1), score_rouge_n(t, p, 1, true).f1, 0);
+    near(json_num(pair, "rouge2", -1), score_rouge_n(t, p, 2, true).f1, 0);
+    near(json_num(pair, "rougeL", -1), score_rouge_l(t, p, true).f1, 0);
+    near(json_num(pair, "rougeLsum", -1), score_rouge_lsum(t, p, true).f1, 0);
+    near(json_num(pair, "bleu", -1), score_bleu(t, p), 0);
+    near(json_num(pair, "recall", -1), score_token_f1(t, p).recall, 0);
+    json_decref(pair);
+}
+END_TEST
+
 START_TEST(long_texts_are_quick_and_bounded)
 {
     char *a = many_words(1000, 1), *b = many_words(1000, 2), *huge = many_words(300000, 3);
@@ -380,6 +395,7 @@ int main(void)
     tcase_add_test(tc, bleu_as_sacrebleu);
     tcase_add_test(tc, exact_match_and_overlap);
     tcase_add_test(tc, weights);
+    tcase_add_test(tc, pair_holds_what_each_metric_gives);
     tcase_add_test(tc, long_texts_are_quick_and_bounded);
     tcase_add_test(tc, bad_bytes_do_no_harm);
     suite_add_tcase(s, tc);

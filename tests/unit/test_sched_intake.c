@@ -1,0 +1,300 @@
+/* When a drop is complete, with a clock that the test turns: no threads, loop_round is called by hand. */
+#include "tests/unit/sched_fake.h"
+
+#include "scheduler/internal.h"
+
+static int64_t now; /* what the scheduler is told */
+
+static void setup(void)
+{
+    struct sched_config c = {.store = fake_store, .devices = "cpu:0", .worker = fake_self, .version = "test"};
+    struct dtx_err e = {0};
+
+    new_store();
+    c.store = fake_store;
+    ck_assert_msg(sched_prepare(&c, &fake_sched, &e) == 0, "%s", e.msg);
+    watcher_close(fake_sched); /* only what the test says has happened */
+    now = clock_mono_ns();
+}
+
+static void teardown(void)
+{
+    sched_close(fake_sched);
+    end_store();
+}
+
+static void at(double seconds, const char *path, enum drop_event ev)
+{
+    struct caller me = fake_me();
+
+    pthread_mutex_lock(&fake_sched->mutex);
+    intake_note(fake_sched, ev, path, &me, now + (int64_t)(seconds * 1e9));
+    pthread_mutex_unlock(&fake_sched->mutex);
+}
+
+static void round_at(double seconds)
+{
+    pthread_mutex_lock(&fake_sched->mutex);
+    loop_round(fake_sched, now + (int64_t)(seconds * 1e9));
+    pthread_mutex_unlock(&fake_sched->mutex);
+}
+
+static void file(const char *path, const char *text)
+{
+    int fd = openat(sched_tree_fd(fake_sched), path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(fd_write_all(fd, text, strlen(text)), 0);
+    close(fd);
+}
+
+static enum state state_of(enum object_kind kind, const char *name)
+{
+    struct object *o = object_find(fake_sched, kind, name);
+
+    return o ? o->state : ST_NONE;
+}
+
+#define PG(name) state_of(OBJ_PARAMGROUP, name)
+#define DS(name) state_of(OBJ_DATASET, name)
+
+START_TEST(spec_after_release)
+{
+    file("paramgroups/a.json", "{}");
+    at(0, "paramgroups/a.json", DROP_OPEN_WRITE);
+    at(0, "paramgroups/a.json", DROP_CREATE);
+    at(0, "paramgroups/a.json", DROP_WRITE);
+    round_at(0.1);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    round_at(30); /* still open */
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    at(31, "paramgroups/a.json", DROP_RELEASE);
+    round_at(31.19);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    round_at(31.21);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    at(40, "paramgroups/a.json", DROP_WRITE);
+    round_at(40.01);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+}
+END_TEST
+
+START_TEST(spec_without_release)
+{
+    file("paramgroups/a.json", "{}");
+    file("paramgroups/cut.json", "{\"lora_r\":");
+    at(0, "paramgroups/a.json", DROP_CREATE);
+    at(0, "paramgroups/cut.json", DROP_CREATE);
+    at(1, "paramgroups/a.json", DROP_WRITE);
+    at(1, "paramgroups/cut.json", DROP_WRITE);
+    round_at(5.9);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    round_at(6.1);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    ck_assert_int_eq(PG("cut"), ST_RECEIVING); /* the rest may come */
+    round_at(35.9);
+    ck_assert_int_eq(PG("cut"), ST_RECEIVING);
+    round_at(36.1);
+    ck_assert_int_eq(PG("cut"), ST_REJECTED);
+    file("paramgroups/cut.json", "{\"lora_r\": 4}");
+    at(50, "paramgroups/cut.json", DROP_WRITE);
+    round_at(55.1);
+    ck_assert_int_eq(PG("cut"), ST_READY);
+}
+END_TEST
+
+START_TEST(spec_renamed_in)
+{
+    file("paramgroups/a.json", "{}");
+    at(0, "paramgroups/a.json", DROP_RENAMED_IN);
+    round_at(0);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    at(1, "paramgroups/a.json", DROP_RENAMED_OUT);
+    round_at(1);
+    ck_assert_int_eq(PG("a"), ST_NONE);
+}
+END_TEST
+
+START_TEST(empty_spec_waits)
+{
+    file("paramgroups/a.json", "");
+    at(0, "paramgroups/a.json", DROP_OPEN_WRITE);
+    at(0, "paramgroups/a.json", DROP_CREATE);
+    at(0, "paramgroups/a.json", DROP_RELEASE); /* NFSv4's first, empty open */
+    round_at(1);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    file("paramgroups/a.json", "{}");
+    at(20, "paramgroups/a.json", DROP_OPEN_WRITE);
+    at(20, "paramgroups/a.json", DROP_WRITE);
+    at(20, "paramgroups/a.json", DROP_RELEASE);
+    round_at(20.3);
+    ck_assert_int_eq(PG("a"), ST_READY);
+}
+END_TEST
+
+START_TEST(folder_quiet)
+{
+    mkdirat(sched_tree_fd(fake_sched), "datasets/d", 0755);
+    at(0, "datasets/d", DROP_MKDIR);
+    round_at(0);
+    ck_assert_int_eq(DS("d"), ST_RECEIVING);
+    file("datasets/d/train.jsonl", "{}");
+    at(1, "datasets/d/train.jsonl", DROP_OPEN_WRITE);
+    at(1, "datasets/d/train.jsonl", DROP_WRITE);
+    at(3, "datasets/d/train.jsonl", DROP_RELEASE);
+    round_at(4.9);
+    ck_assert_int_eq(DS("d"), ST_RECEIVING);
+    round_at(5.1);
+    ck_assert_int_eq(DS("d"), ST_CHECKING);
+}
+END_TEST
+
+START_TEST(folder_without_release)
+{
+    mkdirat(sched_tree_fd(fake_sched), "datasets/d", 0755);
+    at(0, "datasets/d", DROP_MKDIR);
+    at(1, "datasets/d/train.jsonl", DROP_WRITE);
+    round_at(35.9);
+    ck_assert_int_eq(DS("d"), ST_RECEIVING);
+    round_at(36.1);
+    ck_assert_int_eq(DS("d"), ST_CHECKING);
+}
+END_TEST
+
+START_TEST(folder_success_and_rename)
+{
+    mkdirat(sched_tree_fd(fake_sched), "datasets/d", 0755);
+    mkdirat(sched_tree_fd(fake_sched), "datasets/e", 0755);
+    at(0, "datasets/d", DROP_MKDIR);
+    at(0, "datasets/d/_SUCCESS", DROP_OPEN_WRITE);
+    at(0, "datasets/d/_SUCCESS", DROP_CREATE);
+    at(0, "datasets/d/_SUCCESS", DROP_RELEASE);
+    at(0, "datasets/e", DROP_RENAMED_IN);
+    round_at(0);
+    ck_assert_int_eq(DS("d"), ST_CHECKING);
+    ck_assert_int_eq(DS("e"), ST_CHECKING);
+    unlinkat(sched_tree_fd(fake_sched), "datasets/e", AT_REMOVEDIR);
+    at(1, "datasets/e", DROP_RMDIR);
+    round_at(1);
+    ck_assert_int_eq(DS("e"), ST_NONE);
+}
+END_TEST
+
+START_TEST(leftovers)
+{
+    file("paramgroups/a.json", "{}");
+    file("paramgroups/a.json~", "{}");
+    at(0, "paramgroups/.a.json.swp", DROP_CREATE);
+    at(0, "paramgroups/a.json~", DROP_RENAMED_IN);
+    at(0, "paramgroups/sedAbCdEf", DROP_CREATE);
+    round_at(0.5);
+    ck_assert_int_eq(fake_sched->nobjects, 0);
+    at(1, "paramgroups/a.json", DROP_RENAMED_IN);
+    round_at(1);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    mkdirat(sched_tree_fd(fake_sched), "datasets/d", 0755);
+    at(2, "datasets/d", DROP_RENAMED_IN);
+    round_at(2);
+    ck_assert_int_eq(DS("d"), ST_CHECKING);
+    at(3, "datasets/d/.train.jsonl.swp", DROP_CREATE); /* an editor looks at a finished one */
+    round_at(3);
+    ck_assert_int_ne(DS("d"), ST_RECEIVING);
+}
+END_TEST
+
+/* A shard: header of 8 + n bytes, then what its offsets promise. */
+static void shard(const char *path, int promised, int present)
+{
+    char header[128], data[256] = {0};
+    uint64_t n;
+    struct buf b = BUF_INIT;
+
+    n = (uint64_t)snprintf(header, sizeof(header),
+                           "{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,%d]}}", promised);
+    buf_add(&b, &n, 8);
+    buf_adds(&b, header);
+    buf_add(&b, data, (size_t)present);
+    int fd = openat(sched_tree_fd(fake_sched), path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    ck_assert_int_eq(fd_write_all(fd, b.p, b.len), 0);
+    close(fd);
+    buf_release(&b);
+}
+
+START_TEST(model_complete_by_shards)
+{
+    mkdirat(sched_tree_fd(fake_sched), "models/base/m", 0755);
+    file("models/base/m/config.json", "{}");
+    file("models/base/m/tokenizer.json", "{}");
+    file("models/base/m/model.safetensors.index.json",
+         "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}}");
+    shard("models/base/m/one.safetensors", 100, 100);
+    shard("models/base/m/two.safetensors", 100, 60);
+    at(0, "models/base/m", DROP_MKDIR);
+    at(1, "models/base/m/two.safetensors", DROP_WRITE);
+    round_at(1.5);
+    ck_assert_int_eq(state_of(OBJ_BASE, "m"), ST_RECEIVING);
+    shard("models/base/m/two.safetensors", 100, 100);
+    at(2, "models/base/m/two.safetensors", DROP_WRITE);
+    round_at(2.7);
+    ck_assert_int_eq(state_of(OBJ_BASE, "m"), ST_CHECKING);
+}
+END_TEST
+
+START_TEST(hostile_links)
+{
+    file("outside", "{}");
+    symlinkat("../outside", sched_tree_fd(fake_sched), "paramgroups/a.json");
+    at(0, "paramgroups/a.json", DROP_LINK);
+    round_at(0.3);
+    ck_assert_int_eq(PG("a"), ST_REJECTED);
+    ck_assert_ptr_nonnull(strstr(object_find(fake_sched, OBJ_PARAMGROUP, "a")->reason, "symbolic link"));
+    symlinkat("/etc", sched_tree_fd(fake_sched), "models/base/etc");
+    at(1, "models/base/etc", DROP_RENAMED_IN);
+    round_at(1);
+    ck_assert_int_eq(state_of(OBJ_BASE, "etc"), ST_REJECTED);
+}
+END_TEST
+
+START_TEST(long_name)
+{
+    char path[256] = "paramgroups/";
+
+    memset(path + 12, 'x', 100);
+    strcpy(path + 112, ".json");
+    file(path, "{}");
+    at(0, path, DROP_RENAMED_IN);
+    round_at(0);
+    path[112] = '\0';
+    ck_assert_int_eq(PG(path + 12), ST_REJECTED);
+    ck_assert_ptr_nonnull(
+        strstr(object_find(fake_sched, OBJ_PARAMGROUP, path + 12)->reason, "has 100 bytes"));
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    Suite *suite = suite_create("sched_intake");
+    TCase *t = tcase_create("intake");
+    SRunner *r;
+    int failed;
+
+    fake_worker_main(argc, argv);
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, spec_after_release);
+    tcase_add_test(t, spec_without_release);
+    tcase_add_test(t, spec_renamed_in);
+    tcase_add_test(t, empty_spec_waits);
+    tcase_add_test(t, folder_quiet);
+    tcase_add_test(t, folder_without_release);
+    tcase_add_test(t, folder_success_and_rename);
+    tcase_add_test(t, leftovers);
+    tcase_add_test(t, model_complete_by_shards);
+    tcase_add_test(t, hostile_links);
+    tcase_add_test(t, long_name);
+    suite_add_tcase(suite, t);
+    r = srunner_create(suite);
+    srunner_run_all(r, CK_NORMAL);
+    failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}

@@ -1,0 +1,262 @@
+/* Rules between experiments and people: next rounds, shared rows, priorities, admins, rm -r. */
+#include "tests/unit/sched_fake.h"
+
+#include "scheduler/internal.h"
+
+static const char *const groups[] = {"good-a", "good-b", "slow", "hold", NULL};
+
+static void setup(void)
+{
+    new_store();
+}
+
+static void teardown(void)
+{
+    sched_close(fake_sched);
+    end_store();
+}
+
+#define EXPERIMENT(model, group, more)                                                                       \
+    "{\"models\":[\"" model "\"],\"datasets\":[\"data\"],\"paramgroups\":[" group "]" more "}"
+
+START_TEST(next_round_from_best)
+{
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/two.json", EXPERIMENT("tuned/one.best", "\"good-a\"", ""));
+    wait_text("experiments/two.status", "waiting for: model tuned/one.best", 5);
+    put("experiments/one.json", EXPERIMENT("tiny", "\"good-a\",\"good-b\"", ""));
+    wait_text("experiments/one.status", "SUCCESS\n", 10);
+    /* no evaluation: the lowest eval_loss is best */
+    ck_assert(text_has("experiments/one/best", "02-good-b"));
+    wait_text("experiments/two.status", "SUCCESS\n", 10);
+    ck_assert(text_has("experiments/two/jobs/01-good-a/status.json", "\"base\": \"tiny\""));
+    ck_assert(text_has("models/by-base/tiny/two.01-good-a", "tuned"));
+}
+END_TEST
+
+static void count_scores(int *n)
+{
+    struct buf b = BUF_INIT;
+
+    *n = 0;
+    fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL);
+    for (char *p = b.p; (p = strstr(p, "base:tiny: to ")); p++)
+        ++*n;
+    buf_release(&b);
+}
+
+START_TEST(base_scored_once)
+{
+    int n;
+
+    open_sched("cpu:2");
+    put("evaluations/quiz.json", "{\"questions\":[{\"question\":\"a\",\"reference\":\"b\"}]}");
+    put_basics(groups);
+    put("experiments/one.json", EXPERIMENT("tiny", "\"good-a\"", ",\"evaluation\":\"quiz\""));
+    put("experiments/two.json", EXPERIMENT("tiny", "\"good-b\"", ",\"evaluation\":\"quiz\""));
+    wait_text("experiments/one.status", "SUCCESS\n", 10);
+    wait_text("experiments/two.status", "SUCCESS\n", 10);
+    ck_assert(text_has("experiments/one/leaderboard.tsv", "base:tiny\t10.00"));
+    ck_assert(text_has("experiments/two/leaderboard.tsv", "base:tiny\t10.00"));
+    count_scores(&n);
+    ck_assert_int_eq(n, 1);
+}
+END_TEST
+
+/* Pinned: the parameter group may change or go once the experiment is accepted. */
+START_TEST(specs_are_pinned)
+{
+    open_sched("cpu:1");
+    put("paramgroups/good.json", "{\"lora_r\": 8}");
+    wait_text("paramgroups/good.status", "READY", 5);
+    put("experiments/e.json", EXPERIMENT("tiny", "\"good\"", ""));
+    wait_text("experiments/e.status", "PENDING", 5);
+    put("paramgroups/good.json", "{\"lora_r\": 64}");
+    wait_text("paramgroups/good.status", "READY", 5);
+    unlinkat(sched_tree_fd(fake_sched), "paramgroups/good.json", 0);
+    event(DROP_UNLINK, "paramgroups/good.json");
+    put_basics(groups);
+    wait_text("experiments/e.status", "SUCCESS\n", 10);
+    ck_assert(text_has("experiments/e/jobs/01-good/status.json", "\"lora_r\": 8"));
+    ck_assert(text_has("experiments/e/spec.json", "\"lora_r\": 8"));
+}
+END_TEST
+
+START_TEST(priority_first)
+{
+    char *t;
+    struct buf b = BUF_INIT;
+
+    open_sched("cpu:0"); /* nobody to run them yet */
+    put_basics(groups);
+    put("experiments/low.json", EXPERIMENT("tiny", "\"good-a\"", ",\"priority\":-1"));
+    put("experiments/mid.json", EXPERIMENT("tiny", "\"good-a\"", ""));
+    put("experiments/high.json", EXPERIMENT("tiny", "\"good-a\"", ",\"priority\":5"));
+    wait_text("experiments/low.status", "PROCESSING", 5);
+    wait_text("experiments/mid.status", "PROCESSING", 5);
+    wait_text("experiments/high.status", "PROCESSING", 5);
+    sched_close(fake_sched);
+    open_sched("cpu:1");
+    wait_text("experiments/low.status", "SUCCESS\n", 10);
+    wait_text("experiments/mid.status", "SUCCESS\n", 10);
+    wait_text("experiments/high.status", "SUCCESS\n", 10);
+    fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL);
+    t = strstr(b.p, "job high/01-good-a: to cpu0");
+    ck_assert_ptr_nonnull(t);
+    t = strstr(t, "job mid/01-good-a: to cpu0");
+    ck_assert_ptr_nonnull(t);
+    ck_assert_ptr_nonnull(strstr(t, "job low/01-good-a: to cpu0"));
+    buf_release(&b);
+}
+END_TEST
+
+static void write_config(const char *path, const char *text)
+{
+    ck_assert_int_eq(fd_replace_file(AT_FDCWD, path, text, strlen(text), 0600, NULL), 0);
+}
+
+START_TEST(admins)
+{
+    char path[128];
+    struct sched_config c = {.store = fake_store, .devices = "cpu:0", .worker = fake_self, .config = path};
+    struct caller owner = {1000, 1000, 0}, group = {2000, 1000, 0}, admin = {4242, 4242, 0}, root = {0, 0, 0};
+    struct buf b = BUF_INIT;
+
+    snprintf(path, sizeof(path), "%s/config.json", fake_store);
+    write_config(path, "{\"admins\": [4242]}");
+    ck_assert_int_eq(sched_open(&c, &fake_sched, NULL), 0);
+    pthread_mutex_lock(&fake_sched->mutex);
+    ck_assert(caller_may(fake_sched, &owner, 1000, 1000, 0644));
+    ck_assert(caller_may(fake_sched, &admin, 1000, 1000, 0644));
+    ck_assert(caller_may(fake_sched, &root, 1000, 1000, 0644));
+    ck_assert(!caller_may(fake_sched, &group, 1000, 1000, 0644));
+    ck_assert(caller_may(fake_sched, &group, 1000, 1000, 0664));
+    pthread_mutex_unlock(&fake_sched->mutex);
+    write_config(path, "{\"admin\": []}"); /* wrong: the old one stays, the log says why */
+    for (int i = 0; i < 400 && !(b.p && strstr(b.p, "did you mean")); i++) {
+        usleep(10000);
+        buf_clear(&b);
+        fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL);
+    }
+    ck_assert_ptr_nonnull(strstr(b.p, "config.json:1:2: key \"admin\": unknown; did you mean \"admins\"?"));
+    write_config(path, "{\"admins\": [1, 2]}");
+    for (int i = 0; i < 400 && !strstr(b.p, "2 admins"); i++) {
+        usleep(10000);
+        buf_clear(&b);
+        fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL);
+    }
+    ck_assert_ptr_nonnull(strstr(b.p, "2 admins"));
+    buf_release(&b);
+}
+END_TEST
+
+static int unlink_text(const char *path)
+{
+    struct caller me = fake_me();
+    struct layout_match m;
+
+    ck_assert_int_eq(layout_lookup(path, &m), 0);
+    return sched_unlink(fake_sched, &m, &me);
+}
+
+START_TEST(rm_r_of_an_experiment)
+{
+    struct caller stranger = {12345, 12345, 0};
+    struct layout_match m;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/e.json", EXPERIMENT("tiny", "\"good-a\"", ""));
+    wait_text("experiments/e.status", "SUCCESS\n", 10);
+    ck_assert_int_eq(unlink_text("status"), -EPERM);
+    ck_assert_int_eq(unlink_text("paramgroups/good-a.status"), -EPERM);
+    ck_assert_int_eq(unlink_text("experiments/e/status"), 0);
+    ck_assert(sched_hidden(fake_sched, "experiments/e/status"));
+    ck_assert(!sched_hidden(fake_sched, "experiments/e/best"));
+    ck_assert_int_eq(unlink_text("experiments/e/jobs/01-good-a/log"), 0);
+    ck_assert_int_eq(remove_dir("experiments/e/jobs/01-good-a"), 0);
+    ck_assert(sched_hidden(fake_sched, "experiments/e/jobs/01-good-a"));
+    ck_assert_int_eq(layout_lookup("experiments/e", &m), 0);
+    ck_assert_int_eq(sched_rmdir(fake_sched, &m, &stranger), -EPERM);
+    ck_assert_int_eq(remove_dir("experiments/e"), 0);
+    ck_assert(!sched_hidden(fake_sched, "experiments/e/status"));
+    ck_assert_int_eq(unlink_text("experiments/e.status"), 0);        /* gone with its experiment */
+    ck_assert(text_has("models/tuned/e.01-good-a.status", "READY")); /* stays until removed itself */
+    ck_assert_int_eq(unlink_text("models/tuned/e.01-good-a/adapter_model.safetensors"), 0);
+    ck_assert_int_eq(remove_dir("models/tuned/e.01-good-a"), 0);
+    ck_assert_ptr_null(text_of("models/tuned/e.01-good-a.status"));
+    ck_assert_int_ne(faccessat(sched_tree_fd(fake_sched), "models/tuned/e.01-good-a", F_OK, 0), 0);
+}
+END_TEST
+
+START_TEST(a_thousand_jobs)
+{
+    struct buf b = BUF_INIT;
+
+    open_sched("cpu:2");
+    put_basics(groups);
+    buf_adds(&b, "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],\"paramgroups\":[\"slow\"],\"seeds\":[0");
+    for (int i = 1; i < 1000; i++)
+        buf_addf(&b, ",%d", i);
+    buf_adds(&b, "]}");
+    ck_assert_int_eq(put("experiments/big.json", b.p), 0);
+    wait_text("experiments/big.status", "PROCESSING", 10);
+    wait_text("experiments/big/status", "16 FINETUNE", 10);
+    ck_assert(text_has("experiments/big/jobs/LIST.tsv", "1000-slow-s999\tPENDING"));
+    ck_assert_int_eq(word("experiments/big/control", "cancel"), 6);
+    ck_assert(text_has("experiments/big.status", "CANCELLED"));
+    buf_release(&b);
+}
+END_TEST
+
+/* A worker with two jobs dies: they are suspects, tried one after the other, and then run together again. */
+START_TEST(suspects_one_by_one)
+{
+    char *t;
+    pid_t pid;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json",
+        "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],\"paramgroups\":[\"slow\"],\"seeds\":[1,2]}");
+    wait_text("devices/cpu0/status", "jobs: 2", 5);
+    wait_text("experiments/s/jobs/02-slow-s2/progress", "step", 5);
+    t = text_of("devices/cpu0/status");
+    pid = (pid_t)atoi(strstr(t, "pid: ") + 5);
+    free(t);
+    kill(pid, SIGKILL);
+    wait_text("experiments/s/jobs/02-slow-s2/status", "alone: its worker ended", 5);
+    wait_text("devices/cpu0/status", "jobs: 2", 10);
+    ck_assert(!text_has("experiments/s/jobs/01-slow-s1/status", "alone:"));
+    ck_assert(!text_has("experiments/s/jobs/02-slow-s2/status", "alone:"));
+    ck_assert_int_eq(word("experiments/s/control", "stop"), 4);
+    wait_text("experiments/s.status", "SUCCESS\nreason: 2 of 2", 10);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    Suite *suite = suite_create("sched_rules");
+    TCase *t = tcase_create("rules");
+    SRunner *r;
+    int failed;
+
+    fake_worker_main(argc, argv);
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 60);
+    tcase_add_test(t, next_round_from_best);
+    tcase_add_test(t, base_scored_once);
+    tcase_add_test(t, specs_are_pinned);
+    tcase_add_test(t, priority_first);
+    tcase_add_test(t, admins);
+    tcase_add_test(t, rm_r_of_an_experiment);
+    tcase_add_test(t, a_thousand_jobs);
+    tcase_add_test(t, suspects_one_by_one);
+    suite_add_tcase(suite, t);
+    r = srunner_create(suite);
+    srunner_run_all(r, CK_NORMAL);
+    failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}
