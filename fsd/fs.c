@@ -95,10 +95,12 @@ static int restore_all(struct fs *f, struct dtx_err *e)
     int rc = 0;
 
     for (size_t i = 0; !rc && i < k->items; i++) {
-        if (k->item[i].kind != KEEPER_HANDLE)
-            continue;
-        rc = restore_handle(f, &k->item[i]);
-        handles++;
+        if (k->item[i].kind == KEEPER_HANDLE) {
+            rc = restore_handle(f, &k->item[i]);
+            handles++;
+        } else if (k->item[i].kind == KEEPER_HIDDEN) {
+            fs_restore_hidden(f, &k->item[i]);
+        }
     }
     if (rc)
         return dtx_fail(e, rc, "cannot take over what was open: %s", strerror(-rc));

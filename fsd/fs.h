@@ -53,6 +53,7 @@ struct place {
 /* All give -ENOENT where the layout knows no such path; release the place in any case. */
 int place_of_node(struct fs *f, uint64_t id, struct place *p);
 int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place *p);
+int place_of_path(const char *path, struct place *p);
 void place_release(struct place *p);
 /* May a caller create an object of this type (S_IFMT) of this name here?  Fills p. */
 int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p);
@@ -134,6 +135,9 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 /* ops_remove.c */
 void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+/* Hide a generated file (rm -r), also from a process after this one. */
+int fs_hide(struct fs *f, const struct place *p, const struct caller *who);
+void fs_restore_hidden(struct fs *f, const struct keeper_item *item);
 /* ops_rename.c */
 void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
                   const char *newname, unsigned int flags);

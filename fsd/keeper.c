@@ -43,7 +43,7 @@ struct keeper {
     bool resends;               /* the kernel can */
     bool ending, upgrading;
     unsigned quick; /* deaths in a row */
-    char why[KEEPER_DATA * 8];
+    char why[1024];
 };
 
 static int64_t now_ms(void)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "fsd/fs.h"
+#include "scheduler/base/clock.h"
 
 /* Keep the file reachable for those who have it open. */
 static void pin_if_known(struct fs *f, uint64_t parent, const char *name)
@@ -55,12 +56,87 @@ void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
             fs_event(f, req, DROP_UNLINK, p.path.p);
     } else if (!rc) {
         bool again = fs_again(req);
-        rc = sched_unlink(f->sched, &p.m, &who);
+        rc = fs_hide(f, &p, &who);
         if (rc == -ENOENT && again)
             rc = 0;
     }
     place_release(&p);
     fs_reply_err(req, rc);
+}
+
+/* ---- hidden files ---- */
+
+/* The scheduler remembers for a minute what was hidden: a process after this one has to know it as well, or
+ * the rmdir at the end of an rm -r would find the folder full.  That rmdir is kept, too: what is hidden below
+ * it is over, the name may be used again.  There is room for so many (the keeper's keys), beyond which some
+ * are shown again after a death: as if their minute were over. */
+enum { HIDDEN_KEYS = 4096, HIDDEN_S = 60 };
+
+struct kept_hidden {
+    int64_t at; /* wall clock, ns */
+    struct caller who;
+    uint32_t removed; /* a folder that was removed, not a file that was hidden */
+    char path[KEEPER_DATA - 32];
+};
+_Static_assert(sizeof(struct kept_hidden) <= KEEPER_DATA, "room in a message");
+
+static void keep_hidden(struct fs *f, const char *path, const struct caller *who, bool removed)
+{
+    struct kept_hidden h = {.at = clock_wall_ns(), .who = *who, .removed = removed};
+    uint64_t key = removed;
+
+    if (snprintf(h.path, sizeof(h.path), "%s", path) >= (int)sizeof(h.path))
+        return;
+    for (const char *c = path; *c; c++)
+        key = key * 31 + (unsigned char)*c;
+    kept_put(f->kept, KEEPER_HIDDEN, key % HIDDEN_KEYS, &h, sizeof(h), -1);
+}
+
+int fs_hide(struct fs *f, const struct place *p, const struct caller *who)
+{
+    int rc = sched_unlink(f->sched, &p->m, who);
+
+    if (!rc && sched_hidden(f->sched, p->path.p)) /* else it went for good */
+        keep_hidden(f, p->path.p, who, false);
+    return rc;
+}
+
+static bool read_hidden(const struct keeper_item *item, struct kept_hidden *h)
+{
+    if (item->kind != KEEPER_HIDDEN)
+        return false;
+    memcpy(h, item->data, sizeof(*h));
+    h->path[sizeof(h->path) - 1] = '\0';
+    return true;
+}
+
+/* Was the folder that it was in removed since? */
+static bool folder_went(const struct kept *k, const struct kept_hidden *h)
+{
+    struct kept_hidden other;
+
+    for (size_t i = 0; i < k->items; i++) {
+        size_t n;
+        if (!read_hidden(&k->item[i], &other) || !other.removed || other.at < h->at)
+            continue;
+        n = strlen(other.path);
+        if (strncmp(h->path, other.path, n) == 0 && h->path[n] == '/')
+            return true;
+    }
+    return false;
+}
+
+void fs_restore_hidden(struct fs *f, const struct keeper_item *item)
+{
+    struct kept_hidden h;
+    struct place p;
+
+    if (!read_hidden(item, &h) || h.removed || clock_wall_ns() - h.at > HIDDEN_S * (int64_t)1000000000 ||
+        folder_went(f->kept, &h))
+        return;
+    if (place_of_path(h.path, &p) == 0)
+        sched_unlink(f->sched, &p.m, &h.who);
+    place_release(&p);
 }
 
 /* ---- folders ---- */
@@ -104,6 +180,8 @@ static int rmdir_own(fuse_req_t req, const struct place *p, uint64_t parent, con
         rc = node.is_dir ? check_empty(f, p, node.id) : -ENOTDIR;
     if (!rc)
         rc = sched_rmdir(f->sched, &p->m, &who);
+    if (!rc)
+        keep_hidden(f, p->path.p, &who, true);
     return rc == -ENOENT && again ? 0 : rc;
 }
 

@@ -28,7 +28,7 @@ static int rename_own(fuse_req_t req, const struct rename *r)
 
     if (r->parent != r->newparent || strncmp(r->newname, ".nfs", 4) != 0 || (r->flags & RENAME_EXCHANGE))
         return -EPERM;
-    rc = sched_unlink(f->sched, &r->from.m, &who);
+    rc = fs_hide(f, &r->from, &who);
     return rc == -ENOENT && again ? 0 : rc;
 }
 

@@ -84,6 +84,17 @@ if [ -d "$ROOT/packaging/demo/models/lantern-2m" ]; then
     csv=$(echo "$M"/experiments/during/jobs/*/metrics.csv)
     check "each step once" test "$(tail -n +2 "$csv" | cut -d, -f1 | tr '\n' ' ')" = "$(seq 60 | tr '\n' ' ')"
 fi
+# rm -r of what DTX made, killed in the middle: what is hidden stays so, and the name can be used again
+if [ -d "$M/experiments/during" ]; then
+    rm "$M/experiments/during/status" "$M/experiments/during/log"
+    kill_child
+    check "what rm -r has hidden stays hidden" test ! -e "$M/experiments/during/status"
+    check "rm -r of an experiment ends" rm -r "$M/experiments/during"
+    kill_child
+    echo '{"models":["lantern-2m"],"datasets":["tickets"],"paramgroups":["careful"]}' >"$M/experiments/during.json"
+    check "its name is free again, with all files" wait_for 20 test -f "$M/experiments/during/status" -a -f "$M/experiments/during/log"
+    rm -r "$M/experiments/during"
+fi
 handles=$(find "/proc/$DTXD_PID/fd" -type l | wc -l)
 check "the keeper has no file open that nobody has ($handles)" test "$handles" -lt 20
 

@@ -1,6 +1,7 @@
-/* Programs at work on a mount whose daemon is killed again and again: every call must succeed, and mean what it
- * says.  survive_load ROOT FOLDER STOPFILE: one process a kind of work, until STOPFILE is there; prints what was
- * done, and each error; exit status 1 if there was any.  ROOT: of the mount; FOLDER: where users may write. */
+/* Programs at work on a mount whose daemon is killed again and again: every call must succeed, and mean what
+ * it says.  survive_load ROOT FOLDER STOPFILE: one process a kind of work, until STOPFILE is there; prints
+ * what was done, and each error; exit status 1 if there was any.  ROOT: of the mount; FOLDER: where users may
+ * write. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,12 +34,12 @@ static void wrong(const char *fmt, ...)
     fflush(stdout);
 }
 
-#define MUST(call)                                                 \
-    ({                                                             \
-        long must_rc = (long)(call);                               \
-        if (must_rc < 0)                                           \
-            wrong("%s (line %d): %s", #call, __LINE__, strerror(errno)); \
-        must_rc;                                                   \
+#define MUST(call)                                                                                           \
+    ({                                                                                                       \
+        long must_rc = (long)(call);                                                                         \
+        if (must_rc < 0)                                                                                     \
+            wrong("%s (line %d): %s", #call, __LINE__, strerror(errno));                                     \
+        must_rc;                                                                                             \
     })
 
 static int go_on(void)
@@ -220,7 +221,8 @@ static void unlinked(int who)
         MUST(pwrite(fd, word, (size_t)n, (off_t)(turns % 1000 * 4096)));
         if (turns % 20 == 0)
             posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-        if (MUST(pread(fd, back, (size_t)n, (off_t)(turns % 1000 * 4096))) != n || memcmp(word, back, (size_t)n))
+        if (MUST(pread(fd, back, (size_t)n, (off_t)(turns % 1000 * 4096))) != n ||
+            memcmp(word, back, (size_t)n))
             wrong("other bytes");
         if (MUST(fstat(fd, &st)) == 0 && st.st_nlink != 0)
             wrong("%d links", (int)st.st_nlink);
@@ -329,8 +331,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*fn)(int who);
-    } work[] = {{"append", append},     {"append", append}, {"contents", contents}, {"names", names}, {"unlinked", unlinked},
-                {"generated", generated}, {"listings", listings}, {"locks", locks}};
+    } work[] = {{"append", append},     {"append", append},       {"contents", contents}, {"names", names},
+                {"unlinked", unlinked}, {"generated", generated}, {"listings", listings}, {"locks", locks}};
     int status, bad = 0;
     unsigned long lines;
 
