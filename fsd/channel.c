@@ -183,6 +183,20 @@ static void patch_init(struct iovec *iov, int count)
     r->flags2 |= DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
 }
 
+/* The kernel sends RELEASE after all replies to other requests on that file: what came before a reply came
+ * before what is read next.  This says so in terms of the language (and of race detectors). */
+static unsigned replies;
+
+static void before_reply(void)
+{
+    __atomic_add_fetch(&replies, 1, __ATOMIC_RELEASE);
+}
+
+static void after_request(void)
+{
+    (void)__atomic_load_n(&replies, __ATOMIC_ACQUIRE);
+}
+
 static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
 {
     const struct kept_shared *shared = the_channel->kept->shared;
@@ -194,6 +208,7 @@ static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
         memcpy(buf, shared->init, shared->init_len);
     } else {
         got = read(fd, buf, n);
+        after_request();
     }
     if (got > 0)
         note_message(buf, (size_t)got);
@@ -245,6 +260,7 @@ static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userda
         __atomic_store_n(&the_channel->init_unique, 0, __ATOMIC_RELEASE);
         return answer_init(fd, iov, count);
     }
+    before_reply();
     n = writev(fd, iov, count);
     if (h->unique) { /* a thread answers what it read, and nothing else */
         int error = errno;
@@ -263,6 +279,7 @@ static ssize_t channel_splice_in(int fdin, off_t *offin, int fdout, off_t *offou
 static ssize_t channel_splice_out(int fdin, off_t *offin, int fdout, off_t *offout, size_t n, unsigned flags,
                                   void *userdata)
 {
+    before_reply();
     return splice(fdin, offin, fdout, offout, n, flags);
 }
 
