@@ -59,7 +59,7 @@ static int generated_exists(struct fs *f, const struct place *p, struct fs_attr 
     if (rc)
         return rc;
     *a = (struct fs_attr){.entry_timeout = GENERATED_ENTRY_TIMEOUT, .attr_timeout = GENERATED_ATTR_TIMEOUT};
-    a->st.st_mode = generated_type(p->m.entry->kind) | p->m.entry->mode;
+    a->st.st_mode = generated_type(p->m.entry->kind) | (p->m.entry->mode & ~attr.closed);
     a->st.st_nlink = 1; /* for a folder: "not counted", which find(1) understands */
     a->st.st_uid = attr.uid;
     a->st.st_gid = attr.gid;
@@ -91,8 +91,10 @@ static void present_backed(struct fs_attr *a, const struct node_info *node)
 {
     a->st.st_ino = node->id;
     a->entry_timeout = a->attr_timeout = BACKED_TIMEOUT;
-    if (node->owner == NODE_STORE && !S_ISDIR(a->st.st_mode))
-        a->st.st_mode &= ~(mode_t)0222;
+    if (node->owner != NODE_STORE || S_ISDIR(a->st.st_mode))
+        return;
+    a->st.st_mode &= ~(mode_t)0222;
+    a->attr_timeout = 0; /* written beside the mount: who saw SUCCESS shall see every row of metrics.csv */
 }
 
 /* A folder of DTX's inside a user's object (services/NAME/ask) is made when it is first looked for. */

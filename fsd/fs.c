@@ -78,12 +78,16 @@ static int restore_handle(struct fs *f, struct keeper_item *item)
     struct buf path = BUF_INIT;
     struct caller who;
     struct handle *h;
+    size_t n;
     int rc = handles_restore(f->handles, item, &h, &who);
 
     if (!rc && h->kind == HANDLE_FILE)
         backing_pin_fd(f->backing, h->id, h->fd);
-    if (!rc && h->writer && nodes_path(f->nodes, h->id, &path) == 0 && path.p)
-        sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, &who);
+    if (!rc && h->writer && nodes_path(f->nodes, h->id, &path) == 0 && path.p) {
+        if (!h->remote)
+            sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, &who);
+        h->path = buf_detach(&path, &n);
+    }
     buf_release(&path);
     return rc;
 }

@@ -23,7 +23,7 @@ struct kept_handle {
     int64_t mtime_ns; /* of the text */
     uint32_t kind;
     uint32_t uid, gid, pid;
-    uint8_t writer, append;
+    uint8_t writer, remote, append;
 };
 _Static_assert(sizeof(struct kept_handle) <= KEEPER_DATA, "room in a message");
 
@@ -44,6 +44,7 @@ static void free_handle(struct handle *h)
 {
     if (h->fd >= 0)
         close(h->fd);
+    free(h->path);
     snapshot_put(h->snapshot);
     listing_release(&h->list);
     pthread_mutex_destroy(&h->mu);
@@ -78,6 +79,7 @@ static struct handle *make_handle(const struct handle_spec *spec)
     h->fd = spec->fd;
     h->snapshot = spec->snapshot;
     h->writer = spec->writer;
+    h->remote = spec->remote;
     h->append = spec->append;
     h->taken_ms = clock_mono_ns() / 1000000;
     listing_init(&h->list);
@@ -105,6 +107,7 @@ static void keep(struct handles *t, const struct handle *h, const struct handle_
                             .gid = spec->who.gid,
                             .pid = (uint32_t)spec->who.pid,
                             .writer = spec->writer,
+                            .remote = spec->remote,
                             .append = spec->append};
 
     kept_put(t->kept, KEEPER_HANDLE, h->fh, &k, sizeof(k),
@@ -209,6 +212,7 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     spec.kind = (enum handle_kind)k.kind;
     spec.node = k.node;
     spec.writer = k.writer;
+    spec.remote = k.remote;
     spec.append = k.append;
     if (spec.kind == HANDLE_FILE) {
         spec.fd = item->fd;

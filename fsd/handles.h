@@ -31,10 +31,12 @@ struct handle {
     uint64_t id;
     int fd;          /* HANDLE_FILE; else -1 */
     bool writer;     /* opened for writing by a caller, in a user-owned folder */
+    bool remote;     /* opened by an NFS server */
     bool append;     /* O_APPEND */
     bool wrote;      /* atomic */
     bool restored;   /* opened by a process before this one */
     uint64_t unique; /* the request that opened it */
+    char *path;      /* of a writer, when it was opened; owned; NULL: none */
 
     pthread_mutex_t mu;        /* protects what follows */
     struct snapshot *snapshot; /* HANDLE_TEXT, HANDLE_CONTROL */
@@ -49,7 +51,7 @@ struct handle_spec {
     struct node_info node;
     int fd;
     struct snapshot *snapshot;
-    bool writer, append;
+    bool writer, remote, append;
     struct caller who;
 };
 

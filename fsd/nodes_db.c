@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 
 enum { SCHEMA_VERSION = 1 };
 
@@ -119,6 +120,10 @@ int nodes_db_open(const char *path, struct nodes_db **out, uint64_t *generation,
 
     if (!db)
         return dtx_fail(e, -ENOMEM, "out of memory");
+    if ((rc = fd_make_private(path, e))) {
+        free(db);
+        return rc;
+    }
     if (sqlite3_open_v2(path, &db->sql,
                         SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
                             SQLITE_OPEN_NOFOLLOW,

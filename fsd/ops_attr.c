@@ -99,7 +99,7 @@ static int setattr_user(fuse_req_t req, uint64_t id, const struct stat *attr, in
     if (rc)
         return rc;
     if ((to_set & FUSE_SET_ATTR_SIZE) && h)
-        __atomic_store_n(&h->wrote, true, __ATOMIC_RELAXED);
+        fs_writer_wrote(req, h);
     fs_event_node(f, req, to_set & FUSE_SET_ATTR_SIZE ? DROP_WRITE : DROP_SETATTR, id);
     return 0;
 }

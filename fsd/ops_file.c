@@ -1,5 +1,7 @@
 /* Open files of the store.  Generated files turn off to ops_text.c. */
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,6 +14,35 @@ enum { COPY_MAX = 64 << 20 };
 static bool writes(int flags)
 {
     return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+static bool kernel_thread_is_nfsd(pid_t pid)
+{
+    char path[40], name[16] = "";
+    int fd;
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : read(fd, name, sizeof(name) - 1);
+    if (fd >= 0)
+        close(fd);
+    return n > 0 && strncmp(name, "nfsd", 4) == 0;
+}
+
+/* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
+ * about writers.  A kernel thread has no program. */
+static bool is_nfs_server(pid_t pid)
+{
+    char path[40], program[PATH_MAX + 1];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+    n = readlink(path, program, PATH_MAX);
+    if (n < 0)
+        return errno == ENOENT && kernel_thread_is_nfsd(pid);
+    program[n] = '\0';
+    return strncmp(strrchr(program, '/') ? strrchr(program, '/') + 1 : program, "ganesha.nfsd", 12) == 0;
 }
 
 static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
@@ -27,6 +58,7 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
                                .node = *node,
                                .fd = fd,
                                .writer = writes(fi->flags),
+                               .remote = writes(fi->flags) && is_nfs_server(fuse_req_ctx(req)->pid),
                                .append = (fi->flags & O_APPEND) != 0,
                                .who = fs_caller(req)};
     struct handle *h = handles_add(fs_of(req)->handles, &spec);
@@ -91,10 +123,47 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     }
     if (fi->flags & O_TRUNC)
         fs_event_node(f, req, DROP_CREATE, ino);
-    if (h->writer)
-        fs_event_node(f, req, DROP_OPEN_WRITE, ino);
+    fs_writer_opened(req, h);
     if (fuse_reply_open(req, fi) == -ENOENT)
         fs_close_handle(req, h->fh);
+}
+
+void fs_writer_opened(fuse_req_t req, struct handle *h)
+{
+    struct buf path = BUF_INIT;
+    size_t n;
+
+    if (!h->writer || nodes_path(fs_of(req)->nodes, h->id, &path) || !path.p) {
+        buf_release(&path);
+        return;
+    }
+    if (!h->remote)
+        fs_event(fs_of(req), req, DROP_OPEN_WRITE, path.p);
+    h->path = buf_detach(&path, &n);
+}
+
+void fs_writer_wrote(fuse_req_t req, struct handle *h)
+{
+    if (!__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) && h->remote && h->path)
+        fs_event(fs_of(req), req, DROP_REMOTE_WRITER, h->path);
+}
+
+/* The release pairs with the open, under the name of then; where the file was renamed, the new place hears of
+ * it too. */
+static void writer_closed(fuse_req_t req, struct handle *h)
+{
+    struct fs *f = fs_of(req);
+    struct buf path = BUF_INIT;
+
+    if (h->restored) /* a process before may have written through it: the stamp tells */
+        fs_event(f, req, DROP_SETATTR, h->path);
+    if (!h->remote)
+        fs_event(f, req, DROP_RELEASE, h->path);
+    else if (__atomic_load_n(&h->wrote, __ATOMIC_RELAXED))
+        fs_event(f, req, DROP_REMOTE_RELEASE, h->path);
+    if (nodes_path(f->nodes, h->id, &path) == 0 && path.p && strcmp(path.p, h->path) != 0)
+        fs_event(f, req, DROP_REMOTE_RELEASE, path.p);
+    buf_release(&path);
 }
 
 void fs_close_handle(fuse_req_t req, uint64_t fh)
@@ -103,11 +172,8 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
     struct handle *h = handles_get(f->handles, fh);
     uint64_t gone;
 
-    if (h && h->writer && h->kind == HANDLE_FILE) {
-        if (h->restored) /* it may have been written before: look */
-            fs_event_node(f, req, DROP_SETATTR, h->id);
-        fs_event_node(f, req, DROP_RELEASE, h->id);
-    }
+    if (h && h->path)
+        writer_closed(req, h);
     gone = handles_remove(f->handles, fh);
     if (gone)
         backing_drop(f->backing, gone);
@@ -151,7 +217,7 @@ static int begin_change(fuse_req_t req, struct handle *h, struct buf *path)
 static void end_change(fuse_req_t req, struct handle *h, struct buf *path, bool done)
 {
     if (done) {
-        __atomic_store_n(&h->wrote, true, __ATOMIC_RELAXED);
+        fs_writer_wrote(req, h);
         if (path->p)
             fs_event(fs_of(req), req, DROP_WRITE, path->p);
     }

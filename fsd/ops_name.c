@@ -14,11 +14,15 @@ struct spot {
     uint64_t parent;
 };
 
-static int spot_begin(struct fs *f, uint64_t parent, const char *name, mode_t type, struct spot *s)
+static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t type, struct spot *s)
 {
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     int rc = place_may_create(f, parent, name, type, &s->p);
 
     s->parent = parent;
+    if (!rc) /* a dataset that a job reads must not grow a validation.jsonl either */
+        rc = sched_may_change(f->sched, s->p.path.p, &who);
     if (!rc)
         rc = backing_get(f->backing, parent, &s->dir);
     if (rc) {
@@ -107,7 +111,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
 
     if (!rc)
-        rc = spot_begin(f, parent, name, mode, &s);
+        rc = spot_begin(req, parent, name, mode, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
@@ -132,7 +136,7 @@ void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct node_info node;
     struct spot s;
     bool again;
-    int rc = spot_begin(f, parent, name, S_IFDIR, &s);
+    int rc = spot_begin(req, parent, name, S_IFDIR, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -155,7 +159,7 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     struct node_info node;
     struct spot s;
     bool again;
-    int rc = spot_begin(f, parent, name, S_IFLNK, &s);
+    int rc = spot_begin(req, parent, name, S_IFLNK, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -180,15 +184,31 @@ static bool is_name_of(int fd, int dirfd, const char *name)
            a.st_ino == b.st_ino;
 }
 
-static int link_backed(struct fs *f, const struct spot *s, uint64_t id, const char *name, bool again)
+/* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
+ * file, and DTX reads it as root.  Only one's own, and what everybody may read and write. */
+static bool may_link(const struct caller *who, int path_fd)
 {
+    struct stat st;
+
+    if (fstat(path_fd, &st))
+        return false;
+    return who->uid == 0 || who->uid == st.st_uid ||
+           (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
+}
+
+static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name, bool again)
+{
+    struct fs *f = fs_of(req);
+    struct caller who = fs_caller(req);
     struct backing_fd file;
     char path[40];
     int rc = backing_get(f->backing, id, &file);
 
     if (rc)
         return rc;
-    if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
+    if (!may_link(&who, file.fd))
+        rc = -EPERM;
+    else if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
         rc = -errno;
     if (rc == -EEXIST && again && is_name_of(file.fd, s->dir.fd, name))
         rc = 0;
@@ -208,12 +228,12 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
     if (!rc && node.owner != NODE_USER) /* its other name would be writable */
         rc = -EPERM;
     if (!rc)
-        rc = spot_begin(f, newparent, newname, S_IFREG, &s);
+        rc = spot_begin(req, newparent, newname, S_IFREG, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
     }
-    rc = link_backed(f, &s, ino, newname, fs_again(req));
+    rc = link_backed(req, &s, ino, newname, fs_again(req));
     if (!rc)
         rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
     if (!rc) {
@@ -278,7 +298,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         reply_created_before(req, h, fi);
         return;
     }
-    rc = spot_begin(f, parent, name, S_IFREG, &s);
+    rc = spot_begin(req, parent, name, S_IFREG, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
@@ -297,8 +317,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     }
     if (h) {
         fs_event(f, req, DROP_CREATE, s.p.path.p);
-        if (h->writer)
-            fs_event(f, req, DROP_OPEN_WRITE, s.p.path.p);
+        fs_writer_opened(req, h);
     }
     spot_end(f, &s);
     if (rc)

@@ -70,7 +70,11 @@ uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_p
 uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
                          const struct dtx_train_params *p, const struct dtx_rows *rows)
 {
-    return plan(c, p, rows, d->ops->act_bytes, d->ops->row_align);
+    struct lora_dims dims = lora_dims_of(c);
+    size_t scratch = d->ops->scratch_bytes ? d->ops->scratch_bytes(&dims, c->hidden, c->vocab, largest_chunk(p, rows),
+                                                                   p->rank, p->targets)
+                                           : 0;
+    return plan(c, p, rows, d->ops->act_bytes, d->ops->row_align) + scratch;
 }
 
 static void hash_number(struct sha256 *s, const char *name, double v)

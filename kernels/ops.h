@@ -144,6 +144,19 @@ struct op_attention {
     float scale;           /* 1 / sqrt(head_dim) */
 };
 
+/* A whole decoder layer over a decode pack, for decode_layer: the operations of forward.c's forward_layer in their order,
+ * with the same buffers. */
+struct op_layer {
+    struct op_linear qkv, out, gate_up, down;
+    struct op_attention attention;
+    const void *norm1, *norm2; /* weight [hidden] */
+    const float *rope;
+    float eps;
+    const void *x;                              /* act [R, hidden] */
+    void *xn, *qkv_y, *o, *x2, *gu, *a, *x_out; /* x_out may be x */
+    float *h_qkv, *h_out, *h_gate_up, *h_down;
+};
+
 struct op_optim {         /* one job's update; host memory, read before the call returns */
     float *w, *g, *m, *v; /* [n]; m and v NULL for SGD */
     size_t n;
@@ -272,6 +285,12 @@ struct dtx_ops {
                    int32_t vocab, int32_t hidden, float *logits);
     /* out int32 [n] = index of the largest of each row, the lowest of equal ones; NaN counts as -infinity. */
     void (*argmax)(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+    /* Optional (NULL: the operations one by one): a layer over a decode pack whose sequences all have a cache. */
+    void (*decode_layer)(struct op_dev *d, const struct op_pack *p, const struct op_layer *l);
+    /* Optional (NULL: next to nothing): the most that operations allocate for themselves while a job trains, beside what
+     * they are given: for passes over `rows` rows, all of them labelled. */
+    size_t (*scratch_bytes)(const struct lora_dims *d, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
+                            uint32_t targets);
 };
 
 struct dtx_device {

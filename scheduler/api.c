@@ -108,6 +108,18 @@ static void match_path(const struct layout_match *m, char *out, size_t n)
 
 /* ---- reading ---- */
 
+/* Its folder has the mode of the most closed thing it was made from; before there is one, the spec's. */
+static mode_t experiment_privacy(struct sched *s, const struct experiment *x)
+{
+    char path[PATH_MAX];
+    mode_t closed;
+
+    snprintf(path, sizeof(path), "experiments/%s.json", x->name);
+    closed = privacy_of_path(s->tree_fd, path);
+    path[strlen(path) - 5] = '\0';
+    return closed | privacy_of_path(s->tree_fd, path);
+}
+
 int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr *attr)
 {
     struct subject it;
@@ -121,9 +133,12 @@ int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr 
     pthread_mutex_lock(&s->mutex);
     there = subject_of(s, m, &it);
     if (there && it.object) {
-        *attr = (struct sched_attr){it.object->uid, it.object->gid, it.object->changed};
+        *attr = (struct sched_attr){it.object->uid, it.object->gid, it.object->changed,
+                                    m->entry->reader == LR_OBJECT_STATUS ? it.object->closed : 0};
     } else if (there && it.exp) {
-        *attr = (struct sched_attr){it.exp->uid, it.exp->gid, it.job ? it.job->changed : it.exp->changed};
+        *attr = (struct sched_attr){it.exp->uid, it.exp->gid, it.job ? it.job->changed : it.exp->changed, 0};
+        if (!it.job && (m->entry->object == OBJ_EXPERIMENT || m->entry->reader == LR_OBJECT_STATUS))
+            attr->closed = experiment_privacy(s, it.exp);
     }
     pthread_mutex_unlock(&s->mutex);
     return there ? 0 : -ENOENT;
@@ -303,8 +318,7 @@ static bool removable(const struct layout_match *m)
     const char *p = m->entry->pattern;
 
     return begins(p, "experiments/{exp}") || begins(p, "models/tuned/{name}") ||
-           begins(p, "models/compare/{name}") ||
-           strncmp(p, "services/{name}/", 16) == 0;
+           begins(p, "models/compare/{name}") || strncmp(p, "services/{name}/", 16) == 0;
 }
 
 /* Generated rows: the owner of what they are about.  Rows of the store: the owner of the file. */

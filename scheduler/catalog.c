@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/catalog_schema.h"
 #include "scheduler/internal.h"
@@ -18,6 +19,7 @@ enum statement {
     Q_DEL_OBJECT,
     Q_PUT_EXPERIMENT,
     Q_DEL_EXPERIMENT,
+    Q_PUT_GONE,
     Q_PUT_JOB,
     Q_EVENT,
     Q_BEGIN,
@@ -41,6 +43,7 @@ static const char *const queries[Q_COUNT] = {
         "state=?3,reason=?4,spec_reason=?5,uid=?6,gid=?7,created=?8,started=?9,"
         "finished=?10,changed=?11,priority=?12,text=?13,sha=?14,stamp=?15,spec=?16,pins=?17",
     [Q_DEL_EXPERIMENT] = "DELETE FROM experiment WHERE id=?1",
+    [Q_PUT_GONE] = "INSERT OR REPLACE INTO gone(name,stamp) VALUES(?1,?2)",
     [Q_PUT_JOB] =
         "INSERT INTO job(id,experiment,number,name,state,finetune,reason,fields,params,result,created,"
         "started,finished,changed) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)"
@@ -118,6 +121,10 @@ int catalog_open(const char *path, struct catalog **out, struct dtx_err *e)
     *out = NULL;
     if (!c)
         return dtx_fail(e, -ENOMEM, "out of memory");
+    if ((rc = fd_make_private(path, e))) {
+        free(c);
+        return rc;
+    }
     if (sqlite3_open_v2(path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
                         NULL) != SQLITE_OK)
         rc = fail(c, e, "opened");
@@ -273,8 +280,15 @@ int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state t
 
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e)
 {
+    int rc;
+
     sqlite3_bind_int64(c->q[Q_DEL_EXPERIMENT], 1, x->id);
-    return step(c, Q_DEL_EXPERIMENT, e);
+    rc = step(c, Q_DEL_EXPERIMENT, e);
+    if (rc)
+        return rc;
+    bind_text(c->q[Q_PUT_GONE], 1, x->name);
+    bind_text(c->q[Q_PUT_GONE], 2, x->stamp);
+    return step(c, Q_PUT_GONE, e);
 }
 
 /* What the catalog keeps of a job beside its columns. */
@@ -386,6 +400,7 @@ static int load_object(struct sched *s, sqlite3_stmt *st)
     column_copy(st, 10, o->stamp, sizeof(o->stamp));
     o->spec = column_json(st, 11);
     o->report = column_json(st, 12);
+    o->closed = o->kind <= OBJ_BASE || o->kind == OBJ_COMPARE ? 077 : 0; /* until the scan has looked */
     return 0;
 }
 
@@ -413,6 +428,15 @@ static int load_experiment(struct sched *s, sqlite3_stmt *st)
     x->spec = column_json(st, 15);
     x->pins = column_json(st, 16);
     return 0;
+}
+
+static int load_gone(struct sched *s, sqlite3_stmt *st)
+{
+    char name[NAME_CAP], stamp[96];
+
+    column_copy(st, 0, name, sizeof(name));
+    column_copy(st, 1, stamp, sizeof(stamp));
+    return gone_note(s, name, stamp);
 }
 
 static void load_job_fields(struct job *j, const json_t *f)
@@ -500,5 +524,7 @@ int catalog_load(struct catalog *c, struct sched *s, struct dtx_err *e)
             "SELECT id,experiment,number,name,state,finetune,reason,fields,params,result,created,started,"
             "finished,changed FROM job ORDER BY experiment,number,id",
             load_job, e);
+    if (rc == 0)
+        rc = load_rows(c, s, "SELECT name,stamp FROM gone", load_gone, e);
     return rc;
 }

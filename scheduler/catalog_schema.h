@@ -21,4 +21,6 @@ static const char *const migrations[] = {
     "NULL,"
     " event TEXT NOT NULL, became TEXT NOT NULL, reason TEXT);"
     "CREATE INDEX event_name ON event(machine, name);",
+    /* deleted experiments whose spec may still lie there: it is not a new one */
+    "CREATE TABLE gone(name TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID;",
 };

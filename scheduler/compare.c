@@ -55,8 +55,10 @@ void asking_cancel(struct sched *s, struct object *o)
 
 /* ---- who is asked ---- */
 
+/* for_whom: the prompt, whose owner has to be able to read the model; NULL where a service gives it to all.
+ */
 static int add_model(struct sched *s, struct asking *a, const char *model, const char *shown,
-                     struct dtx_err *e)
+                     const struct object *for_whom, struct dtx_err *e)
 {
     struct ask *ask = &a->v[a->n];
     int rc;
@@ -66,6 +68,8 @@ static int add_model(struct sched *s, struct asking *a, const char *model, const
     rc = model_resolve(s, model, &ask->ref, e);
     if (rc)
         return rc;
+    if (for_whom && !model_readable(s, &ask->ref, for_whom->uid, for_whom->gid))
+        return dtx_fail(e, -EACCES, "model %s is private", model);
     if (shown)
         snprintf(ask->shown, sizeof(ask->shown), "%.*s", NAME_CAP - 1, shown);
     else
@@ -79,23 +83,23 @@ static void add_services(struct sched *s, struct asking *a)
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
         if (o->kind == OBJ_SERVICE && o->state == ST_RUNNING)
-            add_model(s, a, json_str(o->spec, "model", ""), o->name, NULL);
+            add_model(s, a, json_str(o->spec, "model", ""), o->name, NULL, NULL);
     }
 }
 
-static void add_all(struct sched *s, struct asking *a)
+static void add_all(struct sched *s, struct asking *a, const struct object *prompt)
 {
     char name[NAME_CAP + 16];
 
     for (int i = 0; i < s->nobjects; i++)
         if (s->objects[i]->kind == OBJ_BASE && s->objects[i]->state == ST_READY) {
             snprintf(name, sizeof(name), "base/%.250s", s->objects[i]->name);
-            add_model(s, a, name, NULL, NULL);
+            add_model(s, a, name, NULL, prompt, NULL);
         }
     for (int i = 0; i < s->nexps; i++)
         if (!s->exps[i]->deleted && best_job(s->exps[i])) {
             snprintf(name, sizeof(name), "tuned/%.250s.best", s->exps[i]->name);
-            add_model(s, a, name, NULL, NULL);
+            add_model(s, a, name, NULL, prompt, NULL);
         }
 }
 
@@ -122,18 +126,18 @@ static int select_models(struct sched *s, struct object *o, struct asking *a, st
         if (!service || service->state != ST_RUNNING)
             return dtx_fail(e, -ENOENT, "waiting for: the service to run (it is %s)",
                             service ? state_name(service->state) : "not there");
-        return add_model(s, a, json_str(service->spec, "model", ""), service->name, e);
+        return add_model(s, a, json_str(service->spec, "model", ""), service->name, NULL, e);
     }
     json_array_foreach(models, i, v)
     {
-        if (rc == 0 && (rc = add_model(s, a, json_string_value(v), NULL, e)))
+        if (rc == 0 && (rc = add_model(s, a, json_string_value(v), NULL, o, e)))
             dtx_fail(e, rc, "waiting for: model %s", json_string_value(v));
     }
     if (json_array_size(models))
         return rc;
     add_services(s, a);
     if (a->n == 0)
-        add_all(s, a);
+        add_all(s, a, o);
     return a->n ? 0 : dtx_fail(e, -ENOENT, "waiting for: a model (models/base/ has none that is READY)");
 }
 

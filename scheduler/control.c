@@ -81,10 +81,10 @@ static int retry_job(struct sched *s, struct job *j)
     j->suspect = j->stop_asked = false;
     j->deaths_alone = 0;
     set_json(&j->result, NULL);
-    rc = job_event(s, j, EV_RETRY, NULL);
-    if (rc == 0 && state_is_end(x->state))
-        rc = experiment_event(s, x, EV_RETRY, NULL);
-    return rc;
+    /* the experiment first: with no job to run it just ends again, a job of an ended one would wait for ever
+     */
+    rc = state_is_end(x->state) ? experiment_event(s, x, EV_RETRY, NULL) : 0;
+    return rc ? rc : job_event(s, j, EV_RETRY, NULL);
 }
 
 int control_job(struct sched *s, struct job *j, const char *word)

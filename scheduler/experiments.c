@@ -121,6 +121,41 @@ static int write_accepted(struct sched *s, struct experiment *x)
     return rc;
 }
 
+int gone_note(struct sched *s, const char *name, const char *stamp)
+{
+    struct gone *g = s->gone;
+
+    while (g && strcmp(g->name, name) != 0)
+        g = g->next;
+    if (!g) {
+        g = calloc(1, sizeof(*g));
+        if (!g)
+            return -ENOMEM;
+        snprintf(g->name, sizeof(g->name), "%s", name);
+        g->next = s->gone;
+        s->gone = g;
+    }
+    snprintf(g->stamp, sizeof(g->stamp), "%s", stamp);
+    return 0;
+}
+
+const char *gone_stamp(const struct sched *s, const char *name)
+{
+    for (const struct gone *g = s->gone; g; g = g->next)
+        if (strcmp(g->name, name) == 0)
+            return g->stamp;
+    return NULL;
+}
+
+void gone_free(struct sched *s)
+{
+    while (s->gone) {
+        struct gone *g = s->gone;
+        s->gone = g->next;
+        free(g);
+    }
+}
+
 /* A folder left from an experiment of this name that was deleted. */
 static void trash(struct sched *s, const char *name)
 {
@@ -133,8 +168,11 @@ static void trash(struct sched *s, const char *name)
     for (int i = 0; i < 2; i++) {
         snprintf(from, sizeof(from), "%s/%s", dirs[i], name);
         snprintf(to, sizeof(to), "work/.trash/%lld.%u", (long long)clock_wall_ns(), ++counter);
-        if (renameat(s->store_fd, from, s->store_fd, to) == 0)
+        if (renameat(s->store_fd, from, s->store_fd, to) == 0) {
+            fd_sync_path(s->store_fd, dirs[i], NULL);
+            fd_sync_path(s->store_fd, "work/.trash", NULL);
             fd_remove_tree(s->store_fd, to, NULL);
+        }
     }
     slow_end(s);
 }
@@ -146,9 +184,13 @@ static void make_folders(struct sched *s, struct experiment *x)
     int rc = 0;
 
     slow_begin(s);
+    snprintf(path, sizeof(path), "tree/experiments/%s/jobs", x->name);
+    rc = fd_mkdirs(s->store_fd, path, 0755, &e);
     for (int i = 0; rc == 0 && i < x->njobs; i++) {
         snprintf(path, sizeof(path), "tree/experiments/%s/jobs/%s", x->name, x->jobs[i]->name);
-        rc = fd_mkdirs(s->store_fd, path, 0755, &e);
+        /* the worker syncs it when it begins; a thousand jobs are accepted without a thousand syncs */
+        if (mkdirat(s->store_fd, path, 0755) && errno != EEXIST)
+            rc = dtx_fail_errno(&e, "cannot make folder %s", path);
         give_to(s, path + 5, x->uid, x->gid);
     }
     snprintf(path, sizeof(path), "experiments/%s/jobs", x->name);
@@ -166,12 +208,12 @@ static int accept_spec(struct sched *s, struct experiment *x)
 
     pin(s, x);
     x->priority = (int)json_int(x->spec, "priority", 0);
+    trash(s, x->name); /* before: its jobs must never go on from the files of a deleted one */
     rc = write_accepted(s, x);
     if (rc) {
         forget(x);
         return rc;
     }
-    trash(s, x->name);
     x->state = ST_PENDING;
     x->changed = clock_wall_ns();
     set_text(&x->reason, NULL);
@@ -266,6 +308,21 @@ static bool source_still_runs(struct sched *s, const char *model)
     return x && !state_is_end(x->state);
 }
 
+static void want_permission(struct buf *b, const char *what, const char *name)
+{
+    buf_addf(b, "%sits owner to let you read %s %s (chmod -R)", b->len ? ", " : "waiting for: ", what, name);
+}
+
+static void want_dataset(struct sched *s, const struct experiment *x, const char *name, struct buf *missing)
+{
+    const struct object *o = object_find(s, OBJ_DATASET, name);
+
+    if (o && !object_readable(o, x->uid, x->gid))
+        want_permission(missing, "dataset", name);
+    else if (!object_ready(s, OBJ_DATASET, name))
+        want(missing, "dataset", name, o);
+}
+
 static void want_model(struct sched *s, const struct job *j, struct buf *missing)
 {
     struct model_ref ref;
@@ -275,6 +332,8 @@ static void want_model(struct sched *s, const struct job *j, struct buf *missing
         want(missing, "the end of the experiment of", j->model, NULL);
     else if (model_resolve(s, j->model, &ref, &e))
         want(missing, "model", j->model, object_find(s, OBJ_BASE, j->model));
+    else if (!model_readable(s, &ref, j->exp->uid, j->exp->gid))
+        want_permission(missing, "model", j->model);
 }
 
 /* What is not READY yet, in words; nothing if all is. */
@@ -290,16 +349,16 @@ static void find_missing(struct sched *s, struct experiment *x, struct buf *miss
         if (!json_object_get(json_object_get(x->pins, "paramgroups"), j->paramgroup) &&
             !seen_before(x, i, offsetof(struct job, paramgroup)))
             want(missing, "paramgroup", j->paramgroup, object_find(s, OBJ_PARAMGROUP, j->paramgroup));
-        if (!object_ready(s, OBJ_DATASET, j->dataset) && !seen_before(x, i, offsetof(struct job, dataset)))
-            want(missing, "dataset", j->dataset, object_find(s, OBJ_DATASET, j->dataset));
+        if (!seen_before(x, i, offsetof(struct job, dataset)))
+            want_dataset(s, x, j->dataset, missing);
         if (!seen_before(x, i, offsetof(struct job, model)))
             want_model(s, j, missing);
     }
     if (evaluation && !json_is_object(pinned))
         want(missing, "evaluation", evaluation, object_find(s, OBJ_EVALUATION, evaluation));
     name = json_str(pinned, "dataset", NULL);
-    if (name && !object_ready(s, OBJ_DATASET, name))
-        want(missing, "dataset", name, object_find(s, OBJ_DATASET, name));
+    if (name)
+        want_dataset(s, x, name, missing);
 }
 
 /* Parameters with overrides and seed; base and adapter under the model's name. */
@@ -361,7 +420,7 @@ static int start_jobs(struct sched *s, struct experiment *x)
     if (e.code)
         catalog_trouble(s, &e);
     while (i-- > 0) /* nobody has acted on it: the experiment has not started */
-        if (x->jobs[i]->state == ST_PENDING && !x->jobs[i]->has_run)
+        if ((x->jobs[i]->state == ST_PENDING || x->jobs[i]->state == ST_FAILED) && !x->jobs[i]->has_run)
             x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
     return rc;
 }
@@ -386,6 +445,8 @@ static void try_start(struct sched *s, struct experiment *x)
         return;
     }
     rc = start_jobs(s, x);
+    if (rc == 0)
+        experiment_close_folder(s, x);
     if (rc == 0)
         rc = rows_expand(s, x);
     if (rc == 0)
@@ -455,6 +516,7 @@ int experiment_delete(struct sched *s, struct experiment *x)
     if (rc)
         return rc;
     x->deleted = true;
+    gone_note(s, x->name, x->stamp);
     for (int i = 0; i < x->njobs + x->nrows; i++) {
         struct job *j = i < x->njobs ? x->jobs[i] : x->rows[i - x->njobs];
         if (j->worker)
@@ -462,6 +524,29 @@ int experiment_delete(struct sched *s, struct experiment *x)
                         json_pack("{so ss}", "id", json_sprintf("%s/%s", x->name, j->name), "how", "cancel"));
     }
     return 0;
+}
+
+void experiments_sweep(struct sched *s)
+{
+    for (struct gone *g = s->gone; g; g = g->next)
+        if (!experiment_find(s, g->name) && !deleted_one(s, g->name))
+            trash(s, g->name);
+    for (int i = 0; i < s->nexps; i++)
+        for (int k = 0; k < s->exps[i]->njobs; k++)
+            if (s->exps[i]->jobs[k]->state == ST_CANCELLED)
+                job_remove_files(s, s->exps[i]->jobs[k]);
+    for (int i = 0; i < s->nobjects; i++) {
+        const struct object *o = s->objects[i];
+        char path[PATH_MAX];
+        object_path(o, path, sizeof(path));
+        if (o->kind == OBJ_COMPARE) /* its answers are in the folder of its name */
+            path[strlen(path) - strlen(".txt")] = '\0';
+        else if (o->kind == OBJ_ASK)
+            *strrchr(path, '/') = '\0';
+        else
+            continue;
+        fd_sweep(s->tree_fd, path);
+    }
 }
 
 static void drop_unsaved_rows(struct experiment *x)

@@ -11,9 +11,12 @@
  * FUSE threads note events (intake_note, a few comparisons under the mutex); the loop's intake_round acts on
  * them.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/log.h"
@@ -71,14 +74,19 @@ static void note_renamed_in(struct intake *i, bool is_root, int64_t now)
         i->complete = true;
 }
 
+static void note_closed(struct intake *i, int64_t now)
+{
+    if (i->writers == 0 && i->remote == 0)
+        i->released = true;
+    if (i->dirty)
+        i->last = now;
+}
+
 static void note_release(struct intake *i, const char *rest, int64_t now)
 {
     if (i->writers > 0)
         i->writers--;
-    if (i->writers == 0)
-        i->released = true;
-    if (i->dirty)
-        i->last = now;
+    note_closed(i, now);
     if (i->dirty && i->folder && strcmp(rest, "_SUCCESS") == 0)
         i->complete = i->success = true;
 }
@@ -92,6 +100,15 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
         break;
     case DROP_RELEASE:
         note_release(i, p->rest, now);
+        break;
+    case DROP_REMOTE_WRITER:
+        i->remote++;
+        i->released = false;
+        break;
+    case DROP_REMOTE_RELEASE:
+        if (i->remote > 0)
+            i->remote--;
+        note_closed(i, now);
         break;
     case DROP_FSYNC:
         break;
@@ -197,10 +214,24 @@ static const char *taken_stamp(struct sched *s, const struct intake *i)
 {
     if (i->kind == OBJ_EXPERIMENT) {
         struct experiment *x = experiment_find(s, i->name);
-        return x ? x->stamp : NULL;
+        return x ? x->stamp : gone_stamp(s, i->name);
     }
     struct object *o = object_find(s, i->kind, i->name);
     return o ? o->stamp : NULL;
+}
+
+/* chmod and chown of a READY object change who may read what DTX says of it, and nothing else. */
+static void note_modes(struct sched *s, const struct intake *i, const struct stamp *st)
+{
+    struct object *o = i->kind == OBJ_EXPERIMENT ? NULL : object_find(s, i->kind, i->name);
+
+    if (!o)
+        return;
+    o->closed = st->closed;
+    if (geteuid() == 0) {
+        o->uid = st->uid;
+        o->gid = st->gid;
+    }
 }
 
 /* Something may have changed behind the mount's back, or only a mode: compare. */
@@ -221,12 +252,30 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
             note_root_gone(i, now);
         return;
     }
+    note_modes(s, i, &st);
     if (was && strcmp(was, text) == 0)
         return;
     change(i, now);
     i->last -= i->found_age;
     i->found_age = 0;
     i->success = i->complete = st.success || i->behind == DROP_RENAMED_IN;
+}
+
+/* Through an NFS server not every request comes with the client's uid: the file knows. */
+static void find_owner(struct sched *s, struct intake *i)
+{
+    int fd = geteuid() == 0 ? open_beneath(s->tree_fd, i->path, O_PATH) : -1;
+    struct stat st;
+
+    if (fd < 0)
+        return;
+    if (fstat(fd, &st) == 0) {
+        i->closed = privacy_of(st.st_mode);
+        i->who.uid = st.st_uid;
+        i->who.gid = st.st_gid;
+        i->has_who = i->owner_known = true;
+    }
+    close(fd);
 }
 
 static void announce_experiment(struct sched *s, struct intake *i)
@@ -250,6 +299,8 @@ static void announce(struct sched *s, struct intake *i)
 {
     struct object *o;
 
+    if (!i->owner_known)
+        find_owner(s, i);
     if (i->kind == OBJ_EXPERIMENT) {
         announce_experiment(s, i);
         return;
@@ -259,6 +310,7 @@ static void announce(struct sched *s, struct intake *i)
     o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
     if (!o || (o->state == ST_RECEIVING && o->id))
         return;
+    o->closed |= i->closed;
     check_cancel(s, o);
     asking_cancel(s, o);
     if (object_event(s, o, i->complete ? EV_RENAME : EV_WRITE, NULL))
@@ -326,7 +378,7 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
             i->retry_at = now + SECOND_NS;
         return;
     }
-    i->dirty = i->complete = i->success = i->wait_long = i->has_who = false;
+    i->dirty = i->complete = i->success = i->wait_long = i->has_who = i->owner_known = false;
 }
 
 void intake_round(struct sched *s, int64_t now)

@@ -64,6 +64,7 @@ struct object {
     json_t *spec;   /* normalized; of a tuned model: base, experiment, job, dataset, score, metadata */
     json_t *report; /* of the check; of a prompt: its answers */
     /* not in the catalog */
+    mode_t closed; /* privacy.c */
     struct check *check;
     struct asking *asking; /* a prompt being answered */
     int64_t retry_at;      /* mono: not before */
@@ -139,6 +140,11 @@ struct experiment {
     int64_t retry_at;
 };
 
+struct gone {
+    char name[NAME_CAP], stamp[96];
+    struct gone *next;
+};
+
 /* A drop that is not settled, or was lately touched.  One for each object root.  Protected by s->mutex; FUSE
  * threads too. */
 struct intake {
@@ -158,12 +164,15 @@ struct intake {
     unsigned announced;     /* gen at which the loop last looked */
     int64_t retry_at;       /* mono: the catalog could not be written */
     int writers;            /* local ones that have it open */
+    int remote;             /* handles of an NFS server that were written through and not closed since */
     bool released;          /* a RELEASE was seen since the last open */
     int64_t last;           /* mono, of the last change */
     int64_t last_drop;      /* mono, of the last event that came through the mount */
     int64_t look_at;        /* mono: next look at a base model's shards */
     struct caller who;
     bool has_who;
+    bool owner_known; /* who is the file's owner */
+    mode_t closed;    /* privacy.c: as far as the root's mode says it */
     struct intake *next;
 };
 
@@ -237,6 +246,7 @@ struct sched {
     int nworkers;
     struct intake *intakes;
     struct hidden *hidden;
+    struct gone *gone;
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
@@ -346,10 +356,24 @@ struct stamp {
     uid_t uid;      /* of the root */
     gid_t gid;
     bool success; /* holds _SUCCESS */
+    bool private; /* others may not read all of it */
+    mode_t closed; /* privacy.c */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
 void stamp_text(const struct stamp *st, char *out, size_t n);
+bool stamp_is_private(const char *text); /* as stamp_text wrote it */
 bool model_shards_complete(int tree_fd, const char *dir);
+
+/* privacy.c: mutex held */
+struct model_ref;
+mode_t privacy_of(mode_t mode);
+mode_t privacy_of_path(int tree_fd, const char *path); /* 0 where nothing is there */
+bool object_readable(const struct object *o, uid_t uid, gid_t gid);
+bool model_readable(struct sched *s, const struct model_ref *ref, uid_t uid, gid_t gid);
+const char *public_words(const struct object *o, const char *reason); /* reason, unless it is private */
+const char *public_reason(const struct object *o);                    /* NULL: none */
+/* Give experiments/NAME/ the mode that follows from the spec and what it uses. */
+void experiment_close_folder(struct sched *s, const struct experiment *x);
 
 /* intake.c */
 /* Mutex held.  who NULL: seen by inotify or the scan of the store, not through the mount.  True: the loop
@@ -390,6 +414,12 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
 void experiments_round(struct sched *s, int64_t now);
 int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e);
 int experiment_delete(struct sched *s, struct experiment *x);
+/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new one. */
+int gone_note(struct sched *s, const char *name, const char *stamp);
+const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+void gone_free(struct sched *s);
+/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash left. */
+void experiments_sweep(struct sched *s);
 
 /* jobs.c */
 int jobs_expand(struct experiment *x, struct dtx_err *e); /* fills x->jobs from x->spec; in memory */

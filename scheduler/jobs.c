@@ -149,6 +149,20 @@ static void score_key(struct sched *s, struct experiment *x, struct job *j)
     buf_release(&b);
 }
 
+static struct job *new_row(struct sched *s, struct experiment *x, const char *base)
+{
+    struct job *row = job_new(x, 0);
+
+    if (!row)
+        return NULL;
+    snprintf(row->name, sizeof(row->name), "base:%.240s", base);
+    snprintf(row->base, sizeof(row->base), "%s", base);
+    snprintf(row->model, sizeof(row->model), "%s", base);
+    score_key(s, x, row);
+    /* experiments_round tries again: a row without an id is dropped there */
+    return job_event(s, row, EV_WRITE, NULL) ? NULL : row;
+}
+
 int rows_expand(struct sched *s, struct experiment *x)
 {
     char name[NAME_CAP];
@@ -158,17 +172,13 @@ int rows_expand(struct sched *s, struct experiment *x)
     for (int i = 0; i < x->njobs; i++) {
         struct job *j = x->jobs[i], *row;
         snprintf(name, sizeof(name), "base:%.240s", j->base);
-        if (!j->base[0] || job_find(x, name))
+        if (!j->base[0])
             continue;
-        row = job_new(x, 0);
-        if (!row)
-            return -ENOMEM;
-        snprintf(row->name, sizeof(row->name), "%s", name);
-        snprintf(row->base, sizeof(row->base), "%s", j->base);
-        snprintf(row->model, sizeof(row->model), "%s", j->base);
-        score_key(s, x, row);
-        if (job_event(s, row, EV_WRITE, NULL) || job_event(s, row, EV_START, NULL))
-            return -EIO; /* experiments_round tries again: a row without an id is dropped there */
+        row = job_find(x, name);
+        if (!row && !(row = new_row(s, x, j->base)))
+            return -EIO;
+        if (row->state == ST_INIT && job_event(s, row, EV_START, NULL))
+            return -EIO;
     }
     return 0;
 }

@@ -336,8 +336,8 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         rc = to == ST_GONE ? catalog_del_object(s->catalog, o, &e)
                            : catalog_put_object(s->catalog, o, (enum state)to, reason, &e);
     if (rc == 0)
-        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to, reason,
-                           &e);
+        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to,
+                           public_words(o, reason), &e);
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &o->retry_at)) {
@@ -345,7 +345,7 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         return rc;
     }
     if ((enum state)to != from || reason)
-        log_transition(object_kind_name(o->kind), o->name, from, (enum state)to, reason);
+        log_transition(object_kind_name(o->kind), o->name, from, (enum state)to, public_words(o, reason));
     o->state = (enum state)to;
     o->changed = clock_wall_ns();
     set_text(&o->reason, reason);
@@ -418,7 +418,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
 {
     enum state from = x->state;
     int to = state_next(M_EXPERIMENT, from, ev), rc;
-    int64_t started = x->started, finished = x->finished;
+    int64_t id = x->id, started = x->started, finished = x->finished;
     struct dtx_err e = {0};
 
     if (to < 0)
@@ -438,6 +438,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &x->retry_at)) {
+        x->id = id; /* one that was rolled back will be another's */
         x->started = started;
         x->finished = finished;
         return rc;
@@ -485,7 +486,7 @@ int job_event(struct sched *s, struct job *j, enum event ev, const char *reason)
 {
     enum state from = j->state;
     int to = state_next(M_JOB, from, ev), finetune = state_next(M_FINETUNE, j->finetune, ev), rc;
-    int64_t started = j->started, finished = j->finished;
+    int64_t id = j->id, started = j->started, finished = j->finished;
     char name[2 * NAME_CAP + 2];
     struct dtx_err e = {0};
 
@@ -508,6 +509,7 @@ int job_event(struct sched *s, struct job *j, enum event ev, const char *reason)
     rc = finish(s, rc, &e);
     slow_end(s);
     if (settle_trouble(s, rc, &e, &j->retry_at)) {
+        j->id = id;
         j->started = started;
         j->finished = finished;
         return rc;

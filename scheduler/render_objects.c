@@ -74,7 +74,8 @@ static void add_examples(struct buf *out, const json_t *examples)
         buf_adds(out, "examples: what is trained stands between [[ and ]]\n");
 }
 
-static void dataset_report(struct buf *out, const json_t *r)
+/* The status is everybody's: rows that others may not read do not appear in it. */
+static void dataset_report(struct buf *out, const json_t *r, bool hide_rows)
 {
     const json_t *reasons = json_object_get(r, "skip_reasons");
     json_t *v;
@@ -89,7 +90,12 @@ static void dataset_report(struct buf *out, const json_t *r)
     json_array_foreach(reasons, i, v) add_field(out, "skipped row", "%s", json_string_value(v));
     add_report_text(out, r, "template");
     add_report_text(out, r, "sha256");
-    add_examples(out, json_object_get(r, "examples"));
+    if (hide_rows && json_array_size(json_object_get(r, "examples")))
+        add_field(
+            out, "examples",
+            "not shown: the dataset is private, or not READY (chmod -R o+rX would show them to everybody)");
+    else
+        add_examples(out, json_object_get(r, "examples"));
 }
 
 /* Whatever the check of a model says: numbers and texts. */
@@ -155,7 +161,7 @@ static void object_text(const struct object *o, struct buf *out)
     add_time(out, "created", o->created);
     add_time(out, "changed", o->changed);
     if (o->kind == OBJ_DATASET)
-        dataset_report(out, o->report);
+        dataset_report(out, o->report, o->state != ST_READY || stamp_is_private(o->stamp));
     else if (o->kind == OBJ_COMPARE || o->kind == OBJ_ASK)
         answers_report(out, o->report);
     else if (o->kind == OBJ_TUNED)
@@ -236,7 +242,7 @@ static void list_objects(struct sched *s, const struct layout_match *m, struct b
                 continue;
             name += n + 1;
         }
-        list_line(out, name, state_name(o->state), o->size, o->created, o->reason);
+        list_line(out, name, state_name(o->state), o->size, o->created, public_reason(o));
     }
 }
 

@@ -88,7 +88,7 @@ static void rejected_lines(const struct sched *s, struct buf *out)
         if (n++ == 0)
             buf_adds(out, "needs attention:\n");
         buf_addf(out, "  %s/%s: %s: %s\n", object_kind_collection(o->kind), o->name, state_name(o->state),
-                 shown_reason(o->reason));
+                 shown_reason(public_reason(o)));
     }
 }
 
@@ -138,9 +138,10 @@ static json_t *objects_json(struct sched *s, enum object_kind kind)
         const struct object *o = s->objects[i];
         if (o->kind == kind)
             json_array_append_new(
-                list, json_pack("{ss ss so sI ss}", "name", o->name, "state", state_name(o->state), "reason",
-                                o->reason ? json_string(o->reason) : json_null(), "size", (json_int_t)o->size,
-                                "created", clock_iso(o->created, created, sizeof(created))));
+                list,
+                json_pack("{ss ss so sI ss}", "name", o->name, "state", state_name(o->state), "reason",
+                          public_reason(o) ? json_string(public_reason(o)) : json_null(), "size",
+                          (json_int_t)o->size, "created", clock_iso(o->created, created, sizeof(created))));
     }
     return list;
 }

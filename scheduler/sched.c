@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "scheduler/base/clock.h"
@@ -17,7 +18,7 @@
 #include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
-enum { MAX_CHANGES = 1000 };
+enum { MAX_CHANGES = 1000, RESERVE = 4 << 20 /* bytes */ };
 
 /* ---- small things that all files use ---- */
 
@@ -142,6 +143,28 @@ static int make_folders(struct sched *s, struct dtx_err *e)
     return rc;
 }
 
+/* STORE/reserve: room that is given up when there is no other, so that dtxd starts on a full disk and files
+ * can be removed through the mount. */
+static void keep_reserve(struct sched *s)
+{
+    struct statvfs v;
+    int fd;
+
+    if (fstatvfs(s->store_fd, &v))
+        return;
+    if (v.f_bavail * v.f_frsize < 2 * RESERVE) {
+        if (unlinkat(s->store_fd, "reserve", 0) == 0)
+            log_line("the store's disk is full: the reserve (%d MB) is used; make room", RESERVE >> 20);
+        return;
+    }
+    fd = openat(s->store_fd, "reserve", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return;
+    if (posix_fallocate(fd, 0, RESERVE))
+        unlinkat(s->store_fd, "reserve", 0);
+    close(fd);
+}
+
 static int open_store(struct sched *s, struct dtx_err *e)
 {
     int rc;
@@ -153,6 +176,7 @@ static int open_store(struct sched *s, struct dtx_err *e)
     if (s->lock_fd < 0)
         return s->lock_fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", s->store)
                                     : s->lock_fd;
+    keep_reserve(s);
     rc = make_folders(s, e);
     if (rc)
         return rc;
@@ -303,6 +327,7 @@ static void free_model(struct sched *s)
         free(h->path);
         free(h);
     }
+    gone_free(s);
     free(s->objects);
     free(s->exps);
     free(s->changes);

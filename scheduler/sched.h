@@ -52,6 +52,10 @@ enum drop_event {
     DROP_WRITE,
     DROP_FSYNC,
     DROP_RELEASE,    /* a writer closed it */
+    /* The same for what an NFS server opened: it keeps files open for hours after the client's close, so that only a
+     * handle that something was written through counts, and that not for ever. */
+    DROP_REMOTE_WRITER,  /* first write through such a handle */
+    DROP_REMOTE_RELEASE, /* such a handle was closed after writes */
     DROP_RENAMED_IN, /* path is the new name (of a file, or of a folder with all it holds) */
     DROP_RENAMED_OUT,/* path is the old name */
     DROP_UNLINK,
@@ -75,6 +79,7 @@ struct sched_attr {
     uid_t uid;
     gid_t gid;
     int64_t mtime_ns; /* wall clock, of the object's last change */
+    mode_t closed;    /* permission bits that it does not have: what it tells of is private */
 };
 
 /* Does this generated file, folder or link exist now (are its {name}s known objects)?  0 or -ENOENT. */

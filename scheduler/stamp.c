@@ -50,6 +50,14 @@ static void note_time(const struct stat *st, struct stamp *out)
         out->newest = c;
 }
 
+/* May others not read it?  What DTX shows of it to everybody then leaves its contents out. */
+static bool is_private(const struct stat *st)
+{
+    mode_t need = S_ISDIR(st->st_mode) ? S_IROTH | S_IXOTH : S_ISREG(st->st_mode) ? S_IROTH : 0;
+
+    return (st->st_mode & need) != need;
+}
+
 static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 {
     int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -69,6 +77,8 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
             continue;
         note_time(&st, out);
+        out->private |= is_private(&st) && !name_is_leftover(ent->d_name);
+        out->closed |= privacy_of(st.st_mode);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
         if (S_ISDIR(st.st_mode) && depth < STAMP_MAX_DEPTH)
@@ -89,7 +99,9 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
         return -errno;
     out->uid = st.st_uid;
     out->gid = st.st_gid;
+    out->closed = privacy_of(st.st_mode);
     note_time(&st, out);
+    out->private = is_private(&st);
     if (S_ISDIR(st.st_mode))
         return walk(tree_fd, path, 0, out);
     add_file("", &st, out);
@@ -98,7 +110,13 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
 
 void stamp_text(const struct stamp *st, char *out, size_t n)
 {
-    snprintf(out, n, "%" PRId64 ":%" PRId64 ":%016" PRIx64, st->files, st->bytes, st->hash);
+    snprintf(out, n, "%" PRId64 ":%" PRId64 ":%016" PRIx64 "%s", st->files, st->bytes, st->hash,
+             st->private ? ":private" : "");
+}
+
+bool stamp_is_private(const char *text)
+{
+    return strstr(text, ":private") != NULL;
 }
 
 /* ---- safetensors shards: is every one as long as its header says? ---- */

@@ -10,8 +10,8 @@
  * -done-> READY | -error-> REJECTED, write: RECEIVING tuned     (none) -done-> READY -rmdir-> deleted service
  * (none) -write-> PENDING -start-> RUNNING -wait-> PENDING;  RUNNING -error-> FAILED;  -stop-> STOPPED
  *             -resume-> PENDING;  a wrong spec: REJECTED
- *   compare   (none) -write-> RECEIVING -settle-> PENDING -start-> ANSWERING -done-> DONE | -error-> FAILED
- *             (prompts in services/NAME/ask too)
+ *   compare   (none) -write,rename-> RECEIVING -settle-> PENDING -start-> ANSWERING -done-> DONE | -error->
+ * FAILED (prompts in services/NAME/ask too)
  *
  *   experiment
  *     (none) -write-> RECEIVING -error-> REJECTED -write-> RECEIVING
@@ -195,6 +195,9 @@ static const struct row {
     {M_COMPARE,
      BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED),
      EV_WRITE, ST_RECEIVING},
+    {M_COMPARE,
+     BIT(ST_NONE) | BIT(ST_RECEIVING) | BIT(ST_PENDING) | BIT(ST_ANSWERING) | BIT(ST_DONE) | BIT(ST_FAILED),
+     EV_RENAME, ST_RECEIVING},
     {M_COMPARE, BIT(ST_RECEIVING), EV_SETTLE, ST_PENDING},
     {M_COMPARE, BIT(ST_PENDING), EV_START, ST_ANSWERING},
     {M_COMPARE, BIT(ST_PENDING) | BIT(ST_ANSWERING), EV_WAIT, ST_PENDING},

@@ -195,6 +195,7 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
     if (!o)
         return -ENOMEM;
     o->size = st->bytes;
+    o->closed = st->closed;
     stamp_text(st, o->stamp, sizeof(o->stamp));
     if (geteuid() == 0 || !i->has_who) {
         o->uid = st->uid;
@@ -222,13 +223,21 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
     struct dtx_err e = {0};
     struct stamp st;
     char stamp[96];
-    int rc;
+    int rc, sync = 0;
 
     slow_begin(s);
     rc = stamp_path(s->tree_fd, i->path, &st);
     if (rc == 0 && !i->folder)
         rc = read_beneath(s->tree_fd, i->path, MAX_SPEC, &text, &e);
+    /* on the disk before any state says that we have it; datasets and base models: by their check */
+    if (rc == 0 && i->kind != OBJ_DATASET && i->kind != OBJ_BASE)
+        sync = fd_sync_tree(s->tree_fd, i->path, &e);
     slow_end(s);
+    if (sync) {
+        catalog_trouble(s, &e);
+        buf_release(&text);
+        return sync;
+    }
     if (rc == -ENOENT) { /* gone meanwhile; its event is on the way */
         buf_release(&text);
         i->gone = true;

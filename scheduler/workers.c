@@ -367,6 +367,8 @@ void workers_round(struct sched *s, int64_t now)
     if (!s->locks_free && now >= s->locks_look) {
         s->locks_free = old_workers_gone(s, now);
         s->locks_look = now + SECOND_NS / 10;
+        if (s->locks_free)
+            experiments_sweep(s);
     }
     for (int i = 0; i < s->nworkers; i++) {
         struct worker *w = &s->workers[i];

@@ -18,7 +18,7 @@ step() {
 sanitized() {
     make -j2 SAN="$1" all units >/dev/null || return 1
     ASAN_OPTIONS=detect_leaks=${LEAKS:-1}:handle_abort=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-        TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 CK_DEFAULT_TIMEOUT=600 TEST_TIMEOUT=1800 \
+        TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 CK_TIMEOUT_MULTIPLIER=10 TEST_TIMEOUT=1800 \
         BUILD=build-$1 tests/run.sh
 }
 with_clang() { make -j2 CC=clang all units >/dev/null && BUILD=build-clang tests/run.sh; }

@@ -10,6 +10,7 @@
  * Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
  */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/mma.cuh"
 
 #include <math.h>
@@ -208,8 +209,11 @@ __global__ void attn_delta_kernel(attn_shape s, const bf16 *o, const bf16 *d_o, 
     const bf16 *a = o + (int64_t)token * s.o_stride + head * s.head_dim;
     const bf16 *b = d_o + (int64_t)token * s.do_stride + head * s.head_dim;
     float sum = 0.f;
-    for (int d = lane; d < s.head_dim; d += 32)
-        sum += __bfloat162float(a[d]) * __bfloat162float(b[d]);
+    for (int d = lane * 2; d < s.head_dim; d += 64) {
+        float2 x = __bfloat1622float2(*(const __nv_bfloat162 *)(a + d)), y = __bfloat1622float2(*(const __nv_bfloat162 *)(b + d));
+        sum += x.x * y.x;
+        sum += x.y * y.y;
+    }
     for (int m = 16; m; m /= 2)
         sum += __shfl_xor_sync(~0u, sum, m);
     if (lane == 0)
@@ -407,6 +411,8 @@ static cudaError_t backward(cudaStream_t stream, const attn_shape *s, const attn
 cudaError_t attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles, const bf16 *q,
                          const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
+    if (s->hopper && (s->head_dim == 64 || s->head_dim == 128))
+        return hopper_attn_forward(stream, s, tiles, ntiles, q, k, v, o, lse);
 #define FORWARD(D) forward<D>(stream, s, tiles, ntiles, q, k, v, o, lse)
     BY_HEAD_DIM(FORWARD)
 }
@@ -417,6 +423,8 @@ cudaError_t attn_backward(cudaStream_t stream, const attn_shape *s, const attn_t
 {
     int pairs = s->tokens * s->heads;
     attn_delta_kernel<<<(pairs + 7) / 8, 256, 0, stream>>>(*s, o, d_o, delta);
+    if (s->hopper && (s->head_dim == 64 || s->head_dim == 128))
+        return hopper_attn_backward(stream, s, tiles, ntiles, q, k, v, lse, d_o, delta, dq, dk, dv);
 #define BACKWARD(D) backward<D>(stream, s, tiles, ntiles, q, k, v, lse, d_o, delta, dq, dk, dv)
     BY_HEAD_DIM(BACKWARD)
 }

@@ -30,6 +30,7 @@ struct attn_shape {
     int tokens, heads, kv_heads, head_dim; /* head_dim: a multiple of 8 up to 128 */
     int q_stride, k_stride, v_stride, o_stride;
     int dq_stride, dk_stride, dv_stride, do_stride;
+    bool hopper; /* attention_hopper.cu may be used */
 };
 
 /* tiles: ntiles of them on the device, in any order.  Returns cudaErrorInvalidValue for a head size not built. */

@@ -25,12 +25,19 @@ typedef __nv_bfloat16 bf16;
 enum {
     ROW_ALIGN = 128,
     LORA_ROWS = 32,      /* rows of one tile in the LoRA products */
+    GRAD_ROWS = 1024,    /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
+    DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
 };
 
 struct lora_tile { /* LORA_ROWS rows of one segment */
     int32_t row0, adapter, rows, seg; /* rows: real ones, at most LORA_ROWS */
+};
+
+struct grad_slice { /* up to GRAD_ROWS real rows of one segment */
+    int32_t seg, first, rows; /* first: within the segment */
+    int32_t slot;             /* of its partial sums, ascending within a segment; -1: the only slice */
 };
 
 struct dev_adapter { /* op_adapter as kernels see it */
@@ -40,6 +47,7 @@ struct dev_adapter { /* op_adapter as kernels see it */
     uint32_t targets;
     float scale, keep; /* keep = 1 / (1 - dropout) */
     uint32_t threshold; /* of dropout; 0: none */
+    uint32_t layer_floats, offset[DTX_TARGETS]; /* of A within a layer, as lora_offset says */
 };
 
 struct cuda_pack { /* op_pack.dev */
@@ -48,14 +56,20 @@ struct cuda_pack { /* op_pack.dev */
     op_seg *segs;
     op_seq *seqs;
     dev_adapter *adapters;
+    dev_adapter *row_adapters; /* decode: [rows], shadow NULL where a row has none */
     lora_tile *tiles;
     attn_tile *attn;
-    int32_t n_tiles, n_attn, max_seg_rows;
+    grad_slice *slices;
+    int32_t *first_slice; /* [segments] index of its first slice */
+    int32_t n_tiles, n_attn, n_slices, n_slots, max_seg_rows;
     bool dropout; /* any adapter has some */
+    float *partial; /* of attention_cached and decode_layer, made when first needed */
+    int32_t slices_cached;
     void *shadows; /* bf16 copies made for this pack (training adapters), or NULL */
 };
 
 struct gemm_plan;
+struct trace;
 struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
 
 struct op_dev {
@@ -73,12 +87,33 @@ struct op_dev {
     cudaEvent_t staging_done[2];
     gemm_plan *plans;
     shadow *shadows;
+    bool overlap; /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
+    int32_t shared_bytes; /* shared memory that a block may have */
+    bool hopper;  /* compute capability 9.0 */
+    trace *tracing; /* NULL: off */
 };
 
 /* Remember the first error with words. */
 void dev_fail(op_dev *d, cudaError_t rc, const char *what);
 #define DEV_CHECK(d, call) dev_fail(d, (call), #call)
 #define DEV_LAUNCHED(d, what) dev_fail(d, cudaGetLastError(), what)
+
+/* trace.cu */
+trace *trace_open();
+int trace_begin(op_dev *d, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void trace_end(op_dev *d, int span);
+void trace_collect(op_dev *d);
+void trace_close(op_dev *d);
+struct trace_scope {
+    op_dev *d;
+    int span;
+    ~trace_scope()
+    {
+        if (d->tracing)
+            trace_end(d, span);
+    }
+};
+#define TRACE(d, ...) trace_scope traced = {(d), (d)->tracing ? trace_begin((d), __VA_ARGS__) : -1}
 
 void *dev_alloc(op_dev *d, size_t bytes);
 void dev_free(op_dev *d, void *p);
@@ -114,6 +149,9 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);
 
 /* lora.cu */
+void lora_setup(op_dev *d);
+void decode_setup(op_dev *d);
+size_t lora_grad_scratch(const op_pack *p, const op_linear *l);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
 void lora_down_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, bf16 *dh);
@@ -122,6 +160,55 @@ void lora_grads(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy,
                 const bf16 *dh);
 void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -> bf16 */
 void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
+
+/* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */
+template <typename... P, typename... A>
+static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int threads, size_t smem, A... args)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute[1];
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = smem;
+    config.stream = d->stream;
+    config.attrs = attribute;
+    config.numAttrs = d->overlap ? 1 : 0;
+    DEV_CHECK(d, cudaLaunchKernelEx(&config, kernel, P(args)...));
+}
+
+#ifdef __CUDACC__
+/* What earlier kernels wrote may be read, and anything written, only after this. */
+__device__ __forceinline__ void chain_wait()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The next kernel of the chain may be put on free multiprocessors once every block has said this. */
+__device__ __forceinline__ void chain_next()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void prefetch_l2(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* A of (layer, target) in the rounded copy, or NULL; B [out, rank] follows at + rank * in.  For decode's row_adapters,
+ * where an adapter is read by its place in memory. */
+__device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int layer, int target)
+{
+    return ad->shadow && (ad->targets >> target & 1)
+               ? ad->shadow + (size_t)layer * ad->layer_floats + ad->offset[target]
+               : NULL;
+}
+#endif
 
 /* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);
@@ -134,11 +221,14 @@ void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu,
 void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse);
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
                        const void *qkv, const float *lse, void *dqkv);
+size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab);
 void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
                   void *dx);
 void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op_outcome *out);
 void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv);
 void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o);
+void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l);
+float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices);
 void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
                float *logits);
 void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);

@@ -1,7 +1,7 @@
 /*
  * Decode: few rows, every weight read once; and attention over the KV cache.
  *
- * gemv: y[M, N] = add + x W^T + bias + LoRA.  A warp owns 16 rows of W and a fixed slice of K; it feeds them to the
+ * gemv: y[M, N] = add + x W^T + bias + LoRA.  A block owns 16 rows of W, a warp every eighth chunk of K; it feeds them to the
  * tensor core as the 16-row operand, straight from global memory in 16-byte loads, with up to 8 rows of x as the
  * 8-column operand.  (Any fixed permutation of k applied to both operands leaves the product as it is, so each lane
  * loads 8 consecutive k of its row and they serve as the fragments of two instructions.)  The WARPS slices are summed
@@ -20,93 +20,131 @@ enum { WARPS = 8, ROWS = 8, UNROLL = 4 };
 
 struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
     const bf16 *h;
-    const op_seg *segs;
-    const op_seq *seqs;
-    const int32_t *seq_of_row;
-    const dev_adapter *adapters;
+    const dev_adapter *row_adapters;
     lora_dims dims;
     int32_t rows, hr, layer, in, n_parts;
     int32_t target[3], out0[3], n[3];
 };
 
-__device__ float lora_term(const gemv_lora &a, int row, int col)
+struct lora_row { /* the two vectors of one output's term; B NULL: none */
+    const bf16 *h, *B;
+    int rank;
+    float scale;
+};
+
+__device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
 {
-    const op_seg seg = a.segs[a.seqs[a.seq_of_row[row]].seg];
-    if (seg.adapter < 0)
-        return 0.f;
-    const dev_adapter ad = a.adapters[seg.adapter];
+    const dev_adapter *ad = &a.row_adapters[row];
     int part = 0;
     while (part + 1 < a.n_parts && col >= a.out0[part + 1])
         part++;
-    int target = a.target[part];
-    if (!(ad.targets >> target & 1))
-        return 0.f;
-    size_t whole = 0, before = 0;
-    for (int t = 0; t < DTX_TARGETS; t++) {
-        size_t n = ad.targets >> t & 1 ? (size_t)ad.rank * ((size_t)a.dims.in[t] + (size_t)a.dims.out[t]) : 0;
-        whole += n;
-        before += t < target ? n : 0;
+    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
+    lora_row v = {NULL, NULL, ad->rank, ad->scale};
+    if (A) {
+        v.B = A + (size_t)v.rank * a.in + (size_t)(col - a.out0[part]) * v.rank;
+        v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
     }
-    const bf16 *B = ad.shadow + a.layer * whole + before + (size_t)ad.rank * a.in + (size_t)(col - a.out0[part]) * ad.rank;
-    const bf16 *h = a.h + ((size_t)part * a.rows + row) * a.hr;
-    float sum = 0.f;
-    for (int j = 0; j < ad.rank; j++)
-        sum += __bfloat162float(h[j]) * __bfloat162float(B[j]);
-    return ad.scale * sum;
+    return v;
 }
 
-/* One block = 16 rows of W x all of K; grid.x = N / 16, grid.y = M / 8. */
+__device__ __forceinline__ float dot8(uint4 a, uint4 b, float sum)
+{
+    const __nv_bfloat162 *pa = (const __nv_bfloat162 *)&a, *pb = (const __nv_bfloat162 *)&b;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        float2 fa = __bfloat1622float2(pa[e]), fb = __bfloat1622float2(pb[e]);
+        sum += fa.x * fb.x;
+        sum += fa.y * fb.y;
+    }
+    return sum;
+}
+
+__device__ __forceinline__ float lora_term(const lora_row &v)
+{
+    float sum = 0.f;
+    if (!v.B)
+        return 0.f;
+    if (v.rank % 8 == 0 && ((uintptr_t)v.B & 15) == 0) {
+#pragma unroll 2
+        for (int j = 0; j < v.rank; j += 8)
+            sum = dot8(*(const uint4 *)(v.h + j), *(const uint4 *)(v.B + j), sum);
+    } else {
+        for (int j = 0; j < v.rank; j++)
+            sum += __bfloat162float(v.h[j]) * __bfloat162float(v.B[j]);
+    }
+    return v.scale * sum;
+}
+
+/* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
+ * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first loads
+ * go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind it.) */
 template <bool LORA, bool OUT_F32>
-__global__ void __launch_bounds__(WARPS * 32)
-    gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias, const bf16 *add, void *y)
+__global__ void __launch_bounds__(WARPS * 32, 2)
+    gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
+                const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
+    constexpr int STEP = WARPS * UNROLL;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int n0 = blockIdx.x * 16, m0 = blockIdx.y * ROWS;
-    int chunks = K / 32, per = (chunks + WARPS - 1) / WARPS, first = warp * per, last = min(first + per, chunks);
+    int n0 = blockIdx.y * 16, m0 = blockIdx.x * ROWS, chunks = K / 32;
     const bf16 *w0 = W + (size_t)min(n0 + g, N - 1) * K + t * 8, *w1 = W + (size_t)min(n0 + g + 8, N - 1) * K + t * 8;
     const bf16 *xr = x + (size_t)min(m0 + g, M - 1) * K + t * 8;
-    float acc[4] = {};
-    auto feed = [&](uint4 a0, uint4 a1, uint4 b) {
-        uint32_t lo[4] = {a0.x, a1.x, a0.y, a1.y}, hi[4] = {a0.z, a1.z, a0.w, a1.w};
-        mma(acc, lo, b.x, b.y);
-        mma(acc, hi, b.z, b.w);
-    };
-    int c = first;
-    for (; c + UNROLL <= last; c += UNROLL) {
-        uint4 a0[UNROLL], a1[UNROLL], b[UNROLL];
+    uint4 a0[2][UNROLL], a1[2][UNROLL];
+    chain_next();
+    auto fetch = [&](int c, uint4 *p0, uint4 *p1) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            a0[u] = __ldcs((const uint4 *)(w0 + (size_t)(c + u) * 32));
-            a1[u] = __ldcs((const uint4 *)(w1 + (size_t)(c + u) * 32));
-            b[u] = *(const uint4 *)(xr + (size_t)(c + u) * 32);
+            bool in = c + u * WARPS < chunks;
+            p0[u] = in ? __ldcs((const uint4 *)(w0 + (size_t)(c + u * WARPS) * 32)) : make_uint4(0, 0, 0, 0);
+            p1[u] = in ? __ldcs((const uint4 *)(w1 + (size_t)(c + u * WARPS) * 32)) : make_uint4(0, 0, 0, 0);
         }
+    };
+    fetch(warp, a0[0], a1[0]);
+    int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
+    bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
+    lora_row extra = {};
+    if (LORA && writes) {
+        extra = lora_row_of(a, row, col);
+        if (extra.B)
+            prefetch_l2(extra.B);
+    }
+    chain_wait();
+    float acc[4] = {};
+    auto feed = [&](int c, const uint4 *p0, const uint4 *p1) {
+        uint4 b[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
-            feed(a0[u], a1[u], b[u]);
+            b[u] = c + u * WARPS < chunks ? *(const uint4 *)(xr + (size_t)(c + u * WARPS) * 32) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            uint32_t lo[4] = {p0[u].x, p1[u].x, p0[u].y, p1[u].y}, hi[4] = {p0[u].z, p1[u].z, p0[u].w, p1[u].w};
+            mma(acc, lo, b[u].x, b[u].y);
+            mma(acc, hi, b[u].z, b[u].w);
+        }
+    };
+    for (int c = warp; c < chunks; c += 2 * STEP) {
+        fetch(c + STEP, a0[1], a1[1]);
+        feed(c, a0[0], a1[0]);
+        fetch(c + 2 * STEP, a0[0], a1[0]);
+        feed(c + STEP, a0[1], a1[1]);
     }
-    for (; c < last; c++)
-        feed(__ldcs((const uint4 *)(w0 + (size_t)c * 32)), __ldcs((const uint4 *)(w1 + (size_t)c * 32)),
-             *(const uint4 *)(xr + (size_t)c * 32));
+    float term = LORA && writes ? lora_term(extra) : 0.f, onto = 0.f;
+    if (writes && add)
+        onto = __bfloat162float(add[(size_t)row * N + col]);
     for (int i = 0; i < 4; i++)
         part[warp][(g + i / 2 * 8) * ROWS + t * 2 + i % 2] = acc[i];
     __syncthreads();
-    if (threadIdx.x >= 16 * ROWS)
-        return;
-    int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
-    if (col >= N || row >= M)
+    if (!writes)
         return;
     float sum = 0.f;
+#pragma unroll
     for (int i = 0; i < WARPS; i++)
         sum += part[i][at];
     for (int k = chunks * 32; k < K; k++) /* the tail of a K that is no multiple of 32 */
         sum += __bfloat162float(W[(size_t)col * K + k]) * __bfloat162float(x[(size_t)row * K + k]);
     if (bias)
         sum += __bfloat162float(bias[col]);
-    if (LORA)
-        sum += lora_term(a, row, col);
-    if (add)
-        sum += __bfloat162float(add[(size_t)row * N + col]);
+    sum = sum + term + onto;
     if (OUT_F32)
         ((float *)y)[(size_t)row * N + col] = sum;
     else
@@ -119,6 +157,8 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
                                 const bf16 *add, void *y)
 {
     int col = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, row = blockIdx.y, lane = threadIdx.x % 32;
+    chain_next();
+    chain_wait();
     if (col >= N)
         return;
     float sum = 0.f;
@@ -131,7 +171,7 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
     if (bias)
         sum += __bfloat162float(bias[col]);
     if (LORA)
-        sum += lora_term(a, row, col);
+        sum += lora_term(lora_row_of(a, row, col));
     if (add)
         sum += __bfloat162float(add[(size_t)row * N + col]);
     if (OUT_F32)
@@ -145,24 +185,22 @@ static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf1
                    const bf16 *add, void *y)
 {
     if (K % 8 == 0)
-        gemv_kernel<LORA, OUT_F32><<<dim3(div_up(N, 16), div_up(M, ROWS)), WARPS * 32, 0, d->stream>>>(
-            a, M, N, K, x, W, bias, add, y);
+        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K,
+                     x, W, bias, add, y);
     else
-        gemv_any_kernel<LORA, OUT_F32><<<dim3(div_up(N, 8), M), 256, 0, d->stream>>>(a, M, N, K, x, W, bias, add, y);
+        chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
     DEV_LAUNCHED(d, "gemv");
 }
 
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32)
 {
+    TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
     gemv_lora a = {};
     if (h) {
         const cuda_pack *c = pack_dev(p);
         a.h = h;
-        a.segs = c->segs;
-        a.seqs = c->seqs;
-        a.seq_of_row = c->seq_of_row;
-        a.adapters = c->adapters;
+        a.row_adapters = c->row_adapters;
         a.dims = *p->dims;
         a.rows = p->rows;
         a.hr = h_columns(p);
@@ -209,6 +247,7 @@ __global__ void kv_store_kernel(const int32_t *seq_of_row, const op_seq *seqs, c
 
 void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv)
 {
+    TRACE(d, "kv_store R %d", p->rows);
     int q_dim = a->heads * a->head_dim, kv_dim = a->kv_heads * a->head_dim;
     const cuda_pack *c = pack_dev(p);
     kv_store_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim, q_dim,
@@ -216,7 +255,7 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
     DEV_LAUNCHED(d, "kv_store");
 }
 
-enum { SLICE = 128, MAX_HEAD = 128, CACHED_WARPS = 4 };
+enum { SLICE = DECODE_SLICE, MAX_HEAD = 128, CACHED_WARPS = 4 };
 
 /* One block: (row, head, slice).  partial [row][head][slice][2 + dim]: max, sum, weighted values. */
 __global__ void __launch_bounds__(CACHED_WARPS * 32)
@@ -323,20 +362,34 @@ __global__ void cached_join_kernel(const int32_t *seq_of_row, const op_seq *seqs
         o[((size_t)row * heads + head) * dim + i] = __float2bfloat16(value / sum);
 }
 
-void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o)
+/* Scratch for the slices of the longest sequence, one for all layers of a pack. */
+float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices)
 {
-    const cuda_pack *c = pack_dev(p);
-    int ld = (a->heads + 2 * a->kv_heads) * a->head_dim, longest = 0, slices;
-    float *partial;
+    cuda_pack *c = pack_dev(p);
+    int longest = 0;
 
     if (a->head_dim > MAX_HEAD || a->head_dim % 8) {
         dev_fail(d, cudaErrorInvalidValue, "attention_cached: head size must be a multiple of 8 up to 128");
-        return;
+        return NULL;
     }
-    for (int i = 0; i < p->n_seqs; i++)
-        longest = p->seqs[i].pos0 + p->seqs[i].rows > longest ? p->seqs[i].pos0 + p->seqs[i].rows : longest;
-    slices = div_up(longest, SLICE);
-    partial = (float *)dev_alloc(d, (size_t)p->rows * a->heads * slices * (2 + a->head_dim) * sizeof(float));
+    if (!c->partial) {
+        for (int i = 0; i < p->n_seqs; i++)
+            longest = p->seqs[i].pos0 + p->seqs[i].rows > longest ? p->seqs[i].pos0 + p->seqs[i].rows : longest;
+        c->slices_cached = div_up(longest, SLICE);
+        c->partial =
+            (float *)dev_alloc(d, (size_t)p->rows * a->heads * c->slices_cached * (2 + a->head_dim) * sizeof(float));
+    }
+    *slices = c->slices_cached;
+    return c->partial;
+}
+
+void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o)
+{
+    TRACE(d, "attention_cached R %d", p->rows);
+    const cuda_pack *c = pack_dev(p);
+    int ld = (a->heads + 2 * a->kv_heads) * a->head_dim, slices;
+    float *partial = cached_partial(d, p, a, &slices);
+
     if (!partial)
         return;
     cached_slice_kernel<<<dim3(p->rows, a->heads, slices), CACHED_WARPS * 32, 0, d->stream>>>(
@@ -345,5 +398,4 @@ void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, con
     cached_join_kernel<<<dim3(p->rows, a->heads), div_up(a->head_dim, 32) * 32, 0, d->stream>>>(
         c->seq_of_row, c->seqs, a->heads, a->head_dim, slices, partial, (bf16 *)o);
     DEV_LAUNCHED(d, "attention_cached");
-    dev_free(d, partial);
 }

@@ -2,10 +2,13 @@
  * The device: opening, memory, uploads, packs, the linear operation, and the ops table.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/attention_hopper.cuh"
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
+#include <thread>
 
 extern "C" {
 #include "scheduler/base/err.h"
@@ -68,12 +71,34 @@ static char *staging_take(op_dev *d, size_t n)
     return p;
 }
 
+/* memcpy by several threads: one alone does not reach the speed of the bus, least of all from a mapped file. */
+static void copy_wide(char *dst, const char *src, size_t n)
+{
+    enum { THREADS = 6, LEAST = 4 << 20 };
+    std::thread helper[THREADS];
+    size_t part = n < LEAST ? n : (n / THREADS + 4095) & ~(size_t)4095, at = part;
+    int started = 0;
+
+    for (; at < n; at += part) {
+        size_t k = n - at < part ? n - at : part, from = at;
+        try {
+            helper[started] = std::thread([=] { memcpy(dst + from, src + from, k); });
+            started++;
+        } catch (const std::system_error &) { /* no thread to be had: here, then */
+            memcpy(dst + from, src + from, k);
+        }
+    }
+    memcpy(dst, src, part);
+    for (int i = 0; i < started; i++)
+        helper[i].join();
+}
+
 void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
 {
     for (size_t at = 0; at < bytes;) {
         size_t n = bytes - at < STAGING_HALF ? bytes - at : (size_t)STAGING_HALF;
         char *s = staging_take(d, n);
-        memcpy(s, (const char *)host + at, n);
+        copy_wide(s, (const char *)host + at, n);
         DEV_CHECK(d, cudaMemcpyAsync((char *)dst + at, s, n, cudaMemcpyHostToDevice, d->stream));
         at += n;
     }
@@ -81,6 +106,8 @@ void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes)
 
 static int cu_sync(op_dev *d)
 {
+    if (d->tracing)
+        trace_collect(d);
     DEV_CHECK(d, cudaStreamSynchronize(d->stream));
     return d->status == cudaSuccess ? 0 : d->status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
@@ -196,6 +223,21 @@ static int fill_lora_tiles(const op_pack *p, lora_tile *t)
     return n;
 }
 
+/* Every segment's real rows; returns the number of slices, counts the slots that partial sums need. */
+static int fill_slices(const op_pack *p, grad_slice *t, int32_t *first, int32_t *slots)
+{
+    int n = 0;
+    for (int s = 0; s < p->n_segs; s++) {
+        bool only = p->segs[s].rows <= GRAD_ROWS;
+        first[s] = n;
+        for (int r = 0; r == 0 || r < p->segs[s].rows; r += GRAD_ROWS) {
+            int left = p->segs[s].rows - r;
+            t[n++] = {s, r, left < GRAD_ROWS ? left : GRAD_ROWS, only ? -1 : (*slots)++};
+        }
+    }
+    return n;
+}
+
 /* Longest sequences first would balance better; the order changes no number.  Tiles late in a sequence cost most. */
 static int fill_attn_tiles(const op_pack *p, attn_tile *t)
 {
@@ -218,7 +260,10 @@ static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter
     for (int i = 0; i < p->n_adapters; i++) {
         const op_adapter *a = &p->adapters[i];
         size_t n = lora_floats(p->dims, a->targets, a->rank);
-        out[i] = {NULL, a->g, a->rank, a->targets, a->scale, 1.f, 0};
+        out[i] = {NULL, a->g, a->rank, a->targets, a->scale, 1.f, 0, 0, {0}};
+        out[i].layer_floats = (uint32_t)lora_layer_floats(p->dims, a->targets, a->rank);
+        for (int t = 0; t < DTX_TARGETS; t++)
+            out[i].offset[t] = (uint32_t)lora_offset(p->dims, a->targets, a->rank, 0, t);
         if (a->g) {
             bf16 *s = (bf16 *)c->shadows + floats;
             lora_round(d, a->w, s, n);
@@ -243,6 +288,7 @@ static void cu_pack_release(op_dev *d, op_pack *p)
     cuda_pack *c = pack_dev(p);
     if (!c)
         return;
+    dev_free(d, c->partial);
     dev_free(d, c->shadows);
     dev_free(d, c->block);
     delete c;
@@ -251,13 +297,15 @@ static void cu_pack_release(op_dev *d, op_pack *p)
 
 static int cu_pack_prepare(op_dev *d, op_pack *p)
 {
+    TRACE(d, "pack_prepare R %d", p->rows);
     cuda_pack *c = new cuda_pack();
     layout_cursor at = {0};
-    int max_tiles = 0, max_attn = 0;
+    int max_tiles = 0, max_attn = 0, max_slices = 0;
 
     p->dev = c;
     for (int s = 0; s < p->n_segs; s++) {
         max_tiles += p->decode ? 0 : div_up(p->segs[s].rows, ROW_ALIGN) * (ROW_ALIGN / LORA_ROWS);
+        max_slices += p->decode ? 0 : 1 + p->segs[s].rows / GRAD_ROWS;
         c->max_seg_rows = p->segs[s].rows > c->max_seg_rows ? p->segs[s].rows : c->max_seg_rows;
     }
     if (!p->decode)
@@ -268,6 +316,8 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     size_t segs = at.take(p->n_segs * sizeof(op_seg)), seqs = at.take(p->n_seqs * sizeof(op_seq));
     size_t ads = at.take(p->n_adapters * sizeof(dev_adapter)), tiles = at.take(max_tiles * sizeof(lora_tile));
     size_t attn = at.take(max_attn * sizeof(attn_tile));
+    size_t slices = at.take(max_slices * sizeof(grad_slice)), firsts = at.take(p->n_segs * 4ull);
+    size_t row_ads = at.take(p->decode ? p->rows * sizeof(dev_adapter) : 0);
     char *host = (char *)calloc(1, at.at + 1), *dev = (char *)dev_alloc(d, at.at + 1);
     c->block = dev;
     if (!host || !dev || !fill_adapters(d, p, c, (dev_adapter *)(host + ads))) {
@@ -286,6 +336,12 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
     c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
     c->n_attn = p->decode ? 0 : fill_attn_tiles(p, (attn_tile *)(host + attn));
+    c->n_slices = p->decode ? 0 : fill_slices(p, (grad_slice *)(host + slices), (int32_t *)(host + firsts), &c->n_slots);
+    for (int r = 0; p->decode && r < p->rows; r++) {
+        int ad = p->segs[p->seqs[p->seq_of_row[r]].seg].adapter;
+        if (ad >= 0)
+            ((dev_adapter *)(host + row_ads))[r] = ((dev_adapter *)(host + ads))[ad];
+    }
     dev_upload(d, dev, host, at.at);
     free(host);
     c->ids = (int32_t *)(dev + ids);
@@ -298,6 +354,9 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     c->adapters = (dev_adapter *)(dev + ads);
     c->tiles = (lora_tile *)(dev + tiles);
     c->attn = (attn_tile *)(dev + attn);
+    c->slices = (grad_slice *)(dev + slices);
+    c->row_adapters = (dev_adapter *)(dev + row_ads);
+    c->first_slice = (int32_t *)(dev + firsts);
     return d->status == cudaSuccess ? 0 : -EIO;
 }
 
@@ -364,6 +423,26 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
     dev_free(d, dh);
 }
 
+/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other. */
+static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
+                               uint32_t targets)
+{
+    static const struct {
+        int n, target[3];
+    } linear[] = {{3, {DTX_Q, DTX_K, DTX_V}}, {1, {DTX_O}}, {2, {DTX_GATE, DTX_UP}}, {1, {DTX_DOWN}}};
+    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? div_up(rows, GRAD_ROWS) : 0, most = 0;
+    size_t R = (size_t)div_up(rows, ROW_ALIGN) * ROW_ALIGN, head = head_scratch(rows, hidden, vocab);
+
+    for (const auto &q : linear) {
+        size_t columns = 0;
+        for (int i = 0; i < q.n; i++)
+            columns += (size_t)l->in[q.target[i]] + (size_t)l->out[q.target[i]];
+        size_t bytes = q.n * R * hr * sizeof(bf16) + slots * columns * hr * sizeof(float);
+        most = bytes > most ? bytes : most;
+    }
+    return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
+}
+
 /* ---- opening ---- */
 
 static void cu_info(op_dev *d, struct dtx_device_info *info)
@@ -382,6 +461,7 @@ static void cu_close(op_dev *d)
         return;
     if (d->stream) {
         cudaStreamSynchronize(d->stream);
+        trace_close(d);
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);
@@ -408,7 +488,7 @@ static const struct dtx_ops cuda_ops = {
     cu_pack_prepare, cu_pack_release,
     cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
     cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer, cu_scratch_bytes,
 };
 
 static cudaError_t open_device(op_dev *d)
@@ -428,6 +508,9 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
         (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
         return rc;
+    d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
+    d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
+    d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
@@ -450,11 +533,14 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
     if (!d)
         return dtx_fail(e, -ENOMEM, "out of memory");
     d->index = index;
+    d->tracing = trace_open();
     rc = open_device(d);
     if (rc != cudaSuccess) {
         cu_close(d);
         return dtx_fail(e, -ENODEV, "cannot open GPU %d: %s (nvidia-smi lists the GPUs)", index, cudaGetErrorString(rc));
     }
+    lora_setup(d);
+    decode_setup(d);
     *out = d;
     *ops = &cuda_ops;
     return 0;

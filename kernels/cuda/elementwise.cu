@@ -3,56 +3,7 @@
  * that row alone; float32 inside.  Vectors of 8 (16 bytes) where the width allows, single elements elsewhere.
  */
 #include "kernels/cuda/cuda.h"
-
-template <int V> struct vec { /* V bf16 as floats */
-    float f[V];
-};
-
-template <int V> __device__ __forceinline__ vec<V> load(const bf16 *p)
-{
-    vec<V> v;
-    if constexpr (V == 8) {
-        uint4 raw = *(const uint4 *)p;
-        const __nv_bfloat162 *h = (const __nv_bfloat162 *)&raw;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float2 f = __bfloat1622float2(h[i]);
-            v.f[2 * i] = f.x;
-            v.f[2 * i + 1] = f.y;
-        }
-    } else {
-        v.f[0] = __bfloat162float(*p);
-    }
-    return v;
-}
-
-template <int V> __device__ __forceinline__ void store(bf16 *p, const vec<V> &v)
-{
-    if constexpr (V == 8) {
-        __nv_bfloat162 h[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            h[i] = __floats2bfloat162_rn(v.f[2 * i], v.f[2 * i + 1]);
-        *(uint4 *)p = *(uint4 *)h;
-    } else {
-        *p = __float2bfloat16(v.f[0]);
-    }
-}
-
-/* Sum over the block, the same in every thread; a fixed tree. */
-__device__ __forceinline__ float block_sum(float x, float *scratch)
-{
-    for (int m = 16; m; m /= 2)
-        x += __shfl_xor_sync(~0u, x, m);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0)
-        scratch[threadIdx.x / 32] = x;
-    __syncthreads();
-    float sum = 0.f;
-    for (int i = 0; i < (int)blockDim.x / 32; i++)
-        sum += scratch[i];
-    return sum;
-}
+#include "kernels/cuda/vec.cuh"
 
 static inline int row_threads(int n)
 {
@@ -80,6 +31,7 @@ template <int V> __global__ void embed_kernel(const int32_t *ids, const bf16 *E,
 
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x)
 {
+    TRACE(d, "embed R %d", p->rows);
     const int32_t *ids = pack_dev(p)->ids;
     int t = row_threads(hidden);
     BY_WIDTH(hidden % 8 == 0, (embed_kernel<8><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)),
@@ -113,6 +65,7 @@ __global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, b
 
 void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd)
 {
+    TRACE(d, "rmsnorm R %d", p->rows);
     int t = row_threads(n);
     BY_WIDTH(n % 8 == 0,
              (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
@@ -146,6 +99,7 @@ __global__ void rmsnorm_back_kernel(const bf16 *dy, const bf16 *x, const bf16 *w
 void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
                      int32_t n, const void *add, void *dx)
 {
+    TRACE(d, "rmsnorm_back R %d", p->rows);
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)x, *c = (const bf16 *)w, *e = (const bf16 *)add;
     int t = row_threads(n);
     BY_WIDTH(n % 8 == 0, (rmsnorm_back_kernel<8><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)),
@@ -153,19 +107,26 @@ void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x,
     DEV_LAUNCHED(d, "rmsnorm_back");
 }
 
-/* ---- RoPE: one block a row, a thread a (head, i) pair ---- */
+/* ---- RoPE: one block a row, a thread V pairs (head, i .. i + V) ---- */
 
+template <int V>
 __global__ void rope_kernel(const int32_t *pos, const float *table, int n_heads, int dim, int ld, float sign, bf16 *qkv)
 {
     int half = dim / 2;
     const float *cs = table + (size_t)pos[blockIdx.x] * dim;
     bf16 *row = qkv + (size_t)blockIdx.x * ld;
-    for (int i = threadIdx.x; i < n_heads * half; i += blockDim.x) {
+    for (int i = threadIdx.x * V; i < n_heads * half; i += blockDim.x * V) {
         int h = i / half, k = i % half;
         bf16 *a = row + h * dim + k, *b = a + half;
-        float x = __bfloat162float(*a), y = __bfloat162float(*b), c = cs[k], s = sign * cs[half + k];
-        *a = __float2bfloat16(x * c - y * s);
-        *b = __float2bfloat16(y * c + x * s);
+        vec<V> x = load<V>(a), y = load<V>(b), u, v;
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float c = cs[k + j], s = sign * cs[half + k + j];
+            u.f[j] = x.f[j] * c - y.f[j] * s;
+            v.f[j] = y.f[j] * c + x.f[j] * s;
+        }
+        store<V>(a, u);
+        store<V>(b, v);
     }
 }
 
@@ -176,8 +137,13 @@ static int qkv_width(const op_attention *a)
 
 void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
 {
-    rope_kernel<<<p->rows, 256, 0, d->stream>>>(pack_dev(p)->pos, table, a->heads + a->kv_heads, a->head_dim,
-                                                qkv_width(a), inverse ? -1.f : 1.f, (bf16 *)qkv);
+    TRACE(d, "rope R %d", p->rows);
+    const int32_t *pos = pack_dev(p)->pos;
+    int heads = a->heads + a->kv_heads, ld = qkv_width(a), t = heads * a->head_dim >= 2048 ? 256 : 64;
+    float sign = inverse ? -1.f : 1.f;
+    BY_WIDTH(a->head_dim % 16 == 0 && ld % 8 == 0,
+             (rope_kernel<8><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)),
+             (rope_kernel<1><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)));
     DEV_LAUNCHED(d, "rope");
 }
 
@@ -213,6 +179,7 @@ template <int V> __global__ void swiglu_back_kernel(const bf16 *dy, const bf16 *
 
 void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y)
 {
+    TRACE(d, "swiglu R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     BY_WIDTH(ffn % 8 == 0,
              (swiglu_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)),
@@ -222,6 +189,7 @@ void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y
 
 void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu)
 {
+    TRACE(d, "swiglu_back R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)gu;
     BY_WIDTH(ffn % 8 == 0,
@@ -240,10 +208,11 @@ __global__ void zero_padding_kernel(const int32_t *seq_of_row, int n, bf16 *x)
             x[(size_t)blockIdx.x * n + i] = __float2bfloat16(0.f);
 }
 
-static attn_shape shape_of(const op_pack *p, const op_attention *a)
+static attn_shape shape_of(const op_dev *d, const op_pack *p, const op_attention *a)
 {
     attn_shape s = {};
     int ld = qkv_width(a);
+    s.hopper = d->hopper;
     s.tokens = p->rows;
     s.heads = a->heads;
     s.kv_heads = a->kv_heads;
@@ -255,8 +224,9 @@ static attn_shape shape_of(const op_pack *p, const op_attention *a)
 
 void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse)
 {
+    TRACE(d, "attention R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
-    attn_shape s = shape_of(p, a);
+    attn_shape s = shape_of(d, p, a);
     const bf16 *q = (const bf16 *)qkv, *k = q + a->heads * a->head_dim, *v = k + a->kv_heads * a->head_dim;
     float *scratch = lse ? NULL : (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
 
@@ -269,8 +239,9 @@ void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
                        const void *qkv, const float *lse, void *dqkv)
 {
+    TRACE(d, "attention_back R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
-    attn_shape s = shape_of(p, a);
+    attn_shape s = shape_of(d, p, a);
     int k0 = a->heads * a->head_dim, v0 = k0 + a->kv_heads * a->head_dim;
     const bf16 *q = (const bf16 *)qkv;
     bf16 *dq = (bf16 *)dqkv;

@@ -1,23 +1,39 @@
 /*
  * Products with frozen matrices, by cuBLASLt.
  *
- * Row invariance: the numbers of a row must not depend on how many rows there are.  So one algorithm is chosen for each
- * (orientation, N, K, output type, beta), by the library's own ranking for PLAN_ROWS rows, and used for every number of
- * rows.  Algorithms that split the inner dimension (split-K, stream-K) are left out: their sums depend on the grid.
- * The ranking is a pure function of library version and device, both part of the fingerprint.
+ * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, output
+ * type, beta) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the inner dimension
+ * (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by powers of two, another
+ * tile shape is faster: of the library's candidates for that size, those that give the reference's bits are timed, and
+ * the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k ascending; seen for all
+ * candidates of the 7B shapes but one.)  That is checked here on random rows against the real matrix, CHECK_ROWS x N sums
+ * of K products: another order of sums would show in many of them.  So a row's result is that of the reference
+ * algorithm, whatever ran, and which one ran changes speed alone.
  */
 #include "kernels/cuda/cuda.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { PLAN_ROWS = 2048, CANDIDATES = 32 };
+extern "C" {
+#include "kernels/rng.h"
+}
+
+enum { PLAN_ROWS = 2048, CHECK_ROWS = 64, CANDIDATES = 8, SIZES = 16 };
+
+struct layouts { /* column-major views: y^T [cols, M] = op(W) x^T.  W is [N, K] row-major = K x N column-major */
+    cublasLtMatrixLayout_t w, x, y;
+    int M;
+};
 
 struct gemm_plan {
     bool transposed, beta, out_f32;
     int N, K;
     cublasLtMatmulDesc_t desc;
-    cublasLtMatmulAlgo_t algo;
+    layouts shape;
+    cublasLtMatmulAlgo_t reference, algo[SIZES]; /* by log2 of the rows */
+    bool chosen[SIZES];
     gemm_plan *next;
 };
 
@@ -29,25 +45,25 @@ static void lt_check(op_dev *d, cublasStatus_t rc, const char *what)
     }
 }
 
-/* Column-major views: y^T [cols, M] = op(W) x^T.  W is [N, K] row-major = K x N column-major. */
-struct layouts {
-    cublasLtMatrixLayout_t w, x, y;
-};
-
-static void make_layouts(op_dev *d, const gemm_plan *g, int M, layouts *l)
+static void make_layouts(op_dev *d, gemm_plan *g)
 {
+    layouts *l = &g->shape;
     int inner = g->transposed ? g->N : g->K, cols = g->transposed ? g->K : g->N;
+    l->M = PLAN_ROWS;
     lt_check(d, cublasLtMatrixLayoutCreate(&l->w, CUDA_R_16BF, g->K, g->N, g->K), "matrix layout");
-    lt_check(d, cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, inner, M, inner), "matrix layout");
-    lt_check(d, cublasLtMatrixLayoutCreate(&l->y, g->out_f32 ? CUDA_R_32F : CUDA_R_16BF, cols, M, cols),
+    lt_check(d, cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, inner, l->M, inner), "matrix layout");
+    lt_check(d, cublasLtMatrixLayoutCreate(&l->y, g->out_f32 ? CUDA_R_32F : CUDA_R_16BF, cols, l->M, cols),
              "matrix layout");
 }
 
-static void free_layouts(layouts *l)
+static void set_rows(op_dev *d, gemm_plan *g, int M)
 {
-    cublasLtMatrixLayoutDestroy(l->w);
-    cublasLtMatrixLayoutDestroy(l->x);
-    cublasLtMatrixLayoutDestroy(l->y);
+    uint64_t cols = (uint64_t)M;
+    if (g->shape.M == M)
+        return;
+    g->shape.M = M;
+    lt_check(d, cublasLtMatrixLayoutSetAttribute(g->shape.x, CUBLASLT_MATRIX_LAYOUT_COLS, &cols, sizeof(cols)), "rows");
+    lt_check(d, cublasLtMatrixLayoutSetAttribute(g->shape.y, CUBLASLT_MATRIX_LAYOUT_COLS, &cols, sizeof(cols)), "rows");
 }
 
 /* No split of the inner dimension. */
@@ -63,36 +79,151 @@ static bool keeps_order(const cublasLtMatmulAlgo_t *algo)
            split <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
-static void choose(op_dev *d, gemm_plan *g)
+/* The library's ranking for the rows that are set; only algorithms that keep the order of sums. */
+static int ranking(op_dev *d, gemm_plan *g, cublasLtMatmulAlgo_t *out)
 {
     cublasLtMatmulPreference_t pref;
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
     size_t workspace = CUBLAS_WORKSPACE;
-    layouts l;
-    int n = 0, pick = -1;
+    int n = 0, kept = 0;
 
-    make_layouts(d, g, PLAN_ROWS, &l);
     lt_check(d, cublasLtMatmulPreferenceCreate(&pref), "preference");
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
                                          sizeof(reductions));
-    lt_check(d, cublasLtMatmulAlgoGetHeuristic(d->lt, g->desc, l.w, l.x, l.y, l.y, pref, CANDIDATES, found, &n),
-             "choosing an algorithm");
-    for (int i = 0; i < n && pick < 0; i++)
+    cublasLtMatmulAlgoGetHeuristic(d->lt, g->desc, g->shape.w, g->shape.x, g->shape.y, g->shape.y, pref, CANDIDATES, found,
+                                   &n);
+    for (int i = 0; i < n; i++)
         if (found[i].state == CUBLAS_STATUS_SUCCESS && keeps_order(&found[i].algo))
-            pick = i;
-    if (pick < 0)
-        lt_check(d, CUBLAS_STATUS_NOT_SUPPORTED, "no algorithm that keeps the order of sums");
-    else
-        g->algo = found[pick].algo;
+            out[kept++] = found[i].algo;
     cublasLtMatmulPreferenceDestroy(pref);
-    free_layouts(&l);
+    return kept;
+}
+
+static cublasStatus_t product(op_dev *d, const gemm_plan *g, const cublasLtMatmulAlgo_t *algo, const bf16 *x,
+                              const bf16 *W, void *y)
+{
+    static const float one = 1.f, zero = 0.f;
+    return cublasLtMatmul(d->lt, g->desc, &one, W, g->shape.w, x, g->shape.x, g->beta ? &one : &zero, y, g->shape.y, y,
+                          g->shape.y, algo, d->workspace, CUBLAS_WORKSPACE, d->stream);
+}
+
+/* ---- do two algorithms give the same bits? ---- */
+
+__global__ void random_rows_kernel(bf16 *x, size_t n)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        x[i] = __float2bfloat16((float)(int32_t)rng_u32(0x5eed, (uint32_t)i) * 0x1p-31f);
+}
+
+__global__ void differ_kernel(const uint32_t *a, const uint32_t *b, size_t n, int *differ)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        if (a[i] != b[i])
+            *differ = 1;
+}
+
+struct bit_check { /* in one piece of scratch memory: x, what y holds before, the reference's y, another's, the answer */
+    char *x, *y2, *y0, *y1;
+    int *differ;
+    size_t words;
+};
+
+static bool check_begin(op_dev *d, gemm_plan *g, const bf16 *W, bit_check *c)
+{
+    size_t inner = g->transposed ? g->N : g->K, cols = g->transposed ? g->K : g->N;
+    size_t xb = (CHECK_ROWS * inner * 2 + 255) & ~(size_t)255, yb = CHECK_ROWS * cols * (g->out_f32 ? 4 : 2);
+    c->words = yb / 4;
+    yb = (yb + 255) & ~(size_t)255;
+    c->x = (char *)dev_alloc(d, xb + 3 * yb + 256);
+    if (!c->x)
+        return false;
+    c->y2 = c->x + xb;
+    c->y0 = c->y2 + yb;
+    c->y1 = c->y0 + yb;
+    c->differ = (int *)(c->y1 + yb);
+    set_rows(d, g, CHECK_ROWS);
+    /* random bf16 pairs are finite float32 numbers too */
+    random_rows_kernel<<<256, 256, 0, d->stream>>>((bf16 *)c->x, (xb + yb) / 2);
+    DEV_CHECK(d, cudaMemcpyAsync(c->y0, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
+    return product(d, g, &g->reference, (bf16 *)c->x, W, c->y0) == CUBLAS_STATUS_SUCCESS;
+}
+
+static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c, const cublasLtMatmulAlgo_t *algo)
+{
+    int differ = 1;
+    DEV_CHECK(d, cudaMemsetAsync(c->differ, 0, sizeof(int), d->stream));
+    DEV_CHECK(d, cudaMemcpyAsync(c->y1, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
+    if (product(d, g, algo, (bf16 *)c->x, W, c->y1) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    differ_kernel<<<256, 256, 0, d->stream>>>((uint32_t *)c->y0, (uint32_t *)c->y1, c->words, c->differ);
+    DEV_CHECK(d, cudaMemcpyAsync(&differ, c->differ, sizeof(int), cudaMemcpyDeviceToHost, d->stream));
+    DEV_CHECK(d, cudaStreamSynchronize(d->stream));
+    return d->status == cudaSuccess && !differ;
+}
+
+/* The fastest of n algorithms on the rows at hand, y going to scratch memory.  All give the same bits, so what is measured
+ * here changes no number.  0 where it cannot be measured. */
+static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, int n, int M, const bf16 *x, const bf16 *W)
+{
+    enum { RUNS = 3 };
+    size_t bytes = (size_t)M * (g->transposed ? g->K : g->N) * (g->out_f32 ? 4 : 2);
+    cudaEvent_t begin = NULL, end = NULL;
+    void *y = NULL;
+    float least = INFINITY;
+    int pick = 0;
+
+    if (n < 2 || cudaMallocAsync(&y, bytes, d->stream) != cudaSuccess) {
+        (void)cudaGetLastError(); /* no memory to spare: not an error */
+        return 0;
+    }
+    DEV_CHECK(d, cudaMemsetAsync(y, 0, bytes, d->stream));
+    DEV_CHECK(d, cudaEventCreate(&begin));
+    DEV_CHECK(d, cudaEventCreate(&end));
+    set_rows(d, g, M);
+    for (int i = 0; i < n && d->status == cudaSuccess; i++) {
+        float ms = INFINITY;
+        bool ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+        DEV_CHECK(d, cudaEventRecord(begin, d->stream));
+        for (int k = 0; k < RUNS && ran; k++)
+            ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+        DEV_CHECK(d, cudaEventRecord(end, d->stream));
+        DEV_CHECK(d, cudaEventSynchronize(end));
+        DEV_CHECK(d, cudaEventElapsedTime(&ms, begin, end));
+        if (ran && ms < least * 0.99f) { /* the library's ranking where it makes no difference */
+            least = ms;
+            pick = i;
+        }
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    dev_free(d, y);
+    return pick;
+}
+
+/* The algorithm for up to 2^size rows.  Waits for the device, once for each size of each matrix shape. */
+static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, const bf16 *W)
+{
+    cublasLtMatmulAlgo_t found[CANDIDATES];
+    bit_check c = {};
+    int n, equal = 0;
+
+    set_rows(d, g, 1 << size);
+    n = ranking(d, g, found);
+    if (check_begin(d, g, W, &c))
+        for (int i = 0; i < n; i++)
+            if (same_bits(d, g, W, &c, &found[i]))
+                found[equal++] = found[i];
+    dev_free(d, c.x);
+    g->algo[size] = equal ? found[fastest(d, g, found, equal, M, x, W)] : g->reference;
+    g->chosen[size] = true;
 }
 
 static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool out_f32)
 {
     cublasOperation_t op_w = transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
+    cublasLtMatmulAlgo_t found[CANDIDATES];
     gemm_plan *g;
 
     for (g = d->plans; g; g = g->next)
@@ -110,7 +241,11 @@ static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool
     g->out_f32 = out_f32;
     lt_check(d, cublasLtMatmulDescCreate(&g->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product description");
     cublasLtMatmulDescSetAttribute(g->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_w, sizeof(op_w));
-    choose(d, g);
+    make_layouts(d, g);
+    if (ranking(d, g, found) > 0)
+        g->reference = found[0];
+    else
+        lt_check(d, CUBLAS_STATUS_NOT_SUPPORTED, "no algorithm that keeps the order of sums");
     g->next = d->plans;
     d->plans = g;
     return g;
@@ -119,18 +254,18 @@ static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool
 void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
           bool out_f32)
 {
-    float one = 1.f, zero = 0.f;
     gemm_plan *g = plan(d, transposed, N, K, beta, out_f32);
-    layouts l;
+    int size = 7; /* 128 rows or fewer are one case */
 
     if (!g || d->status != cudaSuccess || M == 0)
         return;
-    make_layouts(d, g, M, &l);
-    lt_check(d,
-             cublasLtMatmul(d->lt, g->desc, &one, W, l.w, x, l.x, beta ? &one : &zero, y, l.y, y, l.y, &g->algo,
-                            d->workspace, CUBLAS_WORKSPACE, d->stream),
-             "product");
-    free_layouts(&l);
+    while (size + 1 < SIZES && M > 1 << size)
+        size++;
+    if (!g->chosen[size])
+        choose(d, g, size, M, x, W);
+    TRACE(d, "gemm %s N %d K %d beta %d M %d", transposed ? "dx" : "y", N, K, beta, M);
+    set_rows(d, g, M);
+    lt_check(d, product(d, g, &g->algo[size], x, W, y), "product");
 }
 
 void gemm_free_plans(op_dev *d)
@@ -138,6 +273,9 @@ void gemm_free_plans(op_dev *d)
     while (d->plans) {
         gemm_plan *g = d->plans;
         d->plans = g->next;
+        cublasLtMatrixLayoutDestroy(g->shape.w);
+        cublasLtMatrixLayoutDestroy(g->shape.x);
+        cublasLtMatrixLayoutDestroy(g->shape.y);
         cublasLtMatmulDescDestroy(g->desc);
         free(g);
     }

@@ -89,9 +89,18 @@ __global__ void sum_losses_kernel(const op_seg *segs, const double *row_loss, do
         loss[s.slot] += sum;
 }
 
+/* What cu_head_loss allocates for so many labels. */
+size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab)
+{
+    size_t chunk = labels < HEAD_ROWS ? labels : HEAD_ROWS;
+    return chunk * ((size_t)hidden * sizeof(bf16) + (size_t)vocab * (sizeof(float) + sizeof(bf16))) +
+           (size_t)labels * (sizeof(float) + sizeof(double));
+}
+
 void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
                   void *dx)
 {
+    TRACE(d, "head_loss R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
     int chunk = p->n_labels < HEAD_ROWS ? p->n_labels : HEAD_ROWS;
     bf16 *rows, *dlogits = NULL;
@@ -136,6 +145,7 @@ void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int
 void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
                float *logits)
 {
+    TRACE(d, "logits n %d", n);
     int32_t *dev_rows = (int32_t *)dev_alloc(d, (size_t)n * sizeof(int32_t));
     bf16 *picked = (bf16 *)dev_alloc(d, (size_t)n * hidden * sizeof(bf16));
 
@@ -182,6 +192,7 @@ __global__ void argmax_kernel(const float *logits, int vocab, int32_t *out)
 
 void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out)
 {
+    TRACE(d, "argmax n %d", n);
     argmax_kernel<<<n, 1024, 0, d->stream>>>(logits, vocab, out);
     DEV_LAUNCHED(d, "argmax");
 }

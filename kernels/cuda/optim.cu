@@ -94,6 +94,7 @@ __global__ void update_kernel(const optim_job *jobs, int n, const op_outcome *ou
 
 void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op_outcome *out)
 {
+    TRACE(d, "optim %d jobs", n);
     optim_job *host = (optim_job *)calloc((size_t)n, sizeof(*host)), *dev;
     double *partial;
     int blocks = 0;

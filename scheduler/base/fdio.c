@@ -3,10 +3,13 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { SYNC_MAX_DEPTH = 64 };
 
 int fd_read_file(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e)
 {
@@ -169,6 +172,18 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
     return fd_sync_path(dirfd, dir, e);
 }
 
+int fd_make_private(const char *path, struct dtx_err *e)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600), rc = 0;
+
+    if (fd < 0)
+        return dtx_fail_errno(e, "cannot open %s", path);
+    if (fchmod(fd, 0600))
+        rc = dtx_fail_errno(e, "cannot set the permissions of %s", path);
+    close(fd);
+    return rc;
+}
+
 int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e)
 {
     char part[PATH_MAX];
@@ -181,10 +196,117 @@ int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e)
             continue;
         memcpy(part, path, i);
         part[i] = '\0';
-        if (mkdirat(dirfd, part, mode) && errno != EEXIST)
+        if (mkdirat(dirfd, part, mode) == 0) {
+            char parent[PATH_MAX];
+            int rc = parent_of(part, parent, sizeof(parent));
+            rc = rc ? dtx_fail(e, rc, "path too long: %.200s", path) : fd_sync_path(dirfd, parent, e);
+            if (rc)
+                return rc;
+        } else if (errno != EEXIST) {
             return dtx_fail_errno(e, "cannot make folder %s", part);
+        }
     }
     return 0;
+}
+
+int fd_sync_chain(int dirfd, const char *path, struct dtx_err *e)
+{
+    char part[PATH_MAX], next[PATH_MAX];
+    int rc = strlen(path) < sizeof(part) ? 0 : dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", path);
+
+    snprintf(part, sizeof(part), "%.*s", PATH_MAX - 1, path);
+    while (rc == 0) {
+        rc = fd_sync_path(dirfd, part, e);
+        if (strcmp(part, ".") == 0 || strcmp(part, "/") == 0)
+            break;
+        parent_of(part, next, sizeof(next));
+        memcpy(part, next, sizeof(part));
+    }
+    return rc;
+}
+
+static int sync_entries(int fd, int depth, struct dtx_err *e);
+
+/* fd is closed.  Only files and folders: a FIFO must not be waited for, a link's target is another's. */
+static int sync_entry(int dirfd, const char *name, int depth, struct dtx_err *e)
+{
+    struct stat st;
+    int fd, rc = 0;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW))
+        return errno == ENOENT ? 0 : dtx_fail_errno(e, "cannot look at %s", name);
+    if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        return 0;
+    fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : dtx_fail_errno(e, "cannot open %s to sync it", name);
+    if (S_ISDIR(st.st_mode) && depth < SYNC_MAX_DEPTH)
+        rc = sync_entries(dup(fd), depth + 1, e);
+    if (rc == 0 && fsync(fd))
+        rc = dtx_fail_errno(e, "cannot sync %s", name);
+    close(fd);
+    return rc;
+}
+
+static int sync_entries(int fd, int depth, struct dtx_err *e)
+{
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *ent;
+    int rc = 0;
+
+    if (!d) {
+        rc = dtx_fail_errno(e, "cannot list a folder");
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
+    while (rc == 0 && (ent = readdir(d)))
+        if (strcmp(ent->d_name, ".") && strcmp(ent->d_name, ".."))
+            rc = sync_entry(dirfd(d), ent->d_name, depth, e);
+    closedir(d);
+    return rc;
+}
+
+int fd_sync_tree(int dirfd, const char *path, struct dtx_err *e)
+{
+    char parent[PATH_MAX];
+    int rc = sync_entry(dirfd, path, 0, e);
+
+    if (rc == 0 && parent_of(path, parent, sizeof(parent)))
+        rc = dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", path);
+    return rc ? rc : fd_sync_path(dirfd, parent, e);
+}
+
+/* Is it the name of a file that is being written, by another process than this? */
+static bool half_written(const char *name)
+{
+    const char *tokens = strstr(name, ".tokens.");
+    int pid = 0, n = 0;
+    unsigned count;
+
+    if (sscanf(name, ".%d.%u%n", &pid, &count, &n) == 2 && n &&
+        (strcmp(name + n, ".tmp") == 0 || strcmp(name + n, ".st.tmp") == 0))
+        return pid != getpid();
+    if (tokens && sscanf(tokens, ".tokens.%d.tmp%n", &pid, &n) == 1 && n)
+        return pid != getpid();
+    return strcmp(name, ".score.tmp") == 0;
+}
+
+void fd_sweep(int dirfd, const char *path)
+{
+    int fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *ent;
+
+    if (!d) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    while ((ent = readdir(d)))
+        if (half_written(ent->d_name))
+            unlinkat(fd, ent->d_name, 0);
+    closedir(d);
 }
 
 static int remove_entries(int fd, struct dtx_err *e)
@@ -232,8 +354,9 @@ int fd_lock_file(int dirfd, const char *path, struct dtx_err *e)
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open lock file %s", path);
     if (fcntl(fd, F_OFD_SETLK, &fl)) {
-        int rc = errno == EAGAIN || errno == EACCES ? dtx_fail(e, -EBUSY, "%s is locked by another process", path)
-                                                    : dtx_fail_errno(e, "cannot lock %s", path);
+        int rc = errno == EAGAIN || errno == EACCES
+                     ? dtx_fail(e, -EBUSY, "%s is locked by another process", path)
+                     : dtx_fail_errno(e, "cannot lock %s", path);
         close(fd);
         return rc;
     }

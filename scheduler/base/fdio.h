@@ -25,11 +25,22 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
 /* fsync a folder (or any path) by name. */
 int fd_sync_path(int dirfd, const char *path, struct dtx_err *e);
 
-/* mkdir -p. */
+/* Make the file if it is not there, and readable by its owner alone: SQLite gives its journals the same mode. */
+int fd_make_private(const char *path, struct dtx_err *e);
+/* The same for all that lies in it (never through links) and for the folder that holds it. */
+int fd_sync_tree(int dirfd, const char *path, struct dtx_err *e);
+/* The folder `path` and those above it, up to dirfd. */
+int fd_sync_chain(int dirfd, const char *path, struct dtx_err *e);
+
+/* mkdir -p; the names of the new folders are on the disk when it returns. */
 int fd_mkdirs(int dirfd, const char *path, mode_t mode, struct dtx_err *e);
 
 /* rm -r; never follows links; a path that does not exist is success. */
 int fd_remove_tree(int dirfd, const char *path, struct dtx_err *e);
+
+/* Remove what writers of the functions above (and of token caches) that were killed have left half written in
+ * a folder, not in those below.  For a folder in which no other process writes now. */
+void fd_sweep(int dirfd, const char *path);
 
 /* Lock a file of the store for this process (OFD lock); -EBUSY if another holds it. Returns the fd. */
 int fd_lock_file(int dirfd, const char *path, struct dtx_err *e);

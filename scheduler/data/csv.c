@@ -137,6 +137,8 @@ static int read_header(struct csv *c)
         return csv_fail(c, 0, c->row.line, c->row.bad);
     if (text_utf8_bad_at(c->row.text.p ? c->row.text.p : "", c->row.text.len) < c->row.text.len)
         return csv_fail(c, 0, c->row.line, "the header row is not UTF-8; save the file as UTF-8");
+    if (c->row.text.len && memchr(c->row.text.p, '\0', c->row.text.len))
+        return csv_fail(c, 0, c->row.line, "the header row holds a NUL byte; save the file as UTF-8 text");
     for (size_t i = 0; i < c->row.n; i++) {
         size_t n;
         const char *p = field(&c->row, i, &n);

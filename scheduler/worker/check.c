@@ -1,6 +1,7 @@
 /* The checks that dtxd runs in a child process: a hostile file can at worst end the child. */
 #include <string.h>
 
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/data/data.h"
 #include "scheduler/worker/worker.h"
@@ -31,6 +32,8 @@ int check_dataset(int store, const char *dataset, const char *model, struct buf 
 
     if (rc == 0)
         rc = dataset_check(store, dataset, t, &report, &e);
+    if (rc == 0) /* what is READY is on the disk */
+        rc = fd_sync_tree(store, dataset, &e);
     dtx_tokenizer_free(t);
     return print_verdict(out, rc, report, &e);
 }
@@ -64,6 +67,7 @@ int check_model(int store, const char *model, struct buf *out)
         report = config_json(&c);
         json_object_set_new(report, "tokenizer_size", json_integer(dtx_tokenizer_size(t)));
         json_object_set_new(report, "tokenizer_sha256", json_string(dtx_tokenizer_sha256(t)));
+        rc = fd_sync_tree(store, model, &e);
     }
     dtx_tokenizer_free(t);
     return print_verdict(out, rc, report, &e);

@@ -55,13 +55,24 @@ static int install(struct worker *w, const char *from, const char *to, struct dt
     return rc ? rc : sync_parent(w, to, e);
 }
 
+/* As closed to others as the experiment's folder, which is two above the job's. */
+static mode_t folder_mode(struct worker *w, const struct job *j)
+{
+    char path[PATH_MAX];
+    struct stat st;
+
+    if (job_path(path, j->spec.job_dir, "../..") || fstatat(w->store, path, &st, 0))
+        return 0755;
+    return st.st_mode & 0755;
+}
+
 static int fresh_folder(struct worker *w, struct job *j, const char *path, struct dtx_err *e)
 {
     int rc = fd_remove_tree(w->store, path, e);
 
     if (rc)
         return rc;
-    if (mkdirat(w->store, path, 0755))
+    if (mkdirat(w->store, path, folder_mode(w, j)))
         return dtx_fail_errno(e, "cannot make folder %s", path);
     job_chown(w, j, path);
     return 0;

@@ -45,8 +45,11 @@ int job_files_open(struct worker *w, struct job *j, struct dtx_err *e)
     struct stat st;
     int rc;
 
+    fd_sweep(w->store, j->spec.work_dir);
     if (j->spec.score_only)
         return 0;
+    fd_sweep(w->store, j->spec.job_dir);
+    fd_sweep(w->store, j->spec.tuned_dir);
     rc = fd_mkdirs(w->store, j->spec.job_dir, 0755, e);
     if (rc == 0)
         rc = open_append(w, j, "log", &j->log_fd, e);
@@ -61,7 +64,7 @@ int job_files_open(struct worker *w, struct job *j, struct dtx_err *e)
         if (rc)
             return dtx_fail(e, rc, "cannot write %s/metrics.csv: %s", j->spec.job_dir, strerror(-rc));
     }
-    return fd_sync_path(w->store, j->spec.job_dir, e);
+    return fd_sync_chain(w->store, j->spec.job_dir, e);
 }
 
 void job_files_close(struct job *j)

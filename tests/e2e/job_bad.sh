@@ -33,7 +33,7 @@ if cp "$T/spec" "$E/a.b.json" 2>/dev/null && ! wait_state 5 "$E/a.b.status" REJE
 cp "$T/spec" "$E/$(printf 'n%.0s' $(seq 300)).json" 2>"$T/err"
 if grep -q 'too long' "$T/err"; then ok "a spec whose name has 300 bytes"; else fail "a spec whose name has 300 bytes" "$(cat "$T/err")"; fi
 check "a corrected spec is taken" cp "$T/spec" "$E/broken.json"
-check "and runs" ended 40 broken
+check "and runs" wait_state 60 "$E/broken.status" SUCCESS FAILED CANCELLED
 check "to SUCCESS" in_state "$E/broken.status" SUCCESS
 # a group that is REJECTED is no reason to lose the experiment
 experiment late '"tickets"' '"typo"'

@@ -17,6 +17,11 @@ M=$T/mnt
 DTXD_PID=
 FAILS=0
 mkdir -p "$S" "$M"
+# What a sanitizer says goes to files of its own: a worker's stderr may lead anywhere.
+for v in ASAN UBSAN TSAN LSAN; do
+    old=${v}_OPTIONS
+    export "$old=${!old:-}${!old:+:}log_path=$T/sanitizer"
+done
 
 ok() { echo "PASS $1"; }
 fail() { echo "FAIL $1: ${2:-}"; FAILS=$((FAILS + 1)); }
@@ -51,7 +56,7 @@ mounted() { grep -q " $M fuse" /proc/mounts; }
 start_dtxd() {
     "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" "$@" "$M" >>"$T/dtxd.out" 2>&1 &
     DTXD_PID=$!
-    if ! wait_for 20 test -f "$M/README.md"; then
+    if ! wait_for 20 head -c 1 "$M/README.md"; then # opened: a dead mount still answers stat from the kernel's cache
         echo "dtxd did not come up:"; tail -n 20 "$T/dtxd.out" "$T/dtxd.log"
         return 1
     fi
@@ -65,6 +70,7 @@ stop_dtxd() {
     wait "$DTXD_PID" 2>/dev/null
     local rc=$?
     DTXD_PID=
+    [ "$rc" = 0 ] || fail "dtxd ends with status 0" "status $rc"
     return "$rc"
 }
 child_pid() { # of the keeper; empty while there is none
@@ -83,9 +89,19 @@ kill_dtxd() {
     [ -z "$child" ] || wait_for 10 gone "$child"
     DTXD_PID=
 }
+# A report of any process of this script fails it: memory, undefined behaviour, races, and leaks of those that ended.
+no_reports() {
+    local f
+    for f in "$T"/sanitizer.* "$T/dtxd.out" "$T/dtxd.log" "$S/tree/log"; do
+        [ -f "$f" ] && grep -q -e 'Sanitizer' -e 'runtime error:' "$f" || continue
+        fail "no sanitizer has anything to report" "$(grep -m 1 -e 'Sanitizer' -e 'runtime error:' "$f")"
+        head -n 60 "$f"
+    done
+}
 cleanup() {
     local rc=$?
     stop_dtxd
+    no_reports
     umount -l "$M" 2>/dev/null || fusermount3 -uzq "$M" 2>/dev/null
     if [ "$FAILS" != 0 ] || [ "$rc" != 0 ]; then
         echo "--- dtxd.log"; tail -n 40 "$T/dtxd.log" 2>/dev/null; tail -n 20 "$T/dtxd.out" 2>/dev/null

@@ -162,8 +162,80 @@ def dataset(root):
         "template": "plain", "metadata": {"tags": ["x"]}}))
 
 
+# ---- tables: the first byte is the separator (fuzz_csv.c)
+
+def table(root):
+    for name, first, sep in (("comma", "\0", ","), ("tab", "\1", "\t")):
+        put(root, "fuzz_csv", name, first + 'question{0}answer\r\n"a{0}""b""\nc"{0}d\r\n\r\ne{0}f\n'.replace("{0}", sep))
+        put(root, "fuzz_csv", "one_column_" + name, first + '\ufeffa\n""\n\n"x"y\nz')
+
+
+# ---- adapters of the base in fuzz_adapter.c
+
+def adapter(root):
+    sizes = dict(q_proj=(4, 4), k_proj=(2, 4), v_proj=(2, 4), o_proj=(4, 4), gate_proj=(6, 4), up_proj=(6, 4), down_proj=(4, 6))
+    for name, targets, rank, more in (("two", ["q_proj", "v_proj"], 1, {}), ("all", list(sizes), 2, dict(use_rslora=True)),
+                                      ("linear", "all-linear", 1, dict(lora_dropout=0.1)), ("dora", ["q_proj"], 1, dict(use_dora=True))):
+        config = dict(dict(peft_type="LORA", r=rank, lora_alpha=16, target_modules=targets, bias="none"), **more)
+        tensors = []
+        for layer in range(2):
+            for t in sizes if targets == "all-linear" else targets:
+                rows, cols = sizes[t]
+                part = "self_attn" if t[0] in "qkvo" else "mlp"
+                for m, shape in (("A", [rank, cols]), ("B", [rows, rank])):
+                    tensors.append(("base_model.model.model.layers.%d.%s.%s.lora_%s.weight" % (layer, part, t, m), "BF16", shape,
+                                    b"\x80\x3f" * (shape[0] * shape[1])))
+        put(root, "fuzz_adapter", name, json.dumps(config).encode() + b"\n%%\n" + tensor_file(tensors))
+
+
+# ---- saved states: the first byte says what the target puts right (fuzz_restore.c)
+
+def state(root):
+    counters = lambda *n: struct.pack("<4q", *n)
+    head = b"DTXJOB1\n" + b"0" * 64
+    for name, body in (("fresh", counters(0, 0, 0, 0)), ("going_on", counters(2, 1, 1, 0) + struct.pack("<6f", 1, -1, 0, 1e30, 1e-40, float("nan"))),
+                       ("at_end", counters(6, 6, 0, 0)), ("too_far", counters(7, 7, 0, 0)), ("negative", counters(-1, 0, -1, 0))):
+        for first in (0, 3, 7):
+            put(root, "fuzz_restore", "%s_%d" % (name, first), bytes([first]) + head + body)
+
+
+# ---- specs, prompts
+
+def specs(root):
+    t = "fuzz_spec"
+    put(root, t, "group", json.dumps({"learning_rate": 2e-4, "lora_r": 8, "target_modules": ["q_proj"], "save_every": "10%"}))
+    put(root, t, "datatunerx", json.dumps({"kind": "Hyperparameter", "spec": {"objective": {"type": "SFT"}, "parameters": {
+        "loRA_R": "4", "loRA_Alpha": "32", "learningRate": "0.001", "int4": False, "PEFT": True, "scheduler": "Cosine"}}}))
+    put(root, t, "evaluation", json.dumps({"questions": [{"question": "q", "reference": "r"}], "metrics": {"rougeL": 1, "exact_match": 0.5}}))
+    put(root, t, "lists", json.dumps({"models": ["a", "tuned/b.best"], "datasets": ["c"], "paramgroups": ["d"], "seeds": [1, 2],
+                                      "evaluation": None, "priority": 3}))
+    put(root, t, "jobs", json.dumps({"jobs": [{"name": "x", "model": "a", "dataset": "b", "paramgroup": "c", "overrides": {"lora_r": 2}}]}))
+    put(root, t, "dataset", json.dumps({"splits": {"train": ["a.jsonl"]}, "features": {"instruction": "q"}, "metadata": {"tags": ["x"]}}))
+    put(root, t, "service", json.dumps({"model": "tuned/e.best"}))
+    put(root, t, "plugin", json.dumps({"command": ["./run", "--x"], "metrics": ["a"]}))
+    put(root, t, "prompt", '---\n{"models": ["a"], "max_new_tokens": 9}\n---\nHello?\n')
+    put(root, "fuzz_prompt", "settings", '{"models": ["a", "tuned/b"], "max_new_tokens": 9, "temperature": 0.5}')
+    put(root, "fuzz_prompt", "empty", "{}")
+    put(root, "fuzz_prompt", "crlf", '{\r\n"seed": 3\r\n}\r\n---\r\nthe prompt\r\n---')
+    put(root, "fuzz_prompt", "plain", b"\xffWhat is a lantern?\n---\n")
+    put(root, "fuzz_prompt", "open", b"\xff---\n{}\n")
+
+
+# ---- paths, words
+
+def paths(root):
+    for i, path in enumerate((
+            "", "README.md", "bin/dtx", "templates/paramgroup.json", "schemas/experiment.json", "datasets/d/a/b.jsonl", "datasets/d.status",
+            "models/base/m/config.json", "models/by-base/m/e.01-a", "models/tuned/e.01-a/adapter_config.json", "models/compare/p.txt",
+            "experiments/e/jobs/01-a/control", "experiments/e.json", "experiments/e/report.html", "services/s/ask/q.txt", "services/s/stats",
+            "devices/cpu0/status", "plugins/scoring/p/run", "paramgroups/.x.json.swp", "a//b", "../x")):
+        put(root, "fuzz_layout", str(i), path)
+    for i, words in enumerate(("pause\n", "resume", "cancel\nretry\n", "stop start", "\t stop\r\n", "retry\0", "pause " * 43)):
+        put(root, "fuzz_control", str(i), words)
+
+
 def main():
-    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset):
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, state, specs, paths):
         make(sys.argv[1])
 
 

@@ -545,6 +545,108 @@ static void check_decode(struct world *w)
     report(name, (memcmp(o[1] + 4 * Q, o[2], Q * 4) != 0) + 2 * (memcmp(y[1] + 4 * LD, y[2], LD * 4) != 0), 0);
 }
 
+/* A whole decode layer: on the GPU at once, on the CPU by its operations.  Twice, so that the second step reads what the
+ * first put into the caches. */
+struct layer_run {
+    struct side *s;
+    struct op_pack p;
+    struct op_layer l;
+    float *x, *out;
+};
+
+static void *layer_weights(struct side *s, const float *v, int rows, int cols)
+{
+    return put_weights(s, v, (size_t)rows * (size_t)cols);
+}
+
+static void primitives(struct layer_run *r, int hidden, int ffn)
+{
+    const struct dtx_ops *o = r->s->ops;
+    struct op_dev *d = r->s->dev;
+    struct op_layer *l = &r->l;
+    o->rmsnorm(d, &r->p, l->x, l->norm1, hidden, l->eps, l->xn, NULL);
+    o->linear(d, &r->p, &l->qkv, l->xn, NULL, l->qkv_y, l->h_qkv);
+    o->rope(d, &r->p, &l->attention, l->rope, false, l->qkv_y);
+    o->kv_store(d, &r->p, &l->attention, l->qkv_y);
+    o->attention_cached(d, &r->p, &l->attention, l->qkv_y, l->o);
+    o->linear(d, &r->p, &l->out, l->o, l->x, l->x2, l->h_out);
+    o->rmsnorm(d, &r->p, l->x2, l->norm2, hidden, l->eps, l->xn, NULL);
+    o->linear(d, &r->p, &l->gate_up, l->xn, NULL, l->gu, l->h_gate_up);
+    o->swiglu(d, &r->p, l->gu, ffn, l->a);
+    o->linear(d, &r->p, &l->down, l->a, l->x2, l->x_out, l->h_down);
+}
+
+static void check_decode_layer(struct world *w)
+{
+    enum { N = 5, CAP = 700, STEPS = 2 };
+    static const int pos[N] = {0, 5, 127, 128, 600};
+    int H = w->s.hidden, F = w->s.ffn, hd = w->s.head_dim, Q = w->s.heads * hd, KV = w->s.kv_heads * hd, LD = Q + 2 * KV;
+    struct op_attention at = {w->s.heads, w->s.kv_heads, hd, 2, 1, 1.f / sqrtf((float)hd)};
+    const struct lora_dims *dims = &w->gpu_base.dims;
+    float *weights[6] = {random_floats((size_t)LD * (size_t)H, 0.05f, true), random_floats((size_t)H * (size_t)Q, 0.05f, true),
+                         random_floats((size_t)2 * (size_t)F * (size_t)H, 0.05f, true),
+                         random_floats((size_t)H * (size_t)F, 0.05f, true), random_floats((size_t)H, 1, true),
+                         random_floats((size_t)CAP * (size_t)hd, 1, false)};
+    float *x = random_floats((size_t)N * (size_t)H, 1, true), *cache[N], *out[3][STEPS];
+    for (int i = 0; i < N; i++)
+        cache[i] = random_floats((size_t)4 * CAP * (size_t)KV, 1, true);
+    for (int run = 0; run < 3; run++) { /* cpu, gpu, gpu with sequence 4 alone */
+        struct layer_run r = {.s = run ? &gpu : &cpu};
+        struct side *s = r.s;
+        int first = run == 2 ? 4 : 0, n = run == 2 ? 1 : N;
+        size_t R = (size_t)n;
+        void *kv[N];
+        for (int i = 0; i < N; i++)
+            kv[i] = put_act(s, cache[i], (size_t)4 * CAP * (size_t)KV);
+        float *adapter = put_raw(s, w->jobs[0].w, w->floats[0] * 4);
+        void *norm = put_weights(s, weights[4], (size_t)H);
+        r.l = (struct op_layer){
+            .qkv = {.W = layer_weights(s, weights[0], LD, H), .in = H, .out = LD, .n_parts = 3,
+                    .part = {{DTX_Q, 0, Q}, {DTX_K, Q, KV}, {DTX_V, Q + KV, KV}}},
+            .out = {.W = layer_weights(s, weights[1], H, Q), .in = Q, .out = H, .n_parts = 1, .part = {{DTX_O, 0, H}}},
+            .gate_up = {.W = layer_weights(s, weights[2], 2 * F, H), .in = H, .out = 2 * F, .n_parts = 2,
+                        .part = {{DTX_GATE, 0, F}, {DTX_UP, F, F}}},
+            .down = {.W = layer_weights(s, weights[3], H, F), .in = F, .out = H, .n_parts = 1, .part = {{DTX_DOWN, 0, H}}},
+            .attention = at, .norm1 = norm, .norm2 = norm, .rope = put_raw(s, weights[5], (size_t)CAP * (size_t)hd * 4),
+            .eps = 1e-5f, .xn = poisoned(s, R * (size_t)H), .qkv_y = poisoned(s, R * (size_t)LD),
+            .o = poisoned(s, R * (size_t)Q), .x2 = poisoned(s, R * (size_t)H), .gu = poisoned(s, R * (size_t)(2 * F)),
+            .a = poisoned(s, R * (size_t)F), .x_out = poisoned(s, R * (size_t)H)};
+        for (int step = 0; step < STEPS; step++) {
+            struct dtx_base b = {.ops = s->ops, .dev = s->dev, .dims = *dims};
+            r.l.x = put_act(s, x + (size_t)first * (size_t)H, R * (size_t)H);
+            pack_new(&r.p, &b, (struct pack_room){8, 8, 8, 1}, true, NULL);
+            r.p.dims = dims;
+            for (int i = first; i < first + n; i++) {
+                struct op_adapter ad = {.rank = w->jobs[0].rank, .targets = w->jobs[0].targets, .scale = 1.5f, .w = adapter};
+                int32_t id = 3;
+                pack_segment(&r.p, &b, i == 1 ? NULL : &ad, 0, 0);
+                struct op_seq *q = pack_sequence(&r.p, &id, NULL, 1, pos[i] + step);
+                q->kv = kv[i];
+                q->kv_cap = CAP;
+            }
+            s->ops->pack_prepare(s->dev, &r.p);
+            size_t h = s->ops->linear_h_floats(&r.p, 3) * 4;
+            r.l.h_qkv = s->ops->alloc(s->dev, h);
+            r.l.h_out = s->ops->alloc(s->dev, h);
+            r.l.h_gate_up = s->ops->alloc(s->dev, h);
+            r.l.h_down = s->ops->alloc(s->dev, h);
+            if (s->ops->decode_layer)
+                s->ops->decode_layer(s->dev, &r.p, &r.l);
+            else
+                primitives(&r, H, F);
+            out[run][step] = get_act(s, r.l.x_out, R * (size_t)H);
+            s->ops->pack_release(s->dev, &r.p);
+        }
+    }
+    char name[96];
+    for (int step = 0; step < STEPS; step++) {
+        snprintf(name, sizeof name, "%s decode_layer, step %d", w->s.name, step);
+        report(name, rel_error(out[0][step], out[1][step], N, (size_t)H, NULL), 1.5e-2);
+        snprintf(name, sizeof name, "%s decode_layer, step %d: 1 row, bits", w->s.name, step);
+        report(name, memcmp(out[1][step] + 4 * (size_t)H, out[2][step], (size_t)H * sizeof(float)) != 0, 0);
+    }
+}
+
 static int open_side(struct side *s, const char *kind)
 {
     struct dtx_err e;
@@ -579,6 +681,7 @@ int main(int argc, char **argv)
         check_invariance(&w);
         check_head(&w);
         check_decode(&w);
+        check_decode_layer(&w);
         if (i == 0)
             check_optim(&w);
     }

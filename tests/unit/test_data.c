@@ -369,6 +369,8 @@ START_TEST(bad_utf8)
     expect_skip("train.csv:3: byte 0xc3 is not UTF-8");
     put("train.csv", "question,answ\xe9r\nq,a\n");
     expect_failure("train.csv:1: the header row is not UTF-8");
+    put_bytes("train.csv", "a\0b,a\0c\nq,a\n", 12);
+    expect_failure("train.csv:1: the header row holds a NUL byte");
     put_bytes("train.csv", "\xff\xfeq\0", 4);
     expect_failure("is UTF-16");
 }

@@ -92,7 +92,7 @@ START_TEST(rejected_in_words)
     put("datasets/broken/train.jsonl", "{}\n");
     wait_text("datasets/broken.status", "READY", 5);
     put("datasets/broken/train.jsonl", "crash\n");
-    wait_text("datasets/broken.status", "ended by signal 6", 5);
+    wait_text("datasets/broken.status", "ended by signal 9", 5);
 }
 END_TEST
 

@@ -1,0 +1,174 @@
+/*
+ * Times of file system calls in one folder, for fs_bench.sh.  One line a measurement: NAME VALUE UNIT.
+ *   fs_bench DIR MEGABYTES        sequential write, cold and second read, random 4 KiB reads, creates, stats
+ *   fs_bench read FILE N          open + read + close of FILE, N times: median and 99th percentile
+ *   fs_bench list DIR             readdir + lstat of everything in DIR, as ls -l does
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BLOCK = 1 << 20, FILES = 5000, RANDOM_READS = 20000 };
+static char block[BLOCK];
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void drop_caches(void)
+{
+    int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+
+    sync();
+    if (fd < 0 || write(fd, "3", 1) != 1)
+        fprintf(stderr, "cannot drop the caches: the cold figures are warm ones\n");
+    close(fd);
+}
+
+static double read_all(const char *name)
+{
+    double start = now();
+    int fd = open(name, O_RDONLY);
+    ssize_t n;
+
+    while ((n = read(fd, block, BLOCK)) > 0)
+        ;
+    if (fd < 0 || n < 0)
+        die(name);
+    close(fd);
+    return now() - start;
+}
+
+static void bulk(int mb)
+{
+    double start = now(), t;
+    int fd = open("bulk", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+
+    for (int i = 0; i < mb; i++) {
+        memset(block, i, 64);
+        if (write(fd, block, BLOCK) != BLOCK)
+            die("write");
+    }
+    t = now() - start;
+    if (fsync(fd))
+        die("fsync");
+    close(fd);
+    printf("write %.0f MB/s\nwrite+fsync %.0f MB/s\n", mb / t, mb / (now() - start));
+    drop_caches();
+    printf("cold-read %.0f MB/s\n", mb / read_all("bulk"));
+    printf("second-read %.0f MB/s\n", mb / read_all("bulk"));
+}
+
+static void random_reads(int mb)
+{
+    int fd = open("bulk", O_RDONLY);
+    unsigned long x = 88172645463325252ul;
+    double start = now();
+
+    for (int i = 0; i < RANDOM_READS; i++) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        if (pread(fd, block, 4096, (off_t)(x % ((unsigned long)mb * 256)) * 4096) != 4096)
+            die("pread");
+    }
+    printf("random-4k %.0f /s\n", RANDOM_READS / (now() - start));
+    close(fd);
+    unlink("bulk");
+}
+
+static void small_files(void)
+{
+    struct stat st;
+    char name[32];
+    double start = now();
+
+    for (int i = 0; i < FILES; i++) {
+        snprintf(name, sizeof(name), "s%d", i);
+        close(open(name, O_WRONLY | O_CREAT, 0644));
+    }
+    printf("create %.0f /s\n", FILES / (now() - start));
+    drop_caches();
+    start = now();
+    for (int i = 0; i < FILES; i++) {
+        snprintf(name, sizeof(name), "s%d", i);
+        if (stat(name, &st))
+            die(name);
+    }
+    printf("stat %.0f /s\n", FILES / (now() - start));
+    start = now();
+    for (int i = 0; i < FILES; i++) {
+        snprintf(name, sizeof(name), "s%d", i);
+        unlink(name);
+    }
+    printf("unlink %.0f /s\n", FILES / (now() - start));
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static int time_reads(const char *name, int n)
+{
+    double *t = calloc((size_t)n, sizeof(*t));
+
+    for (int i = 0; t && i < n; i++)
+        t[i] = read_all(name) * 1e6;
+    if (!t)
+        return 1;
+    qsort(t, (size_t)n, sizeof(*t), by_value);
+    printf("read-median %.0f us\nread-p99 %.0f us\n", t[n / 2], t[n - 1 - n / 100]);
+    free(t);
+    return 0;
+}
+
+static int time_list(const char *path)
+{
+    double start = now();
+    DIR *d = opendir(path);
+    struct dirent *e;
+    struct stat st;
+    int n = 0;
+
+    while (d && (e = readdir(d)))
+        n += fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    if (!d)
+        die(path);
+    closedir(d);
+    printf("list-%d-entries %.0f ms\n", n, (now() - start) * 1e3);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 4 && !strcmp(argv[1], "read"))
+        return time_reads(argv[2], atoi(argv[3]));
+    if (argc == 3 && !strcmp(argv[1], "list"))
+        return time_list(argv[2]);
+    if (argc != 3 || chdir(argv[1]) || atoi(argv[2]) < 1) {
+        fprintf(stderr, "usage: see the top of fs_bench.c\n");
+        return 2;
+    }
+    bulk(atoi(argv[2]));
+    random_reads(atoi(argv[2]));
+    small_files();
+    return 0;
+}
