@@ -1,4 +1,5 @@
 #include "fsd/channel.h"
+#include "fsd/device_number.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -36,19 +38,22 @@ struct init_reply {
 static int mount_as_root(const char *mountpoint, struct dtx_err *e)
 {
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    struct device_number number;
     char options[160];
+    int rc = 0;
 
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open /dev/fuse (modprobe fuse?)");
     snprintf(options, sizeof(options),
              "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
              (unsigned)getuid(), (unsigned)getgid());
-    if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options)) {
-        int rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
+    device_number_reserve(&number, mountpoint);
+    if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options))
+        rc = dtx_fail_errno(e, "cannot mount at %s", mountpoint);
+    device_number_release(&number);
+    if (rc)
         close(fd);
-        return rc;
-    }
-    return fd;
+    return rc ? rc : fd;
 }
 
 /* Does /etc/fuse.conf let users show their mounts to others? */
@@ -197,6 +202,23 @@ static void after_request(void)
     (void)__atomic_load_n(&replies, __ATOMIC_ACQUIRE);
 }
 
+/* A request that the kernel cannot copy whole into our buffer fails at the client with EIO.  It cannot if
+ * this process is being killed and a page of the buffer is not there yet (faults are refused then): so all
+ * are there before.  For the same reason nobody forks here (workers.c and checks.c use vfork): pages would be
+ * write-protected. */
+static void make_pages_present(void *buf, size_t n)
+{
+    static _Thread_local void *known;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)buf & ~(page - 1),
+              to = ((uintptr_t)buf + n + page - 1) & ~(page - 1);
+
+    if (buf == known)
+        return;
+    known = buf;
+    if (madvise((void *)from, to - from, MADV_POPULATE_WRITE)) /* before Linux 5.14 */
+        memset(buf, 0, n);
+}
+
 static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
 {
     const struct kept_shared *shared = the_channel->kept->shared;
@@ -207,6 +229,7 @@ static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
         got = (ssize_t)shared->init_len;
         memcpy(buf, shared->init, shared->init_len);
     } else {
+        make_pages_present(buf, n);
         got = read(fd, buf, n);
         after_request();
     }

@@ -10,6 +10,7 @@
 #include "kernels/ops.h"
 #include "kernels/peft.h"
 #include "kernels/safetensors.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 
 enum { CONFIG_MAX_BYTES = 1 << 20 };
@@ -92,11 +93,11 @@ static int get_targets(const json_t *o, unsigned *targets, struct dtx_err *e)
 
 static int read_config(int dirfd, const char *dir, struct dtx_train_params *p, struct dtx_err *e)
 {
-    char path[4096];
+    char path[PATH_MAX];
     json_t *o = NULL;
-    if ((size_t)snprintf(path, sizeof path, "%s/adapter_config.json", dir) >= sizeof path)
-        return dtx_fail(e, -ENAMETOOLONG, "%.200s...: path too long", dir);
-    int rc = json_parse_file(dirfd, path, CONFIG_MAX_BYTES, &o, e);
+    int rc = fd_join(path, dir, "adapter_config.json", e);
+    if (rc == 0)
+        rc = json_parse_file(dirfd, path, CONFIG_MAX_BYTES, &o, e);
     if (rc == 0 && !json_is_object(o))
         rc = dtx_fail(e, -EINVAL, "adapter_config.json: expected an object");
     if (rc == 0)
@@ -119,37 +120,18 @@ static int read_config(int dirfd, const char *dir, struct dtx_train_params *p, s
     return rc;
 }
 
-static int check_tensor(const struct st_set *files, const char *name, int rows, int cols, struct dtx_err *e)
-{
-    const struct st_tensor *t = st_find(files, name);
-    if (!t)
-        return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s is missing", name);
-    if (t->type == ST_OTHER)
-        return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s: expected type F32, F16 or BF16",
-                        name);
-    if (t->ndim != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        return dtx_fail(e, -EINVAL,
-                        "adapter_model.safetensors: tensor %s has shape [%lld, %lld], expected [%d, %d]: "
-                        "made for another "
-                        "base model?",
-                        name, (long long)t->shape[0], t->ndim > 1 ? (long long)t->shape[1] : 0LL, rows, cols);
-    return 0;
-}
-
 static int check_tensors(const struct lora_dims *d, const struct dtx_train_params *p,
                          const struct st_set *files, struct dtx_err *e)
 {
-    char name[PEFT_NAME];
+    const struct st_tensor *found;
     size_t expected = 0;
     for (int l = 0; l < d->layers; l++)
         for (int t = 0; t < DTX_TARGETS; t++) {
             if (!(p->targets >> t & 1))
                 continue;
-            peft_tensor_name(name, l, t, 'A');
-            int rc = check_tensor(files, name, p->rank, d->in[t], e);
-            peft_tensor_name(name, l, t, 'B');
+            int rc = peft_find(files, l, t, 'A', p->rank, d->in[t], &found, e);
             if (rc == 0)
-                rc = check_tensor(files, name, d->out[t], p->rank, e);
+                rc = peft_find(files, l, t, 'B', d->out[t], p->rank, &found, e);
             if (rc < 0)
                 return rc;
             expected += 2;
@@ -166,16 +148,15 @@ static int check_tensors(const struct lora_dims *d, const struct dtx_train_param
 int dtx_adapter_check(const struct dtx_model_config *c, int dirfd, const char *dir,
                       struct dtx_train_params *p, struct dtx_err *e)
 {
-    char path[4096];
+    char path[PATH_MAX];
     struct st_set *files = NULL;
     struct lora_dims d = lora_dims_of(c);
     *p = (struct dtx_train_params){0};
     int rc = read_config(dirfd, dir, p, e);
-    if (rc < 0)
-        return rc;
-    if ((size_t)snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir) >= sizeof path)
-        return dtx_fail(e, -ENAMETOOLONG, "%.200s...: path too long", dir);
-    rc = st_open(dirfd, path, &files, e);
+    if (rc == 0)
+        rc = fd_join(path, dir, "adapter_model.safetensors", e);
+    if (rc == 0)
+        rc = st_open(dirfd, path, &files, e);
     if (rc == 0)
         rc = check_tensors(&d, p, files, e);
     st_close(files);

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "kernels/peft.h"
-#include "kernels/safetensors.h"
 #include "scheduler/base/fdio.h"
 
 void peft_tensor_name(char out[PEFT_NAME], int layer, int target, char matrix)
@@ -17,35 +16,50 @@ void peft_tensor_name(char out[PEFT_NAME], int layer, int target, char matrix)
              target <= DTX_O ? "self_attn" : "mlp", dtx_target_names[target], matrix);
 }
 
-static int read_one(const struct st_set *files, int layer, int target, char matrix, int rows, int cols,
-                    float *out, struct dtx_err *e)
+int peft_find(const struct st_set *files, int layer, int target, char matrix, int rows, int cols,
+              const struct st_tensor **out, struct dtx_err *e)
 {
     char name[PEFT_NAME];
     peft_tensor_name(name, layer, target, matrix);
     const struct st_tensor *t = st_find(files, name);
     if (!t)
         return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s is missing", name);
+    if (t->type == ST_OTHER)
+        return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s: expected type F32, F16 or BF16",
+                        name);
     if (t->ndim != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        return dtx_fail(e, -EINVAL, "adapter_model.safetensors: tensor %s: expected shape [%d, %d]", name,
-                        rows, cols);
-    int rc = st_read_f32(t, 0, t->elements, out);
-    if (rc < 0)
-        return dtx_fail(e, rc, "adapter_model.safetensors: tensor %s cannot be read as numbers", name);
+        return dtx_fail(e, -EINVAL,
+                        "adapter_model.safetensors: tensor %s has shape [%lld, %lld], expected [%d, %d]: "
+                        "made for another base model?",
+                        name, (long long)t->shape[0], t->ndim > 1 ? (long long)t->shape[1] : 0LL, rows, cols);
+    *out = t;
+    return 0;
+}
+
+static int read_one(const struct st_set *files, int layer, int target, char matrix, int rows, int cols,
+                    float *out, struct dtx_err *e)
+{
+    const struct st_tensor *t;
+    int rc = peft_find(files, layer, target, matrix, rows, cols, &t, e);
+    if (rc == 0 && (rc = st_read_f32(t, 0, t->elements, out)))
+        dtx_fail(e, rc, "adapter_model.safetensors: tensor %s cannot be read as numbers", t->name);
+    if (rc)
+        return rc;
     for (uint64_t i = 0; i < t->elements; i++)
         if (!isfinite(out[i]))
             return dtx_fail(e, -EINVAL,
-                            "adapter_model.safetensors: tensor %s holds a value that is not finite", name);
+                            "adapter_model.safetensors: tensor %s holds a value that is not finite", t->name);
     return 0;
 }
 
 int peft_read(const struct lora_dims *d, unsigned targets, int rank, int dirfd, const char *dir, float *w,
               struct dtx_err *e)
 {
-    char path[4096];
+    char path[PATH_MAX];
     struct st_set *files = NULL;
-    if ((size_t)snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir) >= sizeof path)
-        return dtx_fail(e, -ENAMETOOLONG, "%s: path too long", dir);
-    int rc = st_open(dirfd, path, &files, e);
+    int rc = fd_join(path, dir, "adapter_model.safetensors", e);
+    if (rc == 0)
+        rc = st_open(dirfd, path, &files, e);
     for (int l = 0; rc == 0 && l < d->layers; l++)
         for (int t = 0; rc == 0 && t < DTX_TARGETS; t++) {
             if (!(targets >> t & 1))
@@ -138,11 +152,12 @@ static void config_json(struct buf *b, const struct dtx_train_params *p, const c
 int peft_write(const struct lora_dims *d, const struct dtx_train_params *p, const float *w, int dirfd,
                const char *dir, const char *base_name, struct dtx_err *e)
 {
-    char path[4096], config[4096];
-    if ((size_t)snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir) >= sizeof path ||
-        (size_t)snprintf(config, sizeof config, "%s/adapter_config.json", dir) >= sizeof config)
-        return dtx_fail(e, -ENAMETOOLONG, "%s: path too long", dir);
-    int rc = write_tensors(d, p->targets, p->rank, w, dirfd, path, e);
+    char path[PATH_MAX], config[PATH_MAX];
+    int rc = fd_join(path, dir, "adapter_model.safetensors", e);
+    if (rc == 0)
+        rc = fd_join(config, dir, "adapter_config.json", e);
+    if (rc == 0)
+        rc = write_tensors(d, p->targets, p->rank, w, dirfd, path, e);
     struct buf b = BUF_INIT;
     config_json(&b, p, base_name);
     if (rc == 0 && b.failed)

@@ -5,6 +5,7 @@
 
 #include "mnt-layout/spec_keys.h"
 #include "scheduler/base/json.h"
+#include "scheduler/base/text.h"
 
 enum { SPEC_MAX_BYTES = 16 << 20, SPEC_MAX_JOBS = 1024 };
 
@@ -152,14 +153,6 @@ static int check_between_keys(struct spec_ctx *c, enum spec_kind kind, const jso
 
 /* ---- parsing ---- */
 
-static bool is_blank(const char *text, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!strchr(" \t\r\n", text[i]) || !text[i])
-            return false;
-    return true;
-}
-
 static int check_document(struct spec_ctx *c, enum spec_kind kind, const json_t *doc, json_t **out)
 {
     int rc;
@@ -185,7 +178,7 @@ int spec_parse(enum spec_kind kind, const char *file, const char *text, size_t n
     if (n > SPEC_MAX_BYTES)
         return dtx_fail(e, -EFBIG, "%s: %zu bytes; expected at most %d MiB in a spec", file, n,
                         SPEC_MAX_BYTES >> 20);
-    if (is_blank(text, n))
+    if (text_is_blank(text, n))
         return dtx_fail(e, -EINVAL, "%s:1:1: the file is empty; start from templates/%s.json", file,
                         spec_tables[kind].name);
     rc = json_parse_text(file, text, n, &doc, e);

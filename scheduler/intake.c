@@ -51,7 +51,7 @@ struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
 static void change(struct intake *i, int64_t now)
 {
     i->dirty = true;
-    i->gone = i->wait_long = false;
+    i->gone = i->wait_long = i->maybe = false; /* whatever else it was, it is looked at anew */
     i->last = now;
     i->gen++;
     if (i->complete && !i->success)
@@ -115,8 +115,10 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
     case DROP_SETATTR: /* chmod or truncate: the stamp tells */
         if (i->dirty)
             i->last = now;
-        else
+        else {
             i->maybe = true;
+            i->maybe_at = now;
+        }
         break;
     case DROP_RENAMED_IN:
         note_renamed_in(i, p->is_root, now);
@@ -160,6 +162,7 @@ static bool behind_the_back(struct intake *i, enum drop_event ev, int64_t now)
     if (i->dirty || ev == DROP_RENAMED_OUT || ev == DROP_UNLINK || ev == DROP_RMDIR)
         return false;
     i->maybe = true;
+    i->maybe_at = now + spec_released; /* inotify can be quicker than the mount with the same event */
     i->released = ev == DROP_RELEASE || ev == DROP_RENAMED_IN || ev == DROP_LINK;
     i->behind = ev;
     return true;
@@ -317,6 +320,15 @@ static void announce(struct sched *s, struct intake *i)
         object_drop_unsaved(s, o);
 }
 
+/* NAME.json went, NAME/ is there: the link in it counts now, or it waits for one. */
+static bool service_without_spec(struct sched *s, struct object *o, const char *path)
+{
+    struct dtx_err e = {0};
+    int rc = service_take(s, o, path, &e);
+
+    return rc == 0 || (rc != -EAGAIN && object_event(s, o, EV_ERROR, e.msg) == 0);
+}
+
 static bool removed(struct sched *s, struct intake *i)
 {
     struct object *o = object_find(s, i->kind, i->name);
@@ -336,7 +348,7 @@ static bool removed(struct sched *s, struct intake *i)
     if (!o)
         return true;
     if (o->kind == OBJ_SERVICE && service_still_there(s, o))
-        return true;
+        return i->folder || service_without_spec(s, o, i->path);
     check_cancel(s, o);
     asking_cancel(s, o);
     return object_event(s, o, object_machine(o->kind) == M_SPEC ? EV_UNLINK : EV_RMDIR, NULL) == 0;
@@ -388,7 +400,7 @@ void intake_round(struct sched *s, int64_t now)
     for (i = s->intakes; i; i = i->next) {
         if (i->retry_at > now)
             continue;
-        if (i->maybe)
+        if (i->maybe && i->maybe_at <= now)
             look_closer(s, i, now);
         i->announced = i->gen;
         if (i->dirty)
@@ -411,7 +423,7 @@ int64_t intake_next(const struct sched *s)
     for (const struct intake *i = s->intakes; i; i = i->next) {
         int64_t t = INT64_MAX;
         if (i->maybe)
-            t = 0;
+            t = i->maybe_at;
         else if (i->dirty)
             t = i->announced != i->gen ? 0 : intake_due(i);
         if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)

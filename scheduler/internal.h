@@ -50,8 +50,11 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
+enum { OBJECT_BUCKETS = 8192 };
+
 struct object {
     int64_t id; /* catalog row */
+    struct object *hash_next;
     enum object_kind kind;
     char name[2 * NAME_CAP]; /* of a service's prompt: SERVICE/PROMPT */
     enum state state;
@@ -154,6 +157,7 @@ struct intake {
     bool folder;
     bool dirty;             /* changed since it was last taken */
     bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
+    int64_t maybe_at;       /* mono: not before */
     bool gone;              /* the root was removed */
     bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
     bool success;           /* complete because of _SUCCESS */
@@ -240,6 +244,7 @@ struct sched {
 
     struct object **objects;
     int nobjects, objects_cap;
+    struct object *by_name[OBJECT_BUCKETS]; /* the same, by hash of kind and name (NFC) */
     struct experiment **exps;
     int nexps, exps_cap;
     struct worker *workers;
@@ -356,12 +361,10 @@ struct stamp {
     uid_t uid;      /* of the root */
     gid_t gid;
     bool success; /* holds _SUCCESS */
-    bool private; /* others may not read all of it */
     mode_t closed; /* privacy.c */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
 void stamp_text(const struct stamp *st, char *out, size_t n);
-bool stamp_is_private(const char *text); /* as stamp_text wrote it */
 bool model_shards_complete(int tree_fd, const char *dir);
 
 /* privacy.c: mutex held */
@@ -535,6 +538,7 @@ void progress_line(const struct job *j, struct buf *out); /* one line without ne
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */
 void add_bytes(struct buf *out, int64_t n);
+json_t *text_or_null(const char *text);                             /* new; null for NULL and "" */
 void add_number(struct buf *out, const json_t *v, const char *fmt); /* "-" where it is none */
 const char *shown_reason(const char *reason);                       /* "" for NULL */
 

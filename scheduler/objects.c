@@ -48,11 +48,23 @@ static bool same_name(const char *a, const char *b)
 
 /* ---- finding and making ---- */
 
+static struct object **bucket(struct sched *s, enum object_kind kind, const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)kind;
+    char nfc[2 * NAME_CAP];
+
+    if (!is_ascii(name) && name_nfc(name, nfc, sizeof(nfc)) == 0)
+        name = nfc;
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+    return &s->by_name[(h ^ h >> 29) % OBJECT_BUCKETS];
+}
+
 struct object *object_find(struct sched *s, enum object_kind kind, const char *name)
 {
-    for (int i = 0; i < s->nobjects; i++)
-        if (s->objects[i]->kind == kind && same_name(s->objects[i]->name, name))
-            return s->objects[i];
+    for (struct object *o = *bucket(s, kind, name); o; o = o->hash_next)
+        if (o->kind == kind && same_name(o->name, name))
+            return o;
     return NULL;
 }
 
@@ -116,6 +128,8 @@ struct object *object_get(struct sched *s, enum object_kind kind, const char *na
         o->gid = who->gid;
     }
     s->objects[s->nobjects++] = o;
+    o->hash_next = *bucket(s, kind, o->name);
+    *bucket(s, kind, o->name) = o;
     return o;
 }
 
@@ -124,6 +138,11 @@ static void object_remove(struct sched *s, struct object *o)
     for (int i = 0; i < s->nobjects; i++)
         if (s->objects[i] == o)
             s->objects[i] = s->objects[--s->nobjects];
+    for (struct object **p = bucket(s, o->kind, o->name); *p; p = &(*p)->hash_next)
+        if (*p == o) {
+            *p = o->hash_next;
+            break;
+        }
     object_free(o);
 }
 

@@ -33,6 +33,11 @@ void add_time(struct buf *out, const char *key, int64_t wall_ns)
         add_field(out, key, "%s", clock_iso(wall_ns, text, sizeof(text)));
 }
 
+json_t *text_or_null(const char *text)
+{
+    return text && *text ? json_string(text) : json_null();
+}
+
 void add_bytes(struct buf *out, int64_t n)
 {
     static const char *const units[] = {"B", "KB", "MB", "GB", "TB"};

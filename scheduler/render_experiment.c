@@ -27,11 +27,6 @@ static struct job **ranked(const struct experiment *x, int *n)
     return v;
 }
 
-static json_t *text_or_null(const char *text)
-{
-    return text && *text ? json_string(text) : json_null();
-}
-
 static json_t *time_or_null(int64_t wall_ns)
 {
     char text[32];

@@ -115,11 +115,6 @@ int render_job_status(struct sched *s, const struct layout_match *m, struct buf 
     return 0;
 }
 
-static json_t *text_or_null(const char *text)
-{
-    return text && *text ? json_string(text) : json_null();
-}
-
 static json_t *copy_or_null(const json_t *v)
 {
     return v ? json_deep_copy(v) : json_null();

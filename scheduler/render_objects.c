@@ -91,9 +91,7 @@ static void dataset_report(struct buf *out, const json_t *r, bool hide_rows)
     add_report_text(out, r, "template");
     add_report_text(out, r, "sha256");
     if (hide_rows && json_array_size(json_object_get(r, "examples")))
-        add_field(
-            out, "examples",
-            "not shown: the dataset is private, or not READY (chmod -R o+rX would show them to everybody)");
+        add_field(out, "examples", "not shown before the dataset is READY again");
     else
         add_examples(out, json_object_get(r, "examples"));
 }
@@ -161,7 +159,7 @@ static void object_text(const struct object *o, struct buf *out)
     add_time(out, "created", o->created);
     add_time(out, "changed", o->changed);
     if (o->kind == OBJ_DATASET)
-        dataset_report(out, o->report, o->state != ST_READY || stamp_is_private(o->stamp));
+        dataset_report(out, o->report, o->state != ST_READY);
     else if (o->kind == OBJ_COMPARE || o->kind == OBJ_ASK)
         answers_report(out, o->report);
     else if (o->kind == OBJ_TUNED)

@@ -50,14 +50,6 @@ static void note_time(const struct stat *st, struct stamp *out)
         out->newest = c;
 }
 
-/* May others not read it?  What DTX shows of it to everybody then leaves its contents out. */
-static bool is_private(const struct stat *st)
-{
-    mode_t need = S_ISDIR(st->st_mode) ? S_IROTH | S_IXOTH : S_ISREG(st->st_mode) ? S_IROTH : 0;
-
-    return (st->st_mode & need) != need;
-}
-
 static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 {
     int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -77,7 +69,6 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
             continue;
         note_time(&st, out);
-        out->private |= is_private(&st) && !name_is_leftover(ent->d_name);
         out->closed |= privacy_of(st.st_mode);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
@@ -101,7 +92,6 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
     out->gid = st.st_gid;
     out->closed = privacy_of(st.st_mode);
     note_time(&st, out);
-    out->private = is_private(&st);
     if (S_ISDIR(st.st_mode))
         return walk(tree_fd, path, 0, out);
     add_file("", &st, out);
@@ -110,13 +100,8 @@ int stamp_path(int tree_fd, const char *path, struct stamp *out)
 
 void stamp_text(const struct stamp *st, char *out, size_t n)
 {
-    snprintf(out, n, "%" PRId64 ":%" PRId64 ":%016" PRIx64 "%s", st->files, st->bytes, st->hash,
-             st->private ? ":private" : "");
-}
-
-bool stamp_is_private(const char *text)
-{
-    return strstr(text, ":private") != NULL;
+    snprintf(out, n, "%" PRId64 ":%" PRId64 ":%016" PRIx64 ":%02o", st->files, st->bytes, st->hash,
+             (unsigned)st->closed);
 }
 
 /* ---- safetensors shards: is every one as long as its header says? ---- */

@@ -49,11 +49,6 @@ int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct 
     return rc;
 }
 
-static bool is_blank(const struct buf *b)
-{
-    return b->len == 0 || strspn(b->p, " \t\r\n") == b->len;
-}
-
 static const enum spec_kind spec_of[OBJ_KINDS] = {
     [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
     [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
@@ -72,7 +67,7 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     if (bad < n)
         return dtx_fail(e, -EINVAL, "%s: byte %zu (0x%02x) is not UTF-8; save the file as UTF-8",
                         base_name(file), bad, (unsigned char)text[bad]);
-    if (memchr(text, '\0', n))
+    if (n && memchr(text, '\0', n))
         return dtx_fail(e, -EINVAL, "%s: holds a NUL byte: a prompt is text", base_name(file));
     rc = spec_parse_prompt(base_name(file), text, n, out, &prompt, &prompt_n, e);
     if (rc)
@@ -80,7 +75,7 @@ static int parse_prompt(const char *file, const char *text, size_t n, json_t **o
     n = prompt_n;
     while (n && strchr("\r\n", prompt[n - 1]))
         n--;
-    if (strspn(prompt, " \t\r\n") >= n) {
+    if (text_is_blank(prompt, n)) {
         json_decref(*out);
         *out = NULL;
         return dtx_fail(e, -EINVAL, "%s: the prompt is empty", base_name(file));
@@ -243,7 +238,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         i->gone = true;
         return -EAGAIN;
     }
-    if (rc == 0 && !i->folder && is_blank(&text) && !last_chance) {
+    if (rc == 0 && !i->folder && text_is_blank(text.p, text.len) && !last_chance) {
         buf_release(&text);
         return -EAGAIN;
     }

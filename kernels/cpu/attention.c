@@ -126,9 +126,10 @@ static void back_block(const struct call *c, const struct op_seq *s, int head, i
     int n = s->rows - q0 < QUERY_ROWS ? s->rows - q0 : QUERY_ROWS, keys = q0 + n, hd = c->a->head_dim;
     int kv = head / c->group, row = s->row0 + q0;
     size_t block = (size_t)n * (size_t)keys;
-    float *P = cpu_scratch(c->d, thread, 2 * block), *dS = P + block;
+    float *P = cpu_scratch(c->d, thread, 2 * block), *dS;
     if (!P)
         return;
+    dS = P + block;
     scores(c, s, head, q0, n, keys, P);
     cpu_gemm(false, true, n, keys, hd, 1, c->dout + o_at(c, row, head), c->ldo, c->qkv + v_at(c, s->row0, kv),
              c->ld, 0, dS, keys);

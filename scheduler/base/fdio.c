@@ -2,7 +2,6 @@
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -170,6 +169,13 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
         return dtx_fail(e, rc, "cannot write %s: %s", path, strerror(-rc));
     }
     return fd_sync_path(dirfd, dir, e);
+}
+
+int fd_join(char out[PATH_MAX], const char *dir, const char *name, struct dtx_err *e)
+{
+    if (snprintf(out, PATH_MAX, "%s/%s", dir, name) < PATH_MAX)
+        return 0;
+    return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", dir);
 }
 
 int fd_make_private(const char *path, struct dtx_err *e)

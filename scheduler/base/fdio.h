@@ -4,6 +4,7 @@
 #ifndef DTX_BASE_FDIO_H
 #define DTX_BASE_FDIO_H
 
+#include <limits.h>
 #include <stddef.h>
 #include <sys/types.h>
 #include "scheduler/base/buf.h"
@@ -24,6 +25,9 @@ int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mod
 
 /* fsync a folder (or any path) by name. */
 int fd_sync_path(int dirfd, const char *path, struct dtx_err *e);
+
+/* dir/name; -ENAMETOOLONG. */
+int fd_join(char out[PATH_MAX], const char *dir, const char *name, struct dtx_err *e);
 
 /* Make the file if it is not there, and readable by its owner alone: SQLite gives its journals the same mode. */
 int fd_make_private(const char *path, struct dtx_err *e);

@@ -116,6 +116,14 @@ int name_check(const char *name, struct dtx_err *e)
     return 0;
 }
 
+bool text_is_blank(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (s[i] != ' ' && s[i] != '\t' && s[i] != '\r' && s[i] != '\n')
+            return false;
+    return true;
+}
+
 int name_nfc(const char *name, char *out, size_t outsz)
 {
     utf8proc_uint8_t *nfc;

@@ -15,6 +15,8 @@ bool text_utf8_valid(const char *s, size_t n);
 size_t text_utf8_bad_at(const char *s, size_t n);
 /* Length of the white space character (Unicode's White_Space) at s, 0 if there is none. */
 size_t text_space_step(const char *s, size_t n);
+/* Nothing but spaces, tabs and line ends? */
+bool text_is_blank(const char *s, size_t n);
 /* Leave out white space at both ends: moves *s and shortens *n. */
 void text_strip(const char **s, size_t *n);
 

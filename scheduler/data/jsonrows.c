@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "scheduler/base/json.h"
+#include "scheduler/base/text.h"
 
 /* json_parse_text's ":LINE:COLUMN: why" counts lines from the row's first; give the file's line instead. */
 static void report_json(const struct row_sink *sink, long first_line, const struct dtx_err *e)
@@ -40,14 +41,6 @@ static int give_row(const struct row_sink *sink, const struct buf *text, long li
         rc = sink->row(sink->arg, v, line);
     json_decref(v);
     return rc;
-}
-
-static bool is_blank(const struct buf *b)
-{
-    for (size_t i = 0; i < b->len; i++)
-        if (!strchr(" \t\r", b->p[i]) || !b->p[i])
-            return false;
-    return true;
 }
 
 static int in_error(const struct data_in *in, struct dtx_err *e)
@@ -99,7 +92,7 @@ int data_read_jsonl(struct data_in *in, const struct row_sink *sink, struct dtx_
             sink->bad(sink->arg, number, too_long);
         else if (line.failed)
             rc = dtx_fail(e, -ENOMEM, "%s:%ld: out of memory", in->name, number);
-        else if (!is_blank(&line))
+        else if (!text_is_blank(line.p, line.len))
             rc = give_row(sink, &line, number);
         if (rc)
             break;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 
 static uint64_t mix(uint64_t h, const void *data, size_t n) /* FNV-1a */
@@ -224,8 +225,7 @@ static char *read_template(int store, const char *dir)
     const char *name;
     char *copy;
 
-    if (snprintf(path, sizeof(path), "%s/info.json", dir) >= (int)sizeof(path) ||
-        json_parse_file(store, path, 1 << 20, &info, NULL))
+    if (fd_join(path, dir, "info.json", NULL) || json_parse_file(store, path, 1 << 20, &info, NULL))
         return NULL;
     name = json_str(info, "template", NULL);
     copy = name ? strdup(name) : NULL;

@@ -162,7 +162,6 @@ int job_state_save(struct worker *w, struct job *j, struct dtx_err *e);
 void job_loop_init(struct job_loop *l);
 
 /* job_files.c */
-int job_path(char out[PATH_MAX], const char *dir, const char *name);
 int job_files_open(struct worker *w, struct job *j, struct dtx_err *e);
 void job_files_close(struct job *j);
 void job_log(struct job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

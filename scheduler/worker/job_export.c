@@ -15,11 +15,6 @@
 #include "scheduler/base/json.h"
 #include "scheduler/worker/job.h"
 
-static int join(char out[PATH_MAX], const char *dir, const char *name, struct dtx_err *e)
-{
-    return job_path(out, dir, name) ? dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", dir) : 0;
-}
-
 static int sync_parent(struct worker *w, const char *path, struct dtx_err *e)
 {
     char parent[PATH_MAX];
@@ -61,7 +56,7 @@ static mode_t folder_mode(struct worker *w, const struct job *j)
     char path[PATH_MAX];
     struct stat st;
 
-    if (job_path(path, j->spec.job_dir, "../..") || fstatat(w->store, path, &st, 0))
+    if (fd_join(path, j->spec.job_dir, "../..", NULL) || fstatat(w->store, path, &st, 0))
         return 0755;
     return st.st_mode & 0755;
 }
@@ -99,9 +94,9 @@ static int each_file(struct worker *w, struct job *j, const char *dir, const cha
 
         if (ent->d_name[0] == '.')
             continue;
-        rc = join(from, dir, ent->d_name, e);
+        rc = fd_join(from, dir, ent->d_name, e);
         if (rc == 0)
-            rc = join(to, other, ent->d_name, e);
+            rc = fd_join(to, other, ent->d_name, e);
         if (rc == 0)
             rc = fn(w, j, from, to, e);
     }
@@ -149,7 +144,7 @@ static int write_info(struct worker *w, struct job *j, const char *dir, struct d
 {
     char path[PATH_MAX];
     json_t *v = tuned_info(j);
-    int rc = join(path, dir, "info.json", e);
+    int rc = fd_join(path, dir, "info.json", e);
 
     if (j->result) {
         json_object_set(v, "score", json_object_get(j->result, "score"));
@@ -165,7 +160,7 @@ static int write_info(struct worker *w, struct job *j, const char *dir, struct d
 static int export_checkpoint(struct worker *w, struct job *j, const char *place, struct dtx_err *e)
 {
     char temp[PATH_MAX];
-    int rc = join(temp, j->spec.work_dir, "checkpoint.new", e);
+    int rc = fd_join(temp, j->spec.work_dir, "checkpoint.new", e);
 
     if (rc == 0)
         rc = fresh_folder(w, j, temp, e);
@@ -185,7 +180,7 @@ static int export_checkpoint(struct worker *w, struct job *j, const char *place,
 static int export_tuned(struct worker *w, struct job *j, const char *checkpoint, struct dtx_err *e)
 {
     char temp[PATH_MAX];
-    int rc = join(temp, j->spec.work_dir, "tuned.new", e);
+    int rc = fd_join(temp, j->spec.work_dir, "tuned.new", e);
 
     if (rc == 0)
         rc = fresh_folder(w, j, temp, e);
@@ -205,7 +200,7 @@ static int export_tuned(struct worker *w, struct job *j, const char *checkpoint,
 int job_export(struct worker *w, struct job *j, struct dtx_err *e)
 {
     char checkpoint[PATH_MAX];
-    int rc = join(checkpoint, j->spec.job_dir, "checkpoint", e);
+    int rc = fd_join(checkpoint, j->spec.job_dir, "checkpoint", e);
 
     if (rc == 0)
         rc = export_checkpoint(w, j, checkpoint, e);
@@ -221,12 +216,12 @@ int job_export(struct worker *w, struct job *j, struct dtx_err *e)
 static int link_score(struct worker *w, struct job *j, struct dtx_err *e)
 {
     char from[PATH_MAX], temp[PATH_MAX], to[PATH_MAX];
-    int rc = join(from, j->spec.job_dir, "score.json", e);
+    int rc = fd_join(from, j->spec.job_dir, "score.json", e);
 
     if (rc == 0)
-        rc = join(temp, j->spec.tuned_dir, ".score.tmp", e);
+        rc = fd_join(temp, j->spec.tuned_dir, ".score.tmp", e);
     if (rc == 0)
-        rc = join(to, j->spec.tuned_dir, "score.json", e);
+        rc = fd_join(to, j->spec.tuned_dir, "score.json", e);
     if (rc)
         return rc;
     unlinkat(w->store, temp, 0);

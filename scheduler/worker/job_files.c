@@ -15,11 +15,6 @@
 static const char metrics_header[] = "step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory\n";
 enum { METRICS_FILE_MAX = 1 << 30, METRICS_WAITING_MAX = 4 << 20 };
 
-int job_path(char out[PATH_MAX], const char *dir, const char *name)
-{
-    return snprintf(out, PATH_MAX, "%s/%s", dir, name) < PATH_MAX ? 0 : -ENAMETOOLONG;
-}
-
 int job_chown(struct worker *w, const struct job *j, const char *path)
 {
     if (geteuid() != 0 || (j->spec.uid == (uid_t)-1 && j->spec.gid == (gid_t)-1))
@@ -30,9 +25,10 @@ int job_chown(struct worker *w, const struct job *j, const char *path)
 static int open_append(struct worker *w, struct job *j, const char *name, int *out, struct dtx_err *e)
 {
     char path[PATH_MAX];
+    int rc = fd_join(path, j->spec.job_dir, name, e);
 
-    if (job_path(path, j->spec.job_dir, name))
-        return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.job_dir);
+    if (rc)
+        return rc;
     *out = openat(w->store, path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (*out < 0)
         return dtx_fail_errno(e, "cannot open %s", path);
@@ -141,17 +137,19 @@ int metrics_flush(struct job *j, bool sync, struct dtx_err *e)
     return 0;
 }
 
-/* Length of the header and the whole rows up to `step`; 0 when the text is not a metrics.csv. */
+/* Length of the header and the whole rows up to `step`; 0 when the text is not a metrics.csv.  After a power
+ * cut there may be anything behind what was synced: a row that is none ends it. */
 static size_t kept_length(const char *text, size_t n, int64_t step)
 {
     size_t at = sizeof(metrics_header) - 1;
 
     if (n < at || memcmp(text, metrics_header, at) != 0)
         return 0;
-    while (at < n) {
+    for (int64_t last = 0, row; at < n; last = row) {
         const char *end = memchr(text + at, '\n', n - at);
 
-        if (!end || strtoll(text + at, NULL, 10) > step)
+        row = end && !memchr(text + at, '\0', (size_t)(end - text) - at) ? strtoll(text + at, NULL, 10) : 0;
+        if (row <= last || row > step)
             break;
         at = (size_t)(end - text) + 1;
     }

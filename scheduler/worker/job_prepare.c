@@ -30,18 +30,19 @@ static int verify_dataset(struct dataset *d, const struct job_spec *s, struct dt
     return rc;
 }
 
-static int cache_path(char out[PATH_MAX], const struct job_spec *s, enum data_split split)
+static int cache_path(char out[PATH_MAX], const struct job_spec *s, enum data_split split, struct dtx_err *e)
 {
-    return job_path(out, s->work_dir, split == DATA_TRAIN ? "train.tokens" : "validation.tokens");
+    return fd_join(out, s->work_dir, split == DATA_TRAIN ? "train.tokens" : "validation.tokens", e);
 }
 
 static int make_cache(struct prepare *p, struct dataset *d, enum data_split split,
                       const struct dtx_tokenizer *t, struct token_cache *out)
 {
     char path[PATH_MAX];
+    int rc = cache_path(path, p->spec, split, &p->error);
 
-    if (cache_path(path, p->spec, split))
-        return dtx_fail(&p->error, -ENAMETOOLONG, "path too long: %.200s", p->spec->work_dir);
+    if (rc)
+        return rc;
     return token_cache_make(d, split, t, p->block_size, p->store, path, out, &p->error);
 }
 
@@ -77,9 +78,8 @@ static int write_prepared(struct prepare *p, const char *tokenizer_sha)
 
     json_dump_buf(v, &b);
     json_decref(v);
-    if (job_path(path, p->spec->work_dir, "prepared.json"))
-        rc = dtx_fail(&p->error, -ENAMETOOLONG, "path too long: %.200s", p->spec->work_dir);
-    else
+    rc = fd_join(path, p->spec->work_dir, "prepared.json", &p->error);
+    if (rc == 0)
         rc = fd_replace_file(p->store, path, b.p, b.len, 0600, &p->error);
     buf_release(&b);
     return rc;
@@ -93,17 +93,17 @@ static bool map_prepared(struct prepare *p, const char *tokenizer_sha)
     json_t *v = NULL;
     bool ok;
 
-    if (job_path(path, s->work_dir, "prepared.json") || json_parse_file(p->store, path, 65536, &v, NULL))
+    if (fd_join(path, s->work_dir, "prepared.json", NULL) || json_parse_file(p->store, path, 65536, &v, NULL))
         return false;
     ok = !strcmp(json_str(v, "dataset_sha256", "?"), s->dataset_sha ? s->dataset_sha : "") &&
          !strcmp(json_str(v, "tokenizer_sha256", "?"), tokenizer_sha) &&
          json_int(v, "block_size", -1) == p->block_size;
     p->has_validation = json_flag(v, "validation", 0);
     json_decref(v);
-    ok = ok && cache_path(path, s, DATA_TRAIN) == 0 &&
+    ok = ok && cache_path(path, s, DATA_TRAIN, NULL) == 0 &&
          token_cache_map(p->store, path, p->block_size, &p->train, NULL) == 0;
     if (ok && p->has_validation)
-        ok = cache_path(path, s, DATA_VALIDATION) == 0 &&
+        ok = cache_path(path, s, DATA_VALIDATION, NULL) == 0 &&
              token_cache_map(p->store, path, p->block_size, &p->validation, NULL) == 0;
     if (!ok) {
         token_cache_release(&p->train);

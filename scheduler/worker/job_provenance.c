@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/base/sha256.h"
 #include "scheduler/worker/job.h"
@@ -12,11 +13,10 @@
 static int adapter_sum(struct worker *w, const struct job *j, json_t *sums, struct dtx_err *e)
 {
     char path[PATH_MAX], hex[65];
-    int rc;
+    int rc = fd_join(path, j->spec.job_dir, "checkpoint/adapter_model.safetensors", e);
 
-    if (job_path(path, j->spec.job_dir, "checkpoint/adapter_model.safetensors"))
-        return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.job_dir);
-    rc = sha256_file(w->store, path, hex, e);
+    if (rc == 0)
+        rc = sha256_file(w->store, path, hex, e);
     if (rc == 0)
         json_object_set_new(sums, "adapter_model.safetensors", json_string(hex));
     return rc;
@@ -48,8 +48,8 @@ int job_provenance(struct worker *w, struct job *j, struct dtx_err *e)
         json_object_set_new(v, "finished", json_string(clock_iso(clock_wall_ns(), stamp, sizeof(stamp))));
     json_object_set_new(v, "sha256", sums);
     json_object_set(v, "spec", j->spec.json);
-    if (rc == 0 && job_path(path, j->spec.job_dir, "provenance.json"))
-        rc = dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.job_dir);
+    if (rc == 0)
+        rc = fd_join(path, j->spec.job_dir, "provenance.json", e);
     if (rc == 0)
         rc = job_write_json(w, j, path, v, e);
     json_decref(v);

@@ -218,8 +218,9 @@ int questions_make(int store, const struct job_spec *s, struct job_questions *q,
 
     if (!s->evaluation)
         return 0;
-    if (job_path(path, s->work_dir, "questions.json"))
-        return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", s->work_dir);
+    rc = fd_join(path, s->work_dir, "questions.json", e);
+    if (rc)
+        return rc;
     rc = from_kept(store, path, q, NULL);
     if (rc == 0 && q->n)
         return 0;

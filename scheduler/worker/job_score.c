@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/score/score.h"
 #include "scheduler/worker/gen.h"
@@ -241,10 +242,9 @@ static int write_score(struct worker *w, struct job *j, struct dtx_err *e)
                   json_str(j->spec.json, "evaluation_name", ""), "job", j->spec.job, "base",
                   j->spec.base_name, "questions", (json_int_t)r->n, "weights",
                   json_object_get(j->spec.evaluation, "metrics"), "items", items);
-    rc = job_path(path, j->spec.score_only ? j->spec.work_dir : j->spec.job_dir, "score.json");
-    if (!v || rc)
-        rc = dtx_fail(e, v ? rc : -ENOMEM, "cannot make score.json");
-    else
+    rc = v ? fd_join(path, j->spec.score_only ? j->spec.work_dir : j->spec.job_dir, "score.json", e)
+           : dtx_fail(e, -ENOMEM, "out of memory for score.json");
+    if (rc == 0)
         rc = job_write_json(w, j, path, v, e);
     json_decref(v);
     return rc;

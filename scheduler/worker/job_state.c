@@ -96,8 +96,9 @@ int job_state_load(struct worker *w, struct job *j, char *file, size_t n, struct
     json_t *v = NULL;
     int rc;
 
-    if (job_path(path, j->spec.work_dir, "state.json"))
-        return dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.work_dir);
+    rc = fd_join(path, j->spec.work_dir, "state.json", e);
+    if (rc)
+        return rc;
     if (faccessat(w->store, path, F_OK, 0))
         return -ENOENT;
     rc = json_parse_file(w->store, path, 65536, &v, e);
@@ -128,9 +129,8 @@ static int write_state_json(struct worker *w, struct job *j, const char *name, i
 
     json_dump_buf(v, &b);
     json_decref(v);
-    if (job_path(path, j->spec.work_dir, "state.json"))
-        rc = dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.work_dir);
-    else
+    rc = fd_join(path, j->spec.work_dir, "state.json", e);
+    if (rc == 0)
         rc = fd_replace_file(w->store, path, b.p, b.len, 0600, e);
     buf_release(&b);
     return rc;
@@ -143,7 +143,7 @@ static bool state_json_names(struct worker *w, const struct job *j, int64_t gene
     json_t *v = NULL;
     bool named;
 
-    if (job_path(path, j->spec.work_dir, "state.json") || faccessat(w->store, path, F_OK, 0))
+    if (fd_join(path, j->spec.work_dir, "state.json", NULL) || faccessat(w->store, path, F_OK, 0))
         return false;
     named = json_parse_file(w->store, path, 65536, &v, NULL) || json_int(v, "generation", -1) == generation;
     json_decref(v);
@@ -157,8 +157,8 @@ int job_state_save(struct worker *w, struct job *j, struct dtx_err *e)
     int rc = metrics_flush(j, true, e);
 
     snprintf(name, sizeof(name), "state.%lld", (long long)generation);
-    if (rc == 0 && job_path(path, j->spec.work_dir, name))
-        rc = dtx_fail(e, -ENAMETOOLONG, "path too long: %.200s", j->spec.work_dir);
+    if (rc == 0)
+        rc = fd_join(path, j->spec.work_dir, name, e);
     if (rc == 0)
         rc = dtx_job_save(j->train, w->store, path, e);
     if (rc == 0) {

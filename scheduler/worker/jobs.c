@@ -348,8 +348,8 @@ bool jobs_training(const struct worker *w)
 
 bool jobs_preparing(const struct worker *w)
 {
-    for (const struct job *j = w->jobs; j; j = j->next)
-        if (j->prep.started)
+    for (struct job *j = w->jobs; j; j = j->next)
+        if (!prepare_ended(j))
             return true;
     return false;
 }

@@ -402,8 +402,7 @@ def verify(store, acked, adapters):
         drop_again(d)
         d.wait("experiments/e.status", ["SUCCESS"], 60)
         for job in JOBS:
-            check(d.state(f"experiments/e/jobs/{job}/status") == "SUCCESSFUL", f"e/{job} ends as "
-                  + read(f"{d.mnt}/experiments/e/jobs/{job}/status", b"?").decode()[:300])
+            d.wait(f"experiments/e/jobs/{job}/status", ["SUCCESSFUL"], 3)  # the kernel is told of changes 50 ms late
             check_job(d, "e", job)
             got = sha(f"{d.mnt}/experiments/e/jobs/{job}/checkpoint/adapter_model.safetensors")
             check(got == adapters[job], f"e/{job} ends with other bytes")

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # Bad input and bad luck: an error in words, the rest goes on.
 . "$(dirname "$0")/lib.sh"
 command -v python3 >/dev/null || { skip job_bad "python3 is not installed"; exit 0; }

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # Prompts, services and bin/dtx on a live mount.
 . "$(dirname "$0")/lib.sh"
 command -v jq >/dev/null || { skip job_compare "jq is not installed"; exit 0; }
@@ -72,7 +73,9 @@ check "a model that is not there" wait_for 10 grep -q 'waiting for: model tuned/
 check "rm -r ends a service" rm -r "$V/desk" "$V/lost"
 check "gone" wait_for 10 sh -c "[ ! -e '$V/desk.status' ] && ! grep -q desk '$V/LIST.tsv'"
 rm "$V/plain.json"
-wait_for 10 test ! -e "$V/plain.status"
+check "without its spec a service does not run" wait_state 10 "$V/plain.status" PENDING
+check "its folder can go" rm -r "$V/plain"
+check "then it is gone" wait_for 10 test ! -e "$V/plain.status"
 
 # bin/dtx
 dtx() { DTX=$M sh "$M/bin/dtx" "$@"; }
@@ -84,7 +87,8 @@ check "dtx wait" timeout 30 sh "$M/bin/dtx" wait mine
 check "dtx leaderboard, best" sh -c "sh '$M/bin/dtx' leaderboard one | grep -q base:lantern-2m && sh '$M/bin/dtx' best one | grep -q quick"
 check "dtx log" sh -c "sh '$M/bin/dtx' log one/01-quick-tickets | grep -q 'state SUCCESSFUL'"
 check "dtx ask" sh -c "timeout 40 sh '$M/bin/dtx' ask one.best 'What does the Otter bike cost?' | grep -q '^## one.best'"
-check "dtx compare" sh -c "cp '$DEMO/prompts/stolen.txt' '$T/'; timeout 40 sh '$M/bin/dtx' compare '$T/stolen.txt' | grep -q '^## lantern-2m'"
+cp "$DEMO/prompts/stolen.txt" "$T/"; timeout 40 sh "$M/bin/dtx" compare "$T/stolen.txt" >"$T/stolen.out" 2>&1
+check "dtx compare" has "$T/stolen.out" '^## lantern-2m'
 check "dtx pause, resume" sh -c "sh '$M/bin/dtx' pause busy && sleep 1 && sh '$M/bin/dtx' resume busy"
 check "dtx cancel" dtx cancel busy
 check "busy is CANCELLED" wait_state 20 "$E/busy.status" CANCELLED
@@ -94,3 +98,4 @@ if dtx pause nobody 2>"$T/err"; then fail "dtx: a name that is not there" "statu
 # shellcheck disable=SC2046
 sh -c "echo 'Who are you?' >'$C/dies.txt'; sleep 0.3; kill -9 $(pgrep -P "$(child_pid)" dtx-worker)"
 check "an answer after the worker's death" wait_state 40 "$C/dies.status" DONE
+check "no prompt was answered twice" hasnt "$M/log" "compare prompt .*: ANSWERING -> RECEIVING"

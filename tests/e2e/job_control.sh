@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # Control words, rm -r, rmdir, pinned specs, held datasets, waiting for what is not there yet, training on.
 . "$(dirname "$0")/lib.sh"
 command -v jq >/dev/null || { skip job_control "jq is not installed"; exit 0; }

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # A full disk and a dataset that is in use: errors in words, nothing lost, all goes on when there is room.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || { skip job_disk "mounting a small store needs root"; exit 0; }

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # A job's adapter is the same byte for byte: alone, among seven others, on one or several workers, after kill -9 of its
 # worker and of dtxd at random moments.
 . "$(dirname "$0")/lib.sh"

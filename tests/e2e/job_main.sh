@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # The main path: copies in, four jobs and an evaluation, everything that must be there during and after.
 . "$(dirname "$0")/lib.sh"
 command -v jq >/dev/null || { skip job_main "jq is not installed"; exit 0; }
@@ -16,11 +17,11 @@ check "the experiment is copied in" cp "$DEMO/experiments/first.json" "$M/experi
 X=$M/experiments/first
 J=$X/jobs/01-careful-website
 check "training starts by itself" wait_for 60 at_step first/jobs/01-careful-website 1
-timeout 100 tail -n +1 -f "$J/metrics.csv" >"$T/tail.csv" 2>/dev/null &
+timeout $((100 * SLOW)) tail -n +1 -f "$J/metrics.csv" >"$T/tail.csv" 2>/dev/null &
 tailing=$!
-timeout 100 tail -n +1 -f "$X/log" >"$T/tail.log" 2>/dev/null &
+timeout $((100 * SLOW)) tail -n +1 -f "$X/log" >"$T/tail.log" 2>/dev/null &
 tailing="$tailing $!"
-timeout 100 tail -n +1 -f "$J/log" >"$T/tail.joblog" 2>/dev/null &
+timeout $((100 * SLOW)) tail -n +1 -f "$J/log" >"$T/tail.joblog" 2>/dev/null &
 tailing="$tailing $!"
 check "progress tells the step and the time left" wait_for 20 grep -Eq "^01-careful-website: FINETUNE, step [0-9]+/$STEPS .*loss [0-9.]+.*tokens/s, .* left" "$X/progress"
 check "a job's own progress" has "$J/progress" "step [0-9]*/$STEPS"

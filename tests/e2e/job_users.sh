@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC1091,SC2016
 # Several users: each drops, changes and cancels what is theirs; private data stay private.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || { skip job_users "needs root to become another user"; exit 0; }
@@ -36,16 +37,19 @@ third() { setpriv --reuid 1234 --regid 1234 --clear-groups "$@"; }
 refused "a third may not cancel theirs" third sh -c "echo cancel >'$E/theirs/control'"
 refused "a third may not remove theirs" third rm -rf "$E/theirs"
 check "both still train" sh -c "head -n 1 '$E/mine.status' | grep -qx PROCESSING && head -n 1 '$E/theirs.status' | grep -qx PROCESSING"
-check "the others may look" third sh -c "cat '$E/theirs/status' '$E/theirs/jobs/01-long/metrics.csv' '$M/status'"
+check "the others may look at what is public" third sh -c "cat '$E/mine/status' '$E'/mine/jobs/*/metrics.csv '$M/status' '$E/LIST.tsv'"
+refused "an experiment on private data" third sh -c "cat '$E/theirs/jobs/01-long/metrics.csv'"
 # private data
 refused "a private dataset's files" third sh -c "cat '$M/datasets/private/train.jsonl'"
 # every file that a third may read
 leak=$(third find "$M" -type f ! -path '*/models/base/*' 2>/dev/null | third xargs -d '\n' grep -l Rumpelstiltskin 2>/dev/null)
 if [ -z "$leak" ]; then ok "private rows in no file that others can read"; else fail "private rows in no file that others can read" "$leak"; fi
 check "root's public data have examples" has "$M/datasets/tickets.status" '^example 1: '
-check "the private one's status says why it has none" has "$M/datasets/private.status" '^examples: .*private'
+check "the private one's too, for its owner" as grep -q '^example 1: ' "$M/datasets/private.status"
+refused "but not for others" third sh -c "cat '$M/datasets/private.status'"
 check "root's are shown as long as others may read them" chmod 700 "$M/datasets/tickets"
-check "no longer" wait_for 10 sh -c "! grep -q '^example 1' '$M/datasets/tickets.status'"
+check "no longer" wait_for 10 third sh -c "! cat '$M/datasets/tickets.status' >/dev/null 2>&1"
+check "public again" chmod 755 "$M/datasets/tickets"
 check "cancels their own" as sh -c "echo cancel >'$E/theirs/control'"
 check "CANCELLED" wait_state 20 "$E/theirs.status" CANCELLED
 check "removes their own" as rm -r "$E/theirs" "$M/datasets/private" "$M/paramgroups/theirs.json"

@@ -16,6 +16,7 @@ S=$T/store
 M=$T/mnt
 DTXD_PID=
 FAILS=0
+SLOW=${CK_TIMEOUT_MULTIPLIER:-1} # a whole number: how much longer everything may take (sanitizers)
 mkdir -p "$S" "$M"
 # What a sanitizer says goes to files of its own: a worker's stderr may lead anywhere.
 for v in ASAN UBSAN TSAN LSAN; do
@@ -32,7 +33,7 @@ check() {
     if out=$("$@" 2>&1); then ok "$name"; else fail "$name" "$* -> $(printf %s "$out" | tail -c 300 | tr '\n' ' ')"; fi
 }
 wait_for() {
-    local end=$((SECONDS + $1))
+    local end=$((SECONDS + $1 * SLOW))
     shift
     while ! "$@" >/dev/null 2>&1; do
         [ "$SECONDS" -lt "$end" ] || return 1
@@ -64,7 +65,7 @@ start_dtxd() {
 stop_dtxd() {
     [ -n "$DTXD_PID" ] || return 0
     kill -TERM "$DTXD_PID" 2>/dev/null
-    local end=$((SECONDS + 30))
+    local end=$((SECONDS + 30 * SLOW))
     while kill -0 "$DTXD_PID" 2>/dev/null && [ "$SECONDS" -lt "$end" ]; do sleep 0.1; done
     kill -KILL "$DTXD_PID" 2>/dev/null
     wait "$DTXD_PID" 2>/dev/null

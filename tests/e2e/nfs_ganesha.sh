@@ -62,7 +62,7 @@ check "a dataset with cp -r" nfs cp -r "$T/tickets" /datasets/tickets
 (nfs mkdir /datasets/slow && nfs cp "$T/tickets/train.jsonl" /datasets/slow/train.jsonl 10) >"$T/slow" 2>&1 &
 slow=$!
 (sleep 1; end=$((SECONDS + 7)); while [ $SECONDS -lt $end ]; do nfs cat /datasets/slow.status | head -n 1; sleep 0.7; done | sort -u) >"$T/slow.states" 2>&1 &
-echo '{"lora_r":4,"max_steps":120,"batch_size":4,"block_size":64,"target_modules":["q_proj"]}' >"$T/quick.json"
+echo '{"lora_r":4,"max_steps":300,"batch_size":4,"block_size":64,"target_modules":["q_proj"]}' >"$T/quick.json"
 check "a parameter group with cp" nfs cp "$T/quick.json" /paramgroups/quick.json
 echo '{"models":["lantern"],"datasets":["tickets"],"paramgroups":["quick"]}' >"$T/exp.json"
 check "the dataset is READY" nfs wait /datasets/tickets.status READY 30
@@ -79,13 +79,13 @@ same "its job is listed" "$(printf %s "$job" | wc -w)" 1
 J=/experiments/e/jobs/$job
 check "it runs" nfs wait /experiments/e/status PROCESSING 20
 refused "writing to what a job holds is an error at once" NFS4ERR_PERM nfs append /models/base/lantern/training.json x
-refused "and so is removing it" NFS4ERR_PERM nfs rm /models/base/lantern/config.json
-nfs follow /experiments/e/log 12 >"$T/followed" 2>"$T/follow.err" &
+refused "and so is removing it" NFS4ERR_PERM nfs rm /models/base/lantern/training.json
+nfs follow /experiments/e/log 7 >"$T/followed" 2>"$T/follow.err" &
 follow=$!
 if nfs wait /experiments/wrong.status REJECTED 15 >"$T/err" 2>&1 && nfs cat /experiments/wrong.status | grep -q datasets; then ok "a wrong spec is REJECTED in words"
 else fail "a wrong spec is REJECTED in words" "$(cat "$T/err"; nfs cat /experiments/wrong.status)"; fi
 check "the experiment ends" nfs wait /experiments/e/status SUCCESS 60
-same "metrics.csv has a line a step" "$(nfs cat "$J/metrics.csv" | grep -c '^[0-9]')" 120
+same "metrics.csv has a line a step" "$(nfs cat "$J/metrics.csv" | grep -c "^[0-9]")" 300
 nfs cat "$J/checkpoint/adapter_model.safetensors" >"$T/adapter" 2>"$T/err"
 check "the checkpoint is the store's, byte for byte" cmp "$T/adapter" "$S/tree$J/checkpoint/adapter_model.safetensors"
 wait "$follow"

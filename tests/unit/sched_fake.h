@@ -25,6 +25,7 @@
 #include "scheduler/base/json.h"
 #include "scheduler/proto.h"
 #include "scheduler/sched.h"
+#include "tests/unit/slow.h"
 
 /* ---- the fake worker ---- */
 
@@ -352,7 +353,7 @@ static inline bool text_has(const char *path, const char *words)
 
 static inline void wait_text(const char *path, const char *words, double seconds)
 {
-    int64_t until = clock_mono_ns() + (int64_t)(seconds * 1e9);
+    int64_t until = clock_mono_ns() + (int64_t)(seconds * slow() * 1e9);
     char *t;
 
     while (!text_has(path, words)) {

@@ -215,6 +215,30 @@ START_TEST(nfc)
 }
 END_TEST
 
+START_TEST(blank_text)
+{
+    ck_assert(text_is_blank(NULL, 0));
+    ck_assert(text_is_blank(" \t\r\n", 4));
+    ck_assert(!text_is_blank(" x", 2));
+    ck_assert(!text_is_blank(" \0", 2));
+}
+END_TEST
+
+START_TEST(joined_paths)
+{
+    struct dtx_err err = {0};
+    char path[PATH_MAX], name[PATH_MAX];
+
+    ck_assert_int_eq(fd_join(path, "a/b", "c.json", &err), 0);
+    ck_assert_str_eq(path, "a/b/c.json");
+    memset(name, 'x', sizeof(name));
+    name[PATH_MAX - 3] = '\0';
+    ck_assert_int_eq(fd_join(path, "a", name, &err), 0);
+    ck_assert_int_eq(fd_join(path, "ab", name, &err), -ENAMETOOLONG);
+    ck_assert(strstr(err.msg, "path too long: ab"));
+}
+END_TEST
+
 START_TEST(nearest_word)
 {
     static const char *const words[] = {"learning_rate", "epochs", "lora_r", "lora_alpha"};
@@ -465,6 +489,8 @@ int main(void)
     tcase_add_test(c, names);
     tcase_add_test(c, leftovers);
     tcase_add_test(c, nfc);
+    tcase_add_test(c, blank_text);
+    tcase_add_test(c, joined_paths);
     tcase_add_test(c, nearest_word);
     tcase_add_test(c, buf_json);
     tcase_add_test(c, buf_growth);

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "scheduler/worker/job.h"
 #include "tests/unit/worker_harness.h"
 
 enum { SAMPLE = 26, LONGEST_S = 60 };
@@ -225,6 +226,28 @@ START_TEST(nth_call_fails)
 }
 END_TEST
 
+/* As a power cut may leave it: the first row, a hole, a row behind it. */
+START_TEST(torn_metrics_are_cut)
+{
+    static const char header[] = "step,epoch,loss,eval_loss,lr,grad_norm,tokens_per_s,memory\n";
+    static const char row1[] = "1,0.5,2,,0.1,1,100,5\n", row2[] = "2,1,2,,0.1,1,100,5\n";
+    char path[] = "/tmp/dtx-metrics-XXXXXX", hole[40] = "";
+    struct job j = {.metrics_fd = mkostemp(path, O_APPEND)};
+    struct dtx_err e = {0};
+
+    ck_assert_int_eq(fd_write_all(j.metrics_fd, header, sizeof(header) - 1), 0);
+    ck_assert_int_eq(fd_write_all(j.metrics_fd, row1, sizeof(row1) - 1), 0);
+    ck_assert_int_eq(fd_write_all(j.metrics_fd, hole, sizeof(hole)), 0);
+    ck_assert_int_eq(fd_write_all(j.metrics_fd, row2, sizeof(row2) - 1), 0);
+    ck_assert_int_eq(metrics_cut(&j, 9, &e), 0);
+    ck_assert_int_eq(lseek(j.metrics_fd, 0, SEEK_END), (off_t)(sizeof(header) + sizeof(row1)) - 2);
+    ck_assert_int_eq(metrics_cut(&j, 0, &e), 0);
+    ck_assert_int_eq(lseek(j.metrics_fd, 0, SEEK_END), (off_t)sizeof(header) - 1);
+    close(j.metrics_fd);
+    unlink(path);
+}
+END_TEST
+
 /* For tests/e2e/powercut.sh: model and dataset of the harness into a folder. */
 static int make_inputs(const char *dir)
 {
@@ -244,6 +267,7 @@ int main(int argc, char **argv)
         return make_inputs(argv[2]);
     signal(SIGPIPE, SIG_IGN);
     tcase_set_timeout(t, getenv("FULL") ? 1800 : 200);
+    tcase_add_test(t, torn_metrics_are_cut);
     tcase_add_test(t, nth_call_fails);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
