@@ -226,6 +226,14 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
+    struct quota {
+        uid_t uid;
+        int64_t bytes; /* -1: none */
+    } quotas[256];
+    int nquotas;
+    int64_t quota_default, store_max; /* -1: none */
+    int64_t store_reserve, log_max;
+    int64_t work_ns; /* training state of failed and cancelled jobs is kept so long; -1: for ever */
 };
 
 struct sched {
@@ -241,6 +249,7 @@ struct sched {
     struct catalog *catalog; /* loop thread only */
     char *trouble;           /* the catalog or the store cannot be written: why */
     struct settings settings;
+    atomic_uint limits_gen; /* counts readings of the settings */
 
     struct object **objects;
     int nobjects, objects_cap;
@@ -484,6 +493,8 @@ int tuned_register(struct sched *s, struct job *j);
 
 /* config.c */
 void config_load(struct sched *s);
+int config_parse(const char *path, const char *text, size_t n, struct settings *out, struct dtx_err *e);
+int64_t settings_quota(const struct settings *set, uid_t uid); /* -1: none */
 
 /* api.c */
 struct subject { /* what a generated path is about */

@@ -104,6 +104,15 @@ int sched_rmdir(struct sched *s, const struct layout_match *m, const struct call
 /* Is this path hidden by sched_unlink? (lookup and readdir leave it out) */
 bool sched_hidden(struct sched *s, const char *path);
 
+/* ---- space ---- */
+
+struct sched_limits { /* of the administrator, for files of one owner; bytes, -1: none */
+    int64_t quota, store_max, reserve;
+};
+void sched_limits(struct sched *s, uid_t uid, struct sched_limits *out);
+/* Grows whenever the limits may have changed. Cheap. */
+unsigned sched_limits_version(struct sched *s);
+
 int sched_store_fd(const struct sched *s); /* descriptor of STORE; borrowed */
 int sched_tree_fd(const struct sched *s);  /* descriptor of STORE/tree; borrowed */
 
