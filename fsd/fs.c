@@ -68,7 +68,9 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
         return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
     f->renders = render_cache_new();
     f->handles = handles_new();
-    return f->renders && f->handles ? 0 : dtx_fail(e, -ENOMEM, "out of memory");
+    if (!f->renders || !f->handles)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    return space_new(f->sched, sched_store_fd(f->sched), &f->space, e); /* last: see space.h */
 }
 
 int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e)
@@ -86,6 +88,7 @@ int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err
 
 void fs_release(struct fs *f)
 {
+    space_free(f->space);
     handles_free(f->handles);
     render_cache_free(f->renders);
     backing_free(f->backing);

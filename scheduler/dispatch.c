@@ -123,6 +123,8 @@ static bool needs_are_there(struct sched *s, struct job *j)
         snprintf(words, sizeof(words), "waiting for: dataset %s", j->dataset);
     else if (j->init[0] && !j->has_run && !object_find(s, OBJ_TUNED, j->init))
         snprintf(words, sizeof(words), "waiting for: model tuned/%s", j->init);
+    else if (j->number && !j->has_run)
+        space_used_up(s, j->exp->uid, words, sizeof(words));
     if (words[0] && (!j->reason || strcmp(j->reason, words) != 0)) {
         set_text(&j->reason, words);
         sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);

@@ -177,6 +177,8 @@ struct intake {
     bool has_who;
     bool owner_known; /* who is the file's owner */
     mode_t closed;    /* privacy.c: as far as the root's mode says it */
+    char *no_space;   /* why a file of it was cut off, NULL: none was */
+    char *cut_off;    /* that file */
     struct intake *next;
 };
 
@@ -273,6 +275,10 @@ struct sched {
     char **changes; /* paths for on_change */
     int nchanges;
     bool notify_end;
+    size_t (*usage)(void *arg, struct sched_usage *out, size_t max);
+    void *usage_arg;
+    int64_t told_no_space; /* mono: when the log last said so, and of what; FUSE threads too */
+    char told_path[256];
     void (*on_change)(void *arg, const char *path);
     void *on_change_arg;
 };
@@ -396,6 +402,17 @@ void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
 int64_t intake_next(const struct sched *s); /* mono: when intake_round has something to do */
+
+void intake_free(struct intake *i);
+/* Why a drop that is being received is cut off, or NULL. */
+const char *intake_no_space(const struct sched *s, enum object_kind kind, const char *name);
+
+/* space.c: mutex held */
+enum { MAX_OWNERS = 1024 };
+/* What owners' files take; NULL and 0 where nobody counts.  The caller frees. */
+struct sched_usage *space_usage(struct sched *s, size_t *n);
+/* Words why the jobs of an owner wait: the quota is used up.  False: it is not. */
+bool space_used_up(struct sched *s, uid_t uid, char *words, size_t n);
 
 /* take.c: a complete drop becomes an object */
 /* 0: taken (or refused in words); -EAGAIN: not complete yet; other errors: the catalog cannot be written. */
@@ -547,6 +564,10 @@ json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; 
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
 json_t *appliance_json(struct sched *s);
+/* render_space.c: who uses what; mutex held */
+void render_owners(struct sched *s, struct buf *out);
+void owners_json(struct sched *s, json_t *into); /* "space" and "owners" */
+void owners_metrics(struct sched *s, struct buf *out);
 void progress_line(const struct job *j, struct buf *out); /* one line without newline */
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */

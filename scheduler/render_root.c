@@ -106,6 +106,7 @@ int render_status(struct sched *s, const struct layout_match *m, struct buf *out
     buf_adds(out, "devices:\n");
     for (int i = 0; i < s->nworkers; i++)
         device_line(&s->workers[i], out);
+    render_owners(s, out);
     for (int i = 0; i < s->nexps; i++)
         experiments += !s->exps[i]->deleted;
     add_field(out, "experiments", "%d", experiments);
@@ -159,6 +160,8 @@ json_t *appliance_json(struct sched *s)
     v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
                   "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
                   clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
+    if (v)
+        owners_json(s, v);
     for (int i = 0; v && i < KINDS; i++)
         json_object_set_new(v, object_kind_collection(shown_kinds[i]), objects_json(s, shown_kinds[i]));
     return v;
@@ -267,6 +270,7 @@ int render_metrics(struct sched *s, const struct layout_match *m, struct buf *ou
     device_metric(s, "dtx_device_memory_bytes", "memory used by the device's worker", "mem_used", out);
     device_metric(s, "dtx_device_tokens_per_second", "tokens trained and generated in the last second",
                   "tokens_per_s", out);
+    owners_metrics(s, out);
     metric(out, "dtx_store_writable", "gauge", "0 while the catalog or the store cannot be written");
     buf_addf(out, "dtx_store_writable %d\n", s->trouble == NULL);
     return 0;

@@ -319,7 +319,7 @@ static void free_model(struct sched *s)
     while (s->intakes) {
         struct intake *i = s->intakes;
         s->intakes = i->next;
-        free(i);
+        intake_free(i);
     }
     while (s->hidden) {
         struct hidden *h = s->hidden;
