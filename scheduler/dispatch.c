@@ -1,9 +1,9 @@
 /*
  * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread
- * over the workers.  Order: priority; then the experiment with the fewest jobs running; then age.  A job that
- * found no place keeps later ones of lower priority back (and, after a minute, equal ones of other bases
- * too), so that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has
- * got past the step where it happened.
+ * over the workers.  Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
+ * then the experiment with the fewest jobs running; then age.  A job that found no place keeps later ones of
+ * lower priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
+ * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,20 +62,25 @@ static struct worker *find_place(struct sched *s, const struct job *j)
     return best;
 }
 
-static int order(const void *a, const void *b)
+static struct turn turn_of(struct sched *s, const struct job *j)
 {
-    const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
+    const struct owner *o = fair_owner(&s->fair, j->exp->uid);
 
-    if (x->exp->priority != y->exp->priority)
-        return x->exp->priority > y->exp->priority ? -1 : 1;
-    if (x->suspect != y->suspect)
-        return x->suspect ? -1 : 1; /* to know soon which one it is */
-    if (x->exp->running != y->exp->running)
-        return x->exp->running - y->exp->running;
-    if (x->exp->id != y->exp->id)
-        return x->exp->id < y->exp->id ? -1 : 1;
-    /* the bases' rows are short and make the leaderboard readable: first */
-    return x->number - y->number;
+    return (struct turn){.priority = j->exp->priority,
+                         .suspect = j->suspect,
+                         .uid = j->exp->uid,
+                         .owner_running = o ? o->running : 0,
+                         .owner_served = o ? o->served : 0,
+                         .exp_running = j->exp->running,
+                         .exp_id = j->exp->id,
+                         .number = j->number};
+}
+
+static int order(const void *a, const void *b, void *arg)
+{
+    struct turn x = turn_of(arg, *(struct job *const *)a), y = turn_of(arg, *(struct job *const *)b);
+
+    return fair_order(&x, &y);
 }
 
 /* Another experiment's row of the same base and evaluation: done, or being done. */
@@ -172,6 +177,7 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
     set_json(&j->progress, NULL);
     w->njobs++;
     j->exp->running++;
+    fair_present(&s->fair, j->exp->uid, 1);
     snprintf(w->job_base, sizeof(w->job_base), "%s", j->base);
     snprintf(w->base, sizeof(w->base), "%s", j->base);
     log_line("job %s/%s: to %s%s", j->exp->name, j->name, w->label, j->suspect ? ", alone" : "");
@@ -184,11 +190,14 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
     int n = 0, cap = 0;
 
     *out = NULL;
+    fair_begin(&s->fair, now);
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         x->running = 0;
         for (int k = 0; k < x->njobs; k++)
             x->running += x->jobs[k]->worker != NULL;
+        if (x->running || (x->state == ST_PROCESSING && !x->deleted))
+            fair_present(&s->fair, x->uid, x->running);
         for (int k = 0; !x->deleted && x->state == ST_PROCESSING && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker || !job_runs(j) || j->retry_at > now)
@@ -204,6 +213,7 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
             (*out)[n++] = j;
         }
     }
+    fair_ready(&s->fair);
     return n;
 }
 
@@ -213,12 +223,12 @@ void dispatch_round(struct sched *s, int64_t now)
     int n = collect(s, &jobs, now);
     bool sorted = false;
 
-    /* Sorted again after each placement: the experiment with fewer running goes first. */
+    /* Sorted again after each placement: the owner with fewer running goes first. */
     for (int i = 0; i < n && any_room(s); i++) {
         struct job *j;
         struct worker *w;
         if (!sorted)
-            qsort(jobs + i, (size_t)(n - i), sizeof(*jobs), order);
+            qsort_r(jobs + i, (size_t)(n - i), sizeof(*jobs), order, s);
         sorted = true;
         j = jobs[i];
         if (blocked && j->exp->priority < blocked->exp->priority)

@@ -238,6 +238,29 @@ struct settings { /* the administrator's configuration file */
     int64_t work_ns; /* training state of failed and cancelled jobs is kept so long; -1: for ever */
 };
 
+/* fair.c */
+struct owner {
+    uid_t uid;
+    int running;
+    bool present, was_present; /* has jobs that run or could, in this round and the last */
+    int64_t served;            /* ns of running jobs */
+};
+struct fair { /* zeroed at first */
+    struct owner *v;
+    int n, cap;
+    int64_t at; /* mono: of the last round */
+};
+struct turn { /* what decides between two jobs */
+    int priority;
+    bool suspect;
+    uid_t uid;
+    int owner_running;
+    int64_t owner_served;
+    int exp_running;
+    int64_t exp_id;
+    int number;
+};
+
 struct sched {
     pthread_mutex_t mutex;
     pthread_cond_t answered; /* a command is done */
@@ -275,6 +298,7 @@ struct sched {
     char **changes; /* paths for on_change */
     int nchanges;
     bool notify_end;
+    struct fair fair; /* loop thread only */
     size_t (*usage)(void *arg, struct sched_usage *out, size_t max);
     void *usage_arg;
     int64_t told_no_space; /* mono: when the log last said so, and of what; FUSE threads too */
@@ -293,6 +317,7 @@ void sched_changed(struct sched *s, const char *fmt, ...) __attribute__((format(
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
 void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
 void set_json(json_t **field, json_t *value);              /* decref, steal */
+/* Not with the mutex held. */
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode);
 void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* chown, only as root */
 
@@ -390,6 +415,10 @@ bool object_readable(const struct object *o, uid_t uid, gid_t gid);
 bool model_readable(struct sched *s, const struct model_ref *ref, uid_t uid, gid_t gid);
 const char *public_words(const struct object *o, const char *reason); /* reason, unless it is private */
 const char *public_reason(const struct object *o);                    /* NULL: none */
+mode_t experiment_closed(const struct sched *s, const struct experiment *x);
+const char *experiment_words(const struct sched *s, const struct experiment *x,
+                             const char *reason); /* the same for its and its jobs' */
+mode_t model_closed(struct sched *s, const struct model_ref *ref);
 /* Give experiments/NAME/ the mode that follows from the spec and what it uses. */
 void experiment_close_folder(struct sched *s, const struct experiment *x);
 
@@ -461,6 +490,14 @@ void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, 
 void job_remove_files(struct sched *s, struct job *j);
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
 
+/* fair.c: whose turn it is */
+/* A round: begin (what ran since the last one is charged), present for all that have jobs, ready. */
+void fair_begin(struct fair *f, int64_t now);
+void fair_present(struct fair *f, uid_t uid, int running);
+void fair_ready(struct fair *f);
+struct owner *fair_owner(struct fair *f, uid_t uid); /* NULL: no memory; good until the next new owner */
+int fair_order(const struct turn *x, const struct turn *y); /* as of qsort: who is first */
+
 /* dispatch.c */
 void dispatch_round(struct sched *s, int64_t now);
 
@@ -512,6 +549,10 @@ int tuned_register(struct sched *s, struct job *j);
 void config_load(struct sched *s);
 int config_parse(const char *path, const char *text, size_t n, struct settings *out, struct dtx_err *e);
 int64_t settings_quota(const struct settings *set, uid_t uid); /* -1: none */
+
+/* groups.c: no lock needed */
+bool caller_in_group(const struct caller *who, gid_t gid); /* of a process that calls now */
+bool user_in_group(uid_t uid, gid_t gid);                  /* as the user database says */
 
 /* api.c */
 struct subject { /* what a generated path is about */

@@ -464,7 +464,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     }
     x->state = (enum state)to;
     x->changed = clock_wall_ns();
-    log_transition("experiment", x->name, from, x->state, reason);
+    log_transition("experiment", x->name, from, x->state, experiment_words(s, x, reason));
     set_text(&x->reason, reason);
     if (to != ST_GONE && x->njobs)
         experiment_log(s, x, "%s%s%s", state_name(x->state), reason ? ": " : "", reason ? reason : "");
@@ -489,7 +489,7 @@ static void job_tell(struct sched *s, struct job *j, enum state from)
     char name[2 * NAME_CAP + 2], line[1200];
 
     snprintf(name, sizeof(name), "%s/%s", j->exp->name, j->name);
-    log_transition("job", name, from, j->state, j->reason);
+    log_transition("job", name, from, j->state, experiment_words(s, j->exp, j->reason));
     snprintf(line, sizeof(line), "state %s%s%s", state_name(j->state), j->reason ? ": " : "",
              j->reason ? j->reason : "");
     if (j->state != from) {

@@ -255,7 +255,7 @@ int render_list(struct sched *s, const struct layout_match *m, struct buf *out)
         for (int i = 0; i < s->nexps; i++)
             if (!(x = s->exps[i])->deleted)
                 list_line(out, x->name, x->spec_reason ? "REJECTED" : state_name(x->state), -1, x->created,
-                          x->spec_reason ? x->spec_reason : x->reason);
+                          experiment_words(s, x, x->spec_reason ? x->spec_reason : x->reason));
     } else if (m->entry->lists == OBJ_JOB) {
         x = experiment_find(s, m->arg[0]);
         for (int i = 0; x && i < x->njobs; i++)

@@ -328,6 +328,7 @@ static void free_model(struct sched *s)
         free(h);
     }
     gone_free(s);
+    free(s->fair.v);
     free(s->objects);
     free(s->exps);
     free(s->changes);
