@@ -185,12 +185,27 @@ bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid,
            ((mode & 020) && caller_in_group(who, gid));
 }
 
+/* May the group change what NAME.json, or the folder NAME, says? */
+static mode_t group_bits(struct sched *s, const struct layout_match *m)
+{
+    const char *folder = begins(m->entry->pattern, "services/{name}") ? "services" : "experiments";
+    char path[PATH_MAX];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/%s.json", folder, m->arg[0]);
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+        return st.st_mode & 020;
+    path[strlen(path) - 5] = '\0';
+    return fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 ? st.st_mode & 020 : 0;
+}
+
 static int may(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
+    mode_t mode = m->entry->kind == LK_CONTROL ? group_bits(s, m) : m->entry->mode;
     struct sched_attr attr;
     int rc = sched_stat(s, m, &attr);
 
-    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, m->entry->mode) ? 0 : -EPERM;
+    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, mode) ? 0 : -EPERM;
 }
 
 /* ---- control ---- */

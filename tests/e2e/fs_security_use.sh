@@ -4,7 +4,8 @@
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || { skip "security of what is made" "needs root to act as several users"; exit 0; }
 chmod 700 "$S"
-start_dtxd || exit 1
+printf '{"admins": [1004]}\n' >"$T/dtxd.conf"
+start_dtxd --config "$T/dtxd.conf" || exit 1
 D=$M/datasets
 alice() { setpriv --reuid 1001 --regid 1001 --groups 2000 "$@"; }
 mate() { setpriv --reuid 1003 --regid 1003 --groups 1003,2000 "$@"; } # in the group 2000, but not first of all
@@ -75,7 +76,6 @@ done
 no_leak "of prompts and answers"
 
 # ---- names and links ----
-alice sh -c "umask 077; echo '$secret' >'$D/open2' 2>/dev/null; mkdir -p '$D/sec' && echo '$row' >'$D/sec/train.jsonl'"
 as_nobody mkdir "$D/n"
 refused "a hard link into a private dataset" ln "$D/priv/train.jsonl" "$D/n/train.jsonl"
 refused "moving it" mv "$D/priv" "$D/n/x"
@@ -90,8 +90,12 @@ no_leak "at the end"
 # ---- groups: also the second ones of a process ----
 as_nobody sh -c "printf '%s' '$(spec open p)' >'$M/experiments/any.json'"
 alice sh -c "echo '${Q/\"max_steps\":2/\"max_steps\":100000}' >'$M/paramgroups/long.json'"
-alice sh -c "umask 002; printf '%s' '$(spec open long)' >'$D/n2' 2>/dev/null; printf '%s' '$(spec open long)' >'$M/experiments/.team' && chgrp 2000 '$M/experiments/.team' && mv '$M/experiments/.team' '$M/experiments/team.json'"
+alice sh -c "umask 002; printf '%s' '$(spec open long)' >'$M/experiments/.team' && chgrp 2000 '$M/experiments/.team' && mv '$M/experiments/.team' '$M/experiments/team.json'"
 check "an experiment of a group" wait_state 30 "$M/experiments/team.status" PROCESSING
 refused "control by who is not in it" sh -c "echo pause >'$M/experiments/team/control'"
 check "control by who is" mate sh -c "echo pause >'$M/experiments/team/control'"
 check "is obeyed" wait_state 10 "$M/experiments/team.status" PAUSED
+check "control by an admin" setpriv --reuid 1004 --regid 1004 --clear-groups sh -c "echo resume >'$M/experiments/team/control'"
+check "is obeyed too" wait_state 10 "$M/experiments/team.status" PROCESSING
+chmod 644 "$M/experiments/team.json"
+if mate sh -c "echo pause >'$M/experiments/team/control'" 2>/dev/null; then fail "not where the spec is not the group's to write" "it worked"; else ok "not where the spec is not the group's to write"; fi
