@@ -239,7 +239,7 @@ static const struct spec_key config_keys[] = {
     {.name = "log_max", .type = ST_SIZE, .min = 4096, .max = SIZE_MAX_BYTES, .value = "\"64 MiB\"",
      .help = "how long the log of the mount, of an experiment or of a job may grow; its older half then goes"},
     {.name = "work_days", .type = ST_NUMBER, .flags = SK_NULL | SK_ABOVE, .min = 0, .max = 36500,
-     .help = "days after which the training state of a failed or cancelled job goes (a retry then begins anew); null: never"},
+     .help = "days after which the training state of a job that ended goes (a retry then begins anew); null: never"},
     {.name = "roots", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",
      .help = "reserved: folders outside of the store that datasets may name"},
     {.name = "hosts", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",

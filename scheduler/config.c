@@ -116,6 +116,7 @@ void config_load(struct sched *s)
         config_parse("", "{}", 2, &now, NULL);
     if (rc == 0 || !s->limits_gen) {
         s->settings = now;
+        s->limits_look = 0;
         atomic_fetch_add(&s->limits_gen, 1);
     }
     if (rc)

@@ -235,7 +235,7 @@ struct settings { /* the administrator's configuration file */
     int nquotas;
     int64_t quota_default, store_max; /* -1: none */
     int64_t store_reserve, log_max;
-    int64_t work_ns; /* training state of failed and cancelled jobs is kept so long; -1: for ever */
+    int64_t work_ns; /* training state of ended jobs is kept so long; -1: for ever */
 };
 
 /* fair.c */
@@ -293,6 +293,7 @@ struct sched {
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
+    int64_t limits_look; /* mono: when limits_round has something to do */
 
     pthread_cond_t changes_cond;
     char **changes; /* paths for on_change */
@@ -549,6 +550,11 @@ int tuned_register(struct sched *s, struct job *j);
 void config_load(struct sched *s);
 int config_parse(const char *path, const char *text, size_t n, struct settings *out, struct dtx_err *e);
 int64_t settings_quota(const struct settings *set, uid_t uid); /* -1: none */
+
+/* limits.c */
+void limits_round(struct sched *s, int64_t now);
+/* A log that is longer than max bytes keeps the newer half of that. */
+int log_trim(int dirfd, const char *path, int64_t max);
 
 /* groups.c: no lock needed */
 bool caller_in_group(const struct caller *who, gid_t gid); /* of a process that calls now */

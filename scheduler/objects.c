@@ -399,6 +399,8 @@ static void append_line(struct sched *s, const char *path, uid_t uid, gid_t gid,
             (void)!fchown(fd, uid, gid);
         (void)!fd_write_all(fd, b.p, b.len); /* a full disk loses a line of the log, nothing else */
         close(fd);
+        if (s->settings.log_max > 0)
+            log_trim(s->tree_fd, path, s->settings.log_max);
     }
     buf_release(&b);
 }

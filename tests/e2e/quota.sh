@@ -90,3 +90,30 @@ check "a wrong configuration is refused in words" wait_for 5 grep -q 'configurat
 check "and changes nothing" sh -c "! setpriv --reuid 1001 --regid 1001 --clear-groups touch '$D/x/empty' 2>/dev/null"
 limits '{}' 0
 check "no limits: all is free again" alice cp "$T/forty" "$D/x/train.jsonl"
+
+# ---- what DTX keeps: logs, training state ----
+check "model and data" demo_in tickets
+group g "$QUICK"
+experiment done '"tickets"' '"g"'
+check "an experiment" ended 90 done
+w=$S/work/done/01-g
+mkdir -p "$w" && head -c 100000 "$T/forty" >"$w/state"
+check "status names its owner's use" grep -q '^  root: .* objects, 0 jobs running, 0 waiting' "$M/status"
+check "metrics.prom too" grep -q '^dtx_owner_bytes{owner="root"} [1-9]' "$M/metrics.prom"
+for i in $(seq 300); do echo "$(printf 'x%.0s' $(seq 100)) $i" >>"$S/tree/log"; done
+limits '{"log_max": 16384, "work_days": 0.00001}' 0
+check "training state of what ended goes" wait_for 20 test ! -e "$w"
+check "the log is cut" wait_for 20 sh -c "test \$(stat -c %s '$M/log') -le 16384"
+check "its newest lines stay" grep -q 'x 300$' "$M/log"
+check "the model stays" test -s "$M/models/tuned/done.01-g/adapter_model.safetensors"
+# jobs of an owner without room wait
+limits '{"quotas": {"1001": 4096}}' 1
+alice sh -c "echo '{\"models\":[\"lantern-2m\"],\"datasets\":[\"tickets\"],\"paramgroups\":[\"g\"]}' >'$M/experiments/waits.json'" 2>"$T/err"
+check "a spec cannot be dropped over the quota" grep -q 'quota exceeded' "$T/err"
+limits '{}' 0
+alice sh -c "echo '{\"models\":[\"lantern-2m\"],\"datasets\":[\"tickets\"],\"paramgroups\":[\"g\"]}' >'$M/experiments/.waits.json'"
+limits '{"quotas": {"1001": 4096}}' 1
+alice mv "$M/experiments/.waits.json" "$M/experiments/waits.json"
+check "a job of an owner without room waits in words" wait_for 15 grep -q 'waiting for: space: your quota of 4 KiB is used up' "$M/experiments/waits/jobs/01-g/status"
+limits '{}' 0
+check "and runs when there is room" ended 90 waits

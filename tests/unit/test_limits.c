@@ -1,9 +1,12 @@
 /* The administrator's limits: the configuration file, sizes, who is counted how, whose turn it is. */
 #include <check.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 #include "tests/unit/slow.h"
@@ -111,6 +114,32 @@ START_TEST(configuration_is_refused_in_words)
         ck_assert_msg(strstr(e.msg, rows[i].words) != NULL, "%s\ngives: %s\nwant: %s", rows[i].text, e.msg,
                       rows[i].words);
     }
+}
+END_TEST
+
+/* ---- logs ---- */
+
+START_TEST(a_log_keeps_its_newer_half)
+{
+    char name[] = "/tmp/dtx-limits.XXXXXX", text[32], *all;
+    struct buf b = BUF_INIT;
+    int fd = mkstemp(name);
+
+    for (int i = 0; i < 2000; i++)
+        ck_assert_int_eq(write(fd, text, (size_t)snprintf(text, sizeof(text), "line %06d\n", i)), 12);
+    ck_assert_int_eq(log_trim(AT_FDCWD, name, 24000), 0); /* not longer than that: as it is */
+    ck_assert_int_eq(lseek(fd, 0, SEEK_END), 24000);
+    ck_assert_int_eq(log_trim(AT_FDCWD, name, 16384), 0);
+    ck_assert_int_eq(fd_read_file(AT_FDCWD, name, 1 << 20, &b, NULL), 0);
+    ck_assert(b.len >= 8192 && b.len <= 8192 + 4096);
+    all = strstr(b.p, "line ");
+    ck_assert(all && all - b.p < 12);
+    for (int i = atoi(all + 5); i < 2000; i++, all += 12)
+        ck_assert_int_eq(atoi(all + 5), i);
+    ck_assert_int_eq(*all, '\0');
+    buf_release(&b);
+    close(fd);
+    unlink(name);
 }
 END_TEST
 
@@ -286,6 +315,7 @@ int main(void)
     tcase_add_test(c, sizes_are_written);
     tcase_add_test(c, configuration_is_read);
     tcase_add_test(c, configuration_is_refused_in_words);
+    tcase_add_test(c, a_log_keeps_its_newer_half);
     tcase_add_test(c, groups_of_a_caller);
     tcase_add_test(c, turns);
     tcase_add_test(c, nobody_starves);
