@@ -763,6 +763,7 @@ int main(int argc, char **argv)
         if (i == 0)
             check_optim(&w);
     }
+    check_decode_shapes();
     printf("parity: %d failed\n", failures);
     return failures != 0;
 }

@@ -295,4 +295,19 @@ static void check_decode_run(struct world *w)
     dr_equal(w, "decode steps, 1 row = among 5", &queued, &alone, 4);
 }
 
+/* Sizes that a GPU runs in one kernel: several tiles a block, x of down in windows, heads that share keys. */
+static void check_decode_shapes(void)
+{
+    static const struct shape shapes[] = {
+        {"[2048,1024,d64]", 2048, 1024, 32, 8, 64, 500, 0.f},
+        {"[512,11008,d128]", 512, 11008, 4, 2, 128, 500, 0.f},
+        {"[4096,2816,d128]", 4096, 2816, 32, 32, 128, 500, 0.f},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct world w;
+        world_init(&w, shapes[i]);
+        check_decode_run(&w);
+    }
+}
+
 #endif
