@@ -3,8 +3,9 @@
  *
  * A run is a set of sequences loaded on the device (ops->decode_load).  As long as it stays the same, a step
  * is queued before the tokens of the one before it are looked at, so that the device never waits for the
- * host.  When the set changes, a step queued too many is dropped: what it wrote into the caches is written
- * again, the same.  No step is queued that could pass the end of a cache.
+ * host.  When the set changes, or another base of the device takes its turn, a step queued too many is
+ * dropped: what it wrote into the caches is written again, the same.  No step is queued that could pass the
+ * end of a cache.
  */
 #include <stdlib.h>
 
@@ -31,6 +32,8 @@ void decode_free(struct dtx_base *b)
     struct decode_run *r = b->run;
     if (!r)
         return;
+    if (b->device->decoding == r)
+        b->device->decoding = NULL;
     pack_free(&r->pack, b);
     free(r->layer);
     free(r->seqs);
@@ -38,8 +41,12 @@ void decode_free(struct dtx_base *b)
     b->run = NULL;
 }
 
-static bool same_set(const struct decode_run *r, struct dtx_seq *const *seqs, int n)
+/* Are these what the device has loaded? */
+static bool same_set(const struct dtx_base *b, struct dtx_seq *const *seqs, int n)
 {
+    const struct decode_run *r = b->run;
+    if (b->device->decoding != r)
+        return false;
     for (int i = 0; i < n && r->n == n; i++)
         if (r->seqs[i] != seqs[i])
             return false;
@@ -115,6 +122,7 @@ static int load(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct o
                              .logits = b->logits,
                              .tokens = b->tokens,
                              .choice = choice};
+    b->device->decoding = r;
     rc = b->ops->decode_load(b->dev, &r->pack, &step);
     if (rc < 0)
         return dtx_fail(e, rc, "no memory on the device for the tables of a step");
@@ -164,7 +172,7 @@ int decode_step(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct d
     struct op_choice *choice = malloc((size_t)n * sizeof *choice);
     if (!tokens || !choice)
         rc = dtx_fail(e, -ENOMEM, "out of memory");
-    if (rc == 0 && !same_set(b->run, seqs, n))
+    if (rc == 0 && !same_set(b, seqs, n))
         rc = load(b, seqs, n, choice, e);
     if (rc == 0)
         rc = step(b, tokens, e);

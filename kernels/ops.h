@@ -329,7 +329,8 @@ struct dtx_ops {
 struct dtx_device {
     const struct dtx_ops *ops;
     struct op_dev *dev;
-    void *library; /* dlopen handle of the CUDA library, NULL on the CPU */
+    void *library;        /* dlopen handle of the CUDA library, NULL on the CPU */
+    const void *decoding; /* whose steps are loaded (decode.c): bases share the device */
 };
 
 /* kernels/cpu/device.c */

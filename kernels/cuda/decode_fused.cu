@@ -248,7 +248,7 @@ __device__ __forceinline__ void load_rows(const fused_args &a, const bf16 *src, 
 }
 
 /* xs = norm(x): thread t does what threads t and t + CONSUMERS of prepare_kernel do. */
-static __device__ void norm_rows(const fused_args &a, fused_room *m, const bf16 *x, const bf16 *w, bf16 *xs)
+__device__ __forceinline__ void norm_rows(const fused_args &a, fused_room *m, const bf16 *x, const bf16 *w, bf16 *xs)
 {
     int warp = threadIdx.x / 32, H = a.hidden;
     load_rows(a, x, H, 0, H, xs); /* a thread gets what it copied itself */
@@ -300,8 +300,8 @@ __device__ __forceinline__ column column_of(const fused_args &a, int layer, int 
 }
 
 /* h of a stage: a column a warp, the blocks first.  x: shared memory, or (FRESH) global rows of ld. */
-template <bool FRESH>
-static __device__ void make_h(const fused_args &a, int layer, int stage, const bf16 *x, int ld)
+template <bool FRESH, int stage>
+static __device__ __forceinline__ void make_h(const fused_args &a, int layer, const bf16 *x, int ld)
 {
     int lane = threadIdx.x % 32, K = a.K[stage], total = a.rows * a.parts[stage].n * a.hr;
     for (int id = threadIdx.x / 32 * gridDim.x + blockIdx.x; id < total; id += WARPS * gridDim.x) {
@@ -327,7 +327,7 @@ static __device__ void make_h(const fused_args &a, int layer, int stage, const b
 }
 
 /* Ask for the rows of A that make_h will read. */
-static __device__ void prefetch_h(const fused_args &a, int layer, int stage)
+__device__ __forceinline__ void prefetch_h(const fused_args &a, int layer, int stage)
 {
     int lane = threadIdx.x % 32, K = a.K[stage], total = a.row_adapters ? a.rows * a.parts[stage].n * a.hr : 0;
     for (int id = threadIdx.x / 32 * gridDim.x + blockIdx.x; id < total; id += WARPS * gridDim.x) {
@@ -380,7 +380,7 @@ __device__ __forceinline__ void prefetch_b(const fused_args &a, int layer, int s
         prefetch_l2(v.B);
 }
 
-static __device__ void finish_tile(const fused_args &a, fused_room *m, int layer, int stage, int tile, int number,
+__device__ __forceinline__ void finish_tile(const fused_args &a, fused_room *m, int layer, int stage, int tile, int number,
                             uint32_t h_target, const float acc[4])
 {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, buffer = number % 2;
@@ -418,12 +418,14 @@ struct progress { /* of a consumer */
     uint32_t y, h;        /* barriers waited for */
 };
 
-[[maybe_unused]] static __device__ void linear_stage(const fused_args &a, fused_room *m, const char *ring, bf16 *xs, int layer, int stage, progress *at)
+template <int stage>
+__device__ __forceinline__ void linear_stage(const fused_args &a, fused_room *m, const char *ring, bf16 *xs, int layer,
+                                             progress *at)
 {
     const fused_layer &w = a.layer[layer];
     share mine = deal(a, stage, &at->offset);
     int K = a.K[stage], window = window_of(a, stage);
-    bool lora = a.row_adapters != NULL, windows = window < K;
+    bool lora = a.row_adapters != NULL, windows = stage == DOWN && window < K;
 
     prefetch_h(a, layer, stage);
     if (layer || stage)
@@ -436,9 +438,9 @@ struct progress { /* of a consumer */
     }
     if (lora) {
         if (windows)
-            make_h<true>(a, layer, stage, a.a, K);
+            make_h<true, stage>(a, layer, a.a, K);
         else
-            make_h<false>(a, layer, stage, xs, a.x_stride);
+            make_h<false, stage>(a, layer, xs, a.x_stride);
         grid_arrive(&a.sync->h);
         at->h++;
     }
@@ -539,11 +541,11 @@ __global__ void __launch_bounds__(THREADS, 1) fused_kernel(const __grid_constant
     }
     progress at = {};
     for (int layer = 0; layer < a.layers; layer++) {
-        linear_stage(a, m, ring, xs, layer, QKV, &at);
+        linear_stage<QKV>(a, m, ring, xs, layer, &at);
         attend_stage(a, (attend_room *)xs, m, layer, &at);
-        linear_stage(a, m, ring, xs, layer, OUT, &at);
-        linear_stage(a, m, ring, xs, layer, GATE_UP, &at);
-        linear_stage(a, m, ring, xs, layer, DOWN, &at);
+        linear_stage<OUT>(a, m, ring, xs, layer, &at);
+        linear_stage<GATE_UP>(a, m, ring, xs, layer, &at);
+        linear_stage<DOWN>(a, m, ring, xs, layer, &at);
     }
 #endif
 }
