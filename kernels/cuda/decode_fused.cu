@@ -28,8 +28,7 @@ enum {
     THREADS = CONSUMERS + 32,
     COLUMNS = 8,              /* of the instruction: rows of x */
     SLOT_COLS = 512,
-    STRIDE = SLOT_COLS + 32,  /* elements of a row in a slot; the half line keeps neighbours off each other's banks */
-    SLOT_BYTES = 16 * STRIDE * 2,
+    SLOT_BYTES = 16 * SLOT_COLS * 2,
     MOST_SLOTS = 12,
     GOOD_SLOTS = 8,
     LEAST_SLOTS = 4,
@@ -176,7 +175,8 @@ __device__ __forceinline__ int column_at(const fused_args &a, int stage, int til
 [[maybe_unused]] static __device__ void produce(const fused_args &a, fused_room *m, char *ring)
 {
     int lane = threadIdx.x % 32, offset = 0;
-    ring_place at = {0, 0};
+    ring_place at = {0, 0}, under = {0, 0}; /* under way: the oldest that may be */
+    int flight = 0;
     uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     for (int layer = 0; layer < a.layers; layer++)
@@ -192,13 +192,19 @@ __device__ __forceinline__ int column_at(const fused_args &a, int stage, int til
                     for (int k = k0; k < end; k += SLOT_COLS) {
                         int bytes = min((int)SLOT_COLS, end - k) * 2;
                         if (lane == 0) {
+                            if (flight == a.flight) {
+                                bar_wait(&m->full[under.slot], under.phase);
+                                under.next(a.slots);
+                            } else {
+                                flight++;
+                            }
                             bar_wait(&m->empty[at.slot], at.phase ^ 1);
                             bar_expect(&m->full[at.slot], 16 * bytes);
                         }
                         __syncwarp();
                         if (lane < 16)
                             asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                                         "[%0], [%1], %2, [%3], %4;" ::"r"(smem_addr(ring + at.slot * SLOT_BYTES + lane * STRIDE * 2)),
+                                         "[%0], [%1], %2, [%3], %4;" ::"r"(smem_addr(ring + at.slot * SLOT_BYTES + lane * SLOT_COLS * 2)),
                                          "l"(w + k), "r"(bytes), "r"(smem_addr(&m->full[at.slot])), "l"(once)
                                          : "memory");
                         at.next(a.slots);
@@ -215,14 +221,14 @@ __device__ __forceinline__ void feed(const fused_args &a, fused_room *m, const c
     const bf16 *xr = xs + (size_t)min(g, a.rows - 1) * a.x_stride + t * 8;
     for (int k = k0; k < k1; k += SLOT_COLS) {
         int chunks = min((int)SLOT_COLS, k1 - k) / 32;
-        const bf16 *w = (const bf16 *)(ring + at->slot * SLOT_BYTES) + g * STRIDE + t * 8;
+        const bf16 *w = (const bf16 *)(ring + at->slot * SLOT_BYTES) + g * SLOT_COLS + t * 8;
         bar_wait(&m->full[at->slot], at->phase);
 #pragma unroll
         for (int u = 0; u < SLOT_COLS / 32 / WARPS; u++) {
             int c = warp + u * WARPS;
             if (c >= chunks)
                 break;
-            uint4 p0 = *(const uint4 *)(w + c * 32), p1 = *(const uint4 *)(w + 8 * STRIDE + c * 32);
+            uint4 p0 = *(const uint4 *)(w + c * 32), p1 = *(const uint4 *)(w + 8 * SLOT_COLS + c * 32);
             uint4 b = *(const uint4 *)(xr + (k - k0) + c * 32);
             uint32_t lo[4] = {p0.x, p1.x, p0.y, p1.y}, hi[4] = {p0.z, p1.z, p0.w, p1.w};
             mma(acc, lo, b.x, b.y);
@@ -410,6 +416,12 @@ __device__ __forceinline__ void finish_tile(const fused_args &a, fused_room *m, 
         a.qkv[at] = __float2bfloat16(sum);
 }
 
+__device__ __forceinline__ void stamp(const fused_args &a, int layer, int stage, int what)
+{
+    if (a.clocks && threadIdx.x == 0 && layer == a.layers / 2 && blockIdx.x % 44 == 0)
+        a.clocks[(blockIdx.x / 44 * 5 + stage) * 8 + what] = clock64();
+}
+
 /* ---- stages ---- */
 
 struct progress { /* of a consumer */
@@ -427,15 +439,18 @@ __device__ __forceinline__ void linear_stage(const fused_args &a, fused_room *m,
     int K = a.K[stage], window = window_of(a, stage);
     bool lora = a.row_adapters != NULL, windows = stage == DOWN && window < K;
 
+    stamp(a, layer, stage, 0);
     prefetch_h(a, layer, stage);
     if (layer || stage)
         grid_wait(&a.sync->y, ++at->y * gridDim.x);
+    stamp(a, layer, stage, 1);
     if (stage == QKV || stage == GATE_UP) {
         norm_rows(a, m, stage == QKV ? a.x : a.x2, stage == QKV ? w.norm1 : w.norm2, xs);
     } else if (!windows) {
         load_rows(a, stage == OUT ? a.o : a.a, K, 0, K, xs);
         consumers_sync();
     }
+    stamp(a, layer, stage, 2);
     if (lora) {
         if (windows)
             make_h<true, stage>(a, layer, a.a, K);
@@ -444,8 +459,11 @@ __device__ __forceinline__ void linear_stage(const fused_args &a, fused_room *m,
         grid_arrive(&a.sync->h);
         at->h++;
     }
+    stamp(a, layer, stage, 3);
     if (!windows) {
         for (int i = 0; i < mine.n; i++) {
+            if (i == 1)
+                stamp(a, layer, stage, 4);
             float acc[4] = {};
             prefetch_b(a, layer, stage, mine.first + i * gridDim.x);
             feed(a, m, ring, &at->ring, xs, 0, K, acc);
@@ -470,7 +488,9 @@ __device__ __forceinline__ void linear_stage(const fused_args &a, fused_room *m,
             if (i < mine.n)
                 finish_tile(a, m, layer, stage, mine.first + i * gridDim.x, i, at->h * gridDim.x, acc[i]);
     }
+    stamp(a, layer, stage, 5);
     grid_arrive(&a.sync->y);
+    stamp(a, layer, stage, 6);
 }
 
 /* The slices of task number `task` of `used` slices a head; false: the row is not that long. */
@@ -493,7 +513,9 @@ __device__ __forceinline__ bool task_of(const attend_args &t, int task, int used
     for (int task = first; task < total && task < 2 * step; task += step)
         if (task_of(t, task, used, &row, &head, &slice))
             prefetch_slice(t, t.seqs[row], head, slice, tid);
+    stamp(a, layer, 4, 0);
     grid_wait(&a.sync->y, ++at->y * gridDim.x);
+    stamp(a, layer, 4, 1);
     for (int task = first; task < total; task += step) {
         if (!task_of(t, task, used, &row, &head, &slice))
             continue;
@@ -516,7 +538,9 @@ __device__ __forceinline__ bool task_of(const attend_args &t, int task, int used
         }
         team_sync(team);
     }
+    stamp(a, layer, 4, 5);
     grid_arrive(&a.sync->y);
+    stamp(a, layer, 4, 6);
 }
 
 __global__ void __launch_bounds__(THREADS, 1) fused_kernel(const __grid_constant__ fused_args a)
@@ -561,7 +585,7 @@ static bool share_memory(fused_args *a, int shared_bytes)
     a->slots = 0;
     for (int windows = 1; windows <= 8 && a->slots < GOOD_SLOTS; windows++) {
         int k = windows == 1 ? a->K[DOWN] : div_up(div_up(a->K[DOWN], windows), SLOT_COLS) * SLOT_COLS;
-        int stride = (k > K ? k : K) + 32; /* half a line: see STRIDE */
+        int stride = (k > K ? k : K) + 32; /* half a line more, so that neighbours use other banks */
         int bytes = a->rows * stride * 2, least = 2 * (int)sizeof(attend_room);
         bytes = div_up(bytes > least ? bytes : least, 128) * 128;
         int slots = (room - bytes) / SLOT_BYTES;
@@ -585,6 +609,9 @@ bool fused_fits(const op_dev *d, fused_args *a, int blocks)
             return false;
     if (!share_memory(a, d->shared_bytes))
         return false;
+    const char *f = getenv("DTX_FUSED_FLIGHT");
+    a->flight = f ? atoi(f) : 5;
+    a->flight = a->flight > a->slots ? a->slots : a->flight;
     return a->window >= a->K[DOWN] || div_up(a->tiles[DOWN], blocks) <= WINDOW_TILES;
 }
 

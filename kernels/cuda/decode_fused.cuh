@@ -32,6 +32,8 @@ struct fused_args {
     bf16 *x, *qkv, *o, *x2, *a; /* [rows, ...]; x: in and out */
     attend_args attend;         /* its layer does not matter */
     fused_sync *sync;
+    int flight; /* slots under way at a time */
+    long long *clocks;
 };
 
 /* Sets how the block's memory is shared out; false: not for these sizes or this device. */

@@ -11,6 +11,7 @@
 #include "kernels/cuda/decode_fused.cuh"
 #include "kernels/cuda/decode_run.cuh"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -70,6 +71,19 @@ void decode_run_close(op_dev *d)
     if (!r)
         return;
     cudaStreamSynchronize(d->stream);
+    if (r->args.clocks) {
+        long long c[3][5][8];
+        cudaMemcpy(c, r->args.clocks, sizeof(c), cudaMemcpyDeviceToHost);
+        for (int b = 0; b < 3; b++)
+            for (int s = 0; s < 5; s++) {
+                static const char *const names[] = {"qkv", "out", "gate_up", "down", "attend"};
+                int at = (int[]){0, 4, 1, 2, 3}[s];
+                fprintf(stderr, "block %d %-8s", b * 44, names[at]);
+                for (int k = 0; k < 7; k++)
+                    fprintf(stderr, " %7.2f", c[b][at][k] ? (double)(c[b][at][k] - c[b][0][0]) / 1980. : 0.);
+                fprintf(stderr, "\n");
+            }
+    }
     free_graphs(r, 0);
     dev_free(d, r->block);
     dev_free(d, r->partial);
@@ -257,6 +271,12 @@ static bool load_fused(op_dev *d, decode_run *r)
     if (!r->layers || !r->sync)
         return false;
     dev_upload(d, r->layers, v.data(), n * sizeof(fused_layer));
+    static long long *clocks;
+    if (getenv("DTX_FUSED_CLOCK") && !clocks)
+        cudaMalloc((void **)&clocks, 3 * 5 * 8 * 8);
+    if (clocks)
+        cudaMemset(clocks, 0, 3 * 5 * 8 * 8);
+    r->args.clocks = clocks;
     r->args.layer = r->layers;
     r->args.sync = r->sync;
     return true;
