@@ -12,8 +12,9 @@
  * ascending order: independent of load.
  */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/mma.cuh"
+
+#include <math_constants.h>
 
 enum { WARPS = 8, ROWS = 8, UNROLL = 4 };
 
@@ -23,6 +24,12 @@ struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
     lora_dims dims;
     int32_t rows, hr, layer, in, n_parts;
     int32_t target[3], out0[3], n[3];
+};
+
+struct lora_row { /* the two vectors of one output's term; B NULL: none */
+    const bf16 *h, *B;
+    int rank;
+    float scale;
 };
 
 __device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
@@ -38,6 +45,34 @@ __device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int
         v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
     }
     return v;
+}
+
+__device__ __forceinline__ float dot8(uint4 a, uint4 b, float sum)
+{
+    const __nv_bfloat162 *pa = (const __nv_bfloat162 *)&a, *pb = (const __nv_bfloat162 *)&b;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        float2 fa = __bfloat1622float2(pa[e]), fb = __bfloat1622float2(pb[e]);
+        sum += fa.x * fb.x;
+        sum += fa.y * fb.y;
+    }
+    return sum;
+}
+
+__device__ __forceinline__ float lora_term(const lora_row &v)
+{
+    float sum = 0.f;
+    if (!v.B)
+        return 0.f;
+    if (v.rank % 8 == 0 && ((uintptr_t)v.B & 15) == 0) {
+#pragma unroll 2
+        for (int j = 0; j < v.rank; j += 8)
+            sum = dot8(*(const uint4 *)(v.h + j), *(const uint4 *)(v.B + j), sum);
+    } else {
+        for (int j = 0; j < v.rank; j++)
+            sum += __bfloat162float(v.h[j]) * __bfloat162float(v.B[j]);
+    }
+    return v.scale * sum;
 }
 
 /* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
@@ -220,7 +255,7 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
     DEV_LAUNCHED(d, "kv_store");
 }
 
-enum { SLICE = DECODE_SLICE, CACHED_WARPS = 4 };
+enum { SLICE = DECODE_SLICE, MAX_HEAD = 128, CACHED_WARPS = 4 };
 
 /* One block: (row, head, slice).  partial [row][head][slice][2 + dim]: max, sum, weighted values. */
 __global__ void __launch_bounds__(CACHED_WARPS * 32)

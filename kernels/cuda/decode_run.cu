@@ -8,10 +8,8 @@
  * memory behind each step.
  */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/decode_fused.cuh"
 #include "kernels/cuda/decode_run.cuh"
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -42,11 +40,6 @@ struct decode_run {
     cudaEvent_t done[DECODE_AHEAD];
     uint32_t queued, taken;
     bool loaded, plain; /* plain: launch the kernels one by one */
-    bool fused;         /* the layers in one kernel: */
-    fused_args args;
-    fused_sync *sync;
-    fused_layer *layers;
-    int32_t blocks, layers_room, heads_room;
     decode_graph *graphs;
 };
 
@@ -71,24 +64,9 @@ void decode_run_close(op_dev *d)
     if (!r)
         return;
     cudaStreamSynchronize(d->stream);
-    if (r->args.clocks) {
-        long long c[3][5][8];
-        cudaMemcpy(c, r->args.clocks, sizeof(c), cudaMemcpyDeviceToHost);
-        for (int b = 0; b < 3; b++)
-            for (int s = 0; s < 5; s++) {
-                static const char *const names[] = {"qkv", "out", "gate_up", "down", "attend"};
-                int at = (int[]){0, 4, 1, 2, 3}[s];
-                fprintf(stderr, "block %d %-8s", b * 44, names[at]);
-                for (int k = 0; k < 7; k++)
-                    fprintf(stderr, " %7.2f", c[b][at][k] ? (double)(c[b][at][k] - c[b][0][0]) / 1980. : 0.);
-                fprintf(stderr, "\n");
-            }
-    }
     free_graphs(r, 0);
     dev_free(d, r->block);
     dev_free(d, r->partial);
-    dev_free(d, r->sync);
-    dev_free(d, r->layers);
     if (r->host)
         cudaFreeHost(r->host);
     for (cudaEvent_t e : r->done)
@@ -109,10 +87,8 @@ static decode_run *run_open(op_dev *d)
             decode_run_close(d);
             return NULL;
         }
-    if (r) {
+    if (r)
         r->plain = d->tracing || getenv("DTX_CUDA_NO_GRAPH");
-        DEV_CHECK(d, cudaDeviceGetAttribute(&r->blocks, cudaDevAttrMultiProcessorCount, d->index));
-    }
     return r;
 }
 
@@ -194,94 +170,6 @@ static bool fill_tables(op_dev *d, decode_run *r, const op_pack *p, const op_cho
     return true;
 }
 
-static fused_parts parts_of(const op_linear *l)
-{
-    fused_parts p = {l->n_parts, {}, {}};
-    for (int i = 0; i < l->n_parts; i++) {
-        p.target[i] = l->part[i].target;
-        p.out0[i] = l->part[i].out0;
-    }
-    return p;
-}
-
-/* Arguments of the fused kernel from the first layer, whose buffers all layers must share. */
-static bool fill_fused(op_dev *d, decode_run *r)
-{
-    const op_layer &l = r->layer[0];
-    const op_attention *at = &l.attention;
-    const op_linear *linear[4] = {&l.qkv, &l.out, &l.gate_up, &l.down};
-    fused_args a = {};
-    bool lora = r->pack.n_adapters > 0 && r->pack.max_rank > 0;
-
-    a.layer = r->layers;
-    a.layers = (int)r->layer.size();
-    a.rows = r->pack.rows;
-    a.hidden = r->step.hidden;
-    a.eps = l.eps;
-    a.row_adapters = lora ? r->tables.row_adapters : NULL;
-    a.hr = lora ? h_columns(&r->pack) : 0;
-    for (int i = 0; i < 4; i++) {
-        a.tiles[i] = linear[i]->out % 16 ? 0 : linear[i]->out / 16;
-        a.K[i] = linear[i]->in;
-        a.parts[i] = parts_of(linear[i]);
-        if (i && linear[i]->bias)
-            return false;
-    }
-    float *h[4] = {l.h_qkv, l.h_out, l.h_gate_up, l.h_down};
-    for (int i = 0; i < 4; i++)
-        a.h[i] = (bf16 *)h[i];
-    a.x = (bf16 *)l.x_out;
-    a.qkv = (bf16 *)l.qkv_y;
-    a.o = (bf16 *)l.o;
-    a.x2 = (bf16 *)l.x2;
-    a.a = (bf16 *)l.a;
-    a.attend = {r->tables.seqs, l.rope, a.qkv, at->heads, at->kv_heads, at->head_dim, 0, 0, at->scale, NULL};
-    for (const op_layer &q : r->layer)
-        if (q.x != l.x_out || q.x_out != l.x_out || q.qkv_y != l.qkv_y || q.o != l.o || q.x2 != l.x2 || q.a != l.a ||
-            q.h_qkv != l.h_qkv || q.h_out != l.h_out || q.h_gate_up != l.h_gate_up || q.h_down != l.h_down ||
-            q.rope != l.rope || q.eps != l.eps)
-            return false;
-    if (r->step.x != l.x_out || r->step.x_last != l.x_out || !fused_fits(d, &a, r->blocks))
-        return false;
-    r->args = a;
-    return true;
-}
-
-/* The weights' table and the barriers of the fused kernel. */
-static bool load_fused(op_dev *d, decode_run *r)
-{
-    int n = (int)r->layer.size();
-    std::vector<fused_layer> v(n);
-    for (int i = 0; i < n; i++) {
-        const op_layer &l = r->layer[i];
-        v[i] = {{(const bf16 *)l.qkv.W, (const bf16 *)l.out.W, (const bf16 *)l.gate_up.W, (const bf16 *)l.down.W},
-                (const bf16 *)l.qkv.bias, (const bf16 *)l.norm1, (const bf16 *)l.norm2};
-    }
-    if (n > r->layers_room) {
-        dev_free(d, r->layers);
-        r->layers = (fused_layer *)dev_alloc(d, n * sizeof(fused_layer));
-        r->layers_room = r->layers ? n : 0;
-    }
-    if (r->args.attend.heads > r->heads_room) {
-        dev_free(d, r->sync);
-        r->heads_room = r->args.attend.heads;
-        r->sync = (fused_sync *)dev_alloc(d, sizeof(fused_sync) + sizeof(uint32_t) * FUSED_ROWS * r->heads_room);
-        r->heads_room = r->sync ? r->heads_room : 0;
-    }
-    if (!r->layers || !r->sync)
-        return false;
-    dev_upload(d, r->layers, v.data(), n * sizeof(fused_layer));
-    static long long *clocks;
-    if (getenv("DTX_FUSED_CLOCK") && !clocks)
-        cudaMalloc((void **)&clocks, 3 * 5 * 8 * 8);
-    if (clocks)
-        cudaMemset(clocks, 0, 3 * 5 * 8 * 8);
-    r->args.clocks = clocks;
-    r->args.layer = r->layers;
-    r->args.sync = r->sync;
-    return true;
-}
-
 int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s)
 {
     TRACE(d, "decode_load R %d", p->rows);
@@ -311,7 +199,6 @@ int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s)
     r->pack.max_rank = p->max_rank;
     r->pack.dims = &r->dims;
     r->pack.dev = &r->tables;
-    r->fused = fill_fused(d, r) && load_fused(d, r);
     r->loaded = true;
     return d->status == cudaSuccess ? 0 : -EIO;
 }
@@ -325,14 +212,8 @@ static void launch_all(op_dev *d, decode_run *r)
     const step_tables t = {r->tables.ids, r->tables.pos, r->tables.seqs};
 
     cu_embed(d, p, s->embed, s->hidden, s->x);
-    if (r->fused) {
-        r->args.attend.partial = r->tables.partial;
-        r->args.attend.slices = r->tables.slices_cached;
-        fused_launch(d, &r->args, r->blocks);
-    } else {
-        for (const op_layer &l : r->layer)
-            cu_decode_layer(d, p, &l);
-    }
+    for (const op_layer &l : r->layer)
+        cu_decode_layer(d, p, &l);
     cu_rmsnorm(d, p, s->x_last, s->norm, s->hidden, s->eps, s->xn, NULL);
     gemv(d, NULL, NULL, p->rows, s->vocab, s->hidden, (const bf16 *)s->xn, (const bf16 *)s->head, NULL, NULL, NULL,
          s->logits, true);
@@ -355,7 +236,7 @@ static graph_key key_of(const decode_run *r)
     uint64_t eps = 0, scale = 0;
     memcpy(&eps, &s->eps, sizeof(s->eps));
     memcpy(&scale, &a->scale, sizeof(a->scale));
-    graph_key k = {(uint64_t)r->fused, (uint64_t)r->sync, (uint64_t)r->layers, (uint64_t)r->pack.rows, (uint64_t)(r->pack.n_adapters > 0), (uint64_t)r->pack.max_rank,
+    graph_key k = {(uint64_t)r->pack.rows, (uint64_t)(r->pack.n_adapters > 0), (uint64_t)r->pack.max_rank,
                    (uint64_t)r->tables.slices_cached, (uint64_t)r->room, (uint64_t)r->block, (uint64_t)r->partial,
                    (uint64_t)s->layers, (uint64_t)s->hidden, (uint64_t)s->vocab, eps, scale,
                    (uint64_t)s->embed, (uint64_t)s->norm, (uint64_t)s->head, (uint64_t)s->x, (uint64_t)s->x_last,

@@ -295,7 +295,7 @@ static void check_decode_run(struct world *w)
     dr_equal(w, "decode steps, 1 row = among 5", &queued, &alone, 4);
 }
 
-/* Sizes that a GPU runs in one kernel: several tiles a block, x of down in windows, heads that share keys. */
+/* Widths of real models. */
 static void check_decode_shapes(void)
 {
     static const struct shape shapes[] = {
