@@ -271,6 +271,19 @@ void backing_pin(struct backing *b, uint64_t id)
     }
 }
 
+void backing_pin_fd(struct backing *b, uint64_t id, int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    struct backing_fd f;
+
+    if (copy < 0 || take_new(b, id, copy, true, &f))
+        return;
+    pthread_mutex_lock(&b->mu);
+    f.entry->pinned = f.entry->cached;
+    pthread_mutex_unlock(&b->mu);
+    backing_put(b, &f);
+}
+
 void backing_drop(struct backing *b, uint64_t id)
 {
     struct backing_entry *p, *dead = NULL;

@@ -34,6 +34,8 @@ void backing_put(struct backing *b, struct backing_fd *f);
 
 /* Keep the node's descriptor until backing_drop (call before unlinking a file that the kernel knows). */
 void backing_pin(struct backing *b, uint64_t id);
+/* The same with a descriptor that is at hand, duplicated: the file may have lost its name already. */
+void backing_pin_fd(struct backing *b, uint64_t id, int fd);
 void backing_drop(struct backing *b, uint64_t id);
 /* Close what was idle for a minute. */
 void backing_tidy(struct backing *b);

@@ -16,6 +16,7 @@
 
 #include "fsd/backing.h"
 #include "fsd/handles.h"
+#include "fsd/kept.h"
 #include "fsd/nodes.h"
 #include "fsd/render_cache.h"
 #include "mnt-layout/layout.h"
@@ -25,6 +26,7 @@ enum { FS_DIR_LOCKS = 64, FS_NAME_MAX = 255 };
 
 struct fs {
     struct sched *sched;
+    struct kept *kept; /* borrowed */
     struct nodes *nodes;
     struct backing *backing;
     struct render_cache *renders;
@@ -33,12 +35,10 @@ struct fs {
     bool root;   /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
-    void (*started)(void *arg); /* called once, when the kernel has begun to talk to us */
-    void *started_arg;
 };
 
-/* f->sched must be open. */
-int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e);
+/* Takes over what a process before had open. sched must be open. */
+int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *store, struct dtx_err *e);
 void fs_release(struct fs *f);
 extern const struct fuse_lowlevel_ops fs_ops; /* userdata: struct fs */
 
@@ -53,6 +53,7 @@ struct place {
 /* All give -ENOENT where the layout knows no such path; release the place in any case. */
 int place_of_node(struct fs *f, uint64_t id, struct place *p);
 int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place *p);
+int place_of_path(const char *path, struct place *p);
 void place_release(struct place *p);
 /* May a caller create an object of this type (S_IFMT) of this name here?  Fills p. */
 int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p);
@@ -87,6 +88,8 @@ struct caller fs_caller(fuse_req_t req);
 /* Tell the scheduler about a user-owned path. */
 void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path);
 void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id);
+/* A change that must not be made twice begins: was it begun by a process before? (kept.h) */
+bool fs_again(fuse_req_t req);
 /* 0, or -EPERM while a job holds it. */
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
@@ -132,6 +135,9 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 /* ops_remove.c */
 void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+/* Hide a generated file (rm -r), also from a process after this one. */
+int fs_hide(struct fs *f, const struct place *p, const struct caller *who);
+void fs_restore_hidden(struct fs *f, const struct keeper_item *item);
 /* ops_rename.c */
 void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
                   const char *newname, unsigned int flags);
@@ -149,6 +155,8 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
                            fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
                            int flags);
 void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+/* If a process before has carried this very open out: its handle goes into fi. */
+struct handle *fs_opened_before(fuse_req_t req, struct fuse_file_info *fi);
 /* A handle was made for a writer: the scheduler is told now, and again when it is closed. */
 void fs_writer_opened(fuse_req_t req, struct handle *h);
 void fs_writer_wrote(fuse_req_t req, struct handle *h);
@@ -156,7 +164,8 @@ void fs_writer_wrote(fuse_req_t req, struct handle *h);
 void fs_close_handle(fuse_req_t req, uint64_t fh);
 /* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no
  * memory. */
-struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
+struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd,
+                              struct fuse_file_info *fi);
 /* ops_text.c: generated files */
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off);

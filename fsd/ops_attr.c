@@ -233,7 +233,10 @@ void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = setxattr(path, name, value, size, flags) ? -errno : 0;
+        if (rc == -EEXIST && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);
@@ -247,7 +250,10 @@ void fs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = removexattr(path, name) ? -errno : 0;
+        if (rc == -ENODATA && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);
