@@ -151,6 +151,7 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
 /* lora.cu */
 void lora_setup(op_dev *d);
 void decode_setup(op_dev *d);
+size_t lora_down_scratch(size_t R, int in, int n_parts, int hr);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
 void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx);

@@ -438,6 +438,8 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
             out[i] = l->out[q.target[i]];
         size_t bytes = q.n * R * hr * sizeof(bf16) +
                        lora_back_scratch(R, slots, l->in[q.target[0]], q.n, out, (int)hr);
+        size_t forward = lora_down_scratch(R, l->in[q.target[0]], q.n, (int)hr);
+        bytes = bytes > forward ? bytes : forward;
         most = bytes > most ? bytes : most;
     }
     return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);

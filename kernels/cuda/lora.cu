@@ -13,57 +13,56 @@
  */
 #include "kernels/cuda/lora.cuh"
 
-enum { THREADS = LORA_THREADS, UP_ROWS = 128, UP_COLS = 128, LONG_K = 256 };
+enum { THREADS = LORA_THREADS, UP_ROWS = 128, UP_COLS = 128, UP_TILES = 4, DOWN_SPLIT = 512, DOWN_CHUNK = 64 };
 
-/* ---- long contraction: h[32 rows, BN of the rank] = drop(x)[32, in] A^T, PARTS parts from one reading of x ---- */
+/* ---- down: h[128 rows, BN of the rank] over DOWN_SPLIT of in, PARTS parts from one reading of x ----
+ *
+ * A block has one stretch of the inner dimension, so that few blocks read the same lines of A at the same time (all of them
+ * did when each went over the whole of it: the reading of A took longer than that of x).  What the stretches give is
+ * added in order by lora_join. */
 
-/* SMALL: for devices with about 100 KB of shared memory a block. */
-template <int BN, int PARTS, bool SMALL> struct long_shape {
-    static constexpr int STAGES = SMALL ? 2 : BN * PARTS >= 64 ? 3 : 4, LD = LONG_K + 8, XT = LORA_ROWS * LD, MT = BN * LD,
+template <int BN, int PARTS> struct down_shape {
+    static constexpr int STAGES = BN == 16 ? 4 : 3, LD = DOWN_CHUNK + 8, XT = ROW_ALIGN * LD, MT = BN * LD,
                          STAGE = XT + PARTS * MT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
 };
 
-/* grid (row tiles, groups of PARTS parts, blocks of BN).  8 warps: 2 groups of 16 rows x 4 quarters of every chunk of
- * LONG_K; the quarters' sums are joined in order. */
-template <int BN, int PARTS, bool SMALL>
-__global__ void __launch_bounds__(THREADS) lora_down_kernel(lora_args a, const bf16 *x, bf16 *h)
+/* grid (128 rows, stretches, blocks of BN); a warp has 16 rows. */
+template <int BN, int PARTS>
+__global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, const bf16 *x, float *sums)
 {
-    typedef long_shape<BN, PARTS, SMALL> L;
-    constexpr int STAGES = L::STAGES, LD = L::LD;
+    typedef down_shape<BN, PARTS> G;
+    constexpr int STAGES = G::STAGES, LD = G::LD;
     extern __shared__ __align__(16) bf16 smem[];
-    const lora_tile t = a.tiles[blockIdx.x];
-    int part0 = blockIdx.y * PARTS, r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32, K = a.in;
+    const lora_tile t = a.tiles[blockIdx.x * (ROW_ALIGN / LORA_ROWS)];
+    int k0 = blockIdx.y * DOWN_SPLIT, length = min(a.in - k0, (int)DOWN_SPLIT), r0 = blockIdx.z * BN;
+    int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     if (t.adapter < 0)
         return;
     const dev_adapter ad = a.adapters[t.adapter];
-    int wrow = warp % 2 * 16, quarter = warp / 2, r = ad.rank;
-    const bf16 *xg = x + (size_t)t.row0 * K, *m[PARTS];
+    const op_seg seg = a.segs[t.seg];
+    int rows = min(seg.row0 + seg.rows - t.row0, (int)ROW_ALIGN), r = ad.rank;
+    const bf16 *xg = x + (size_t)t.row0 * a.in + k0, *m[PARTS];
     uint64_t key0[PARTS], key1[PARTS];
-    bool any = false;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
-        int target = a.target[part0 + p];
-        m[p] = NULL;
-        if (ad.targets >> target & 1) {
-            m[p] = ad.shadow + adapter_offset(a.dims, ad.targets, r, a.layer, target) + (size_t)r0 * K;
-            any = true;
-        }
+        int target = a.target[p];
+        m[p] = ad.targets >> target & 1
+                   ? ad.shadow + adapter_offset(a.dims, ad.targets, r, a.layer, target) + (size_t)r0 * a.in + k0
+                   : NULL;
         key0[p] = ad.threshold ? row_key(a, t.row0 + wrow + lane / 4, target) : 0;
         key1[p] = ad.threshold ? row_key(a, t.row0 + wrow + lane / 4 + 8, target) : 0;
     }
-    if (!any)
-        return;
 
-    int chunks = (K + LONG_K - 1) / LONG_K;
+    int chunks = (length + DOWN_CHUNK - 1) / DOWN_CHUNK;
     auto load_stage = [&](int c) {
-        int k = c * LONG_K;
-        bf16 *stage = smem + c % STAGES * L::STAGE;
+        int k = c * DOWN_CHUNK;
+        bf16 *stage = smem + c % STAGES * G::STAGE;
         if (c < chunks) {
-            load_tile<LONG_K>(stage, xg + k, K, LORA_ROWS, t.rows, K - k);
+            load_tile<DOWN_CHUNK>(stage, xg + k, a.in, ROW_ALIGN, rows, length - k);
 #pragma unroll
             for (int p = 0; p < PARTS; p++)
                 if (m[p])
-                    load_tile<LONG_K>(stage + L::XT + p * L::MT, m[p] + k, K, BN, r - r0, K - k);
+                    load_tile<DOWN_CHUNK>(stage + G::XT + p * G::MT, m[p] + k, a.in, BN, r - r0, length - k);
         }
         copy_commit();
     };
@@ -74,20 +73,18 @@ __global__ void __launch_bounds__(THREADS) lora_down_kernel(lora_args a, const b
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
-        const bf16 *xt = smem + c % STAGES * L::STAGE;
+        const bf16 *xt = smem + c % STAGES * G::STAGE;
 #pragma unroll
-        for (int kk = 0; kk < LONG_K / 4; kk += 16) {
-            int k = quarter * (LONG_K / 4) + kk;
+        for (int k = 0; k < DOWN_CHUNK; k += 16) {
             uint32_t fx[4];
             frag_a<LD>(fx, xt, wrow, k);
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
+                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
                 if (!m[p])
                     continue;
-                const bf16 *mt = xt + L::XT + p * L::MT;
-                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
                 if (ad.threshold) {
-                    int i = c * LONG_K + k + lane % 4 * 2;
+                    int i = k0 + c * DOWN_CHUNK + k + lane % 4 * 2;
                     fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold);
                     fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold);
                     fa[2] = drop_pair(fa[2], key0[p], i + 8, ad.threshold);
@@ -96,7 +93,7 @@ __global__ void __launch_bounds__(THREADS) lora_down_kernel(lora_args a, const b
 #pragma unroll
                 for (int n = 0; n < BN; n += 16) {
                     uint32_t fb[4];
-                    frag_b<LD>(fb, mt, n, k);
+                    frag_b<LD>(fb, xt + G::XT + p * G::MT, n, k);
                     mma(acc[p][n / 8], fa, fb[0], fb[1]);
                     mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
                 }
@@ -104,28 +101,54 @@ __global__ void __launch_bounds__(THREADS) lora_down_kernel(lora_args a, const b
         }
     }
     copy_wait<0>();
-    __syncthreads();
-    /* sums [quarter][32 rows][PARTS * BN + 2] through shared memory */
-    constexpr int SLD = PARTS * BN + 2;
-    float *sums = (float *)smem;
 #pragma unroll
-    for (int p = 0; p < PARTS; p++)
+    for (int p = 0; p < PARTS; p++) {
+        float *out = sums + (((size_t)p * gridDim.y + blockIdx.y) * a.rows + t.row0 + wrow + lane / 4) * a.hr + r0 + lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < BN / 8; n++)
-            for (int j = 0; j < 4; j++)
-                sums[(quarter * LORA_ROWS + wrow + lane / 4 + j / 2 * 8) * SLD + p * BN + n * 8 + lane % 4 * 2 + j % 2] =
-                    acc[p][n][j];
-    __syncthreads();
-    for (int i = threadIdx.x; i < LORA_ROWS * PARTS * BN / 2; i += THREADS) {
-        int row = i / (PARTS * BN / 2), col = i % (PARTS * BN / 2) * 2, p = col / BN, c = r0 + col % BN;
-        float v[2];
-        for (int j = 0; j < 2; j++) {
-            const float *s = sums + row * SLD + col + j;
-            v[j] = ad.keep * (((s[0] + s[LORA_ROWS * SLD]) + s[2 * LORA_ROWS * SLD]) + s[3 * LORA_ROWS * SLD]);
-        }
-        if (c < a.hr && (ad.targets >> a.target[part0 + p] & 1))
-            *(uint32_t *)(h + ((size_t)(part0 + p) * a.rows + t.row0 + row) * a.hr + c) = pack(v[0], v[1]);
+        for (int n = 0; n < BN; n += 8)
+            if (m[p] && r0 + n < a.hr) {
+                *(float2 *)(out + n) = make_float2(acc[p][n / 8][0], acc[p][n / 8][1]);
+                *(float2 *)(out + (size_t)8 * a.hr + n) = make_float2(acc[p][n / 8][2], acc[p][n / 8][3]);
+            }
     }
+}
+
+/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in padding.
+ * BACK: factor is alpha / rank, else that of kept elements. */
+template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
+{
+    const lora_tile t = a.tiles[blockIdx.x];
+    int part = blockIdx.y, quads = a.hr / 4, count = part == 0 ? n.x : part == 1 ? n.y : n.z;
+    if (t.adapter < 0)
+        return;
+    const dev_adapter ad = a.adapters[t.adapter];
+    if (!(ad.targets >> a.target[part] & 1))
+        return;
+    size_t first = (part > 0 ? n.x : 0) + (part > 1 ? n.y : 0), block = (size_t)a.rows * a.hr;
+    float factor = BACK ? ad.scale : ad.keep;
+    for (int i = threadIdx.x; i < LORA_ROWS * quads; i += blockDim.x) {
+        int row = i / quads, c = i % quads * 4;
+        const float *p = sums + first * block + (size_t)(t.row0 + row) * a.hr + c;
+        float4 s = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (row < t.rows)
+#pragma unroll 8
+            for (int k = 0; k < count; k++) {
+                float4 v = *(const float4 *)(p + k * block);
+                s = make_float4(s.x + v.x, s.y + v.y, s.z + v.z, s.w + v.w);
+            }
+        *(uint2 *)(out + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
+            make_uint2(pack(factor * s.x, factor * s.y), pack(factor * s.z, factor * s.w));
+    }
+}
+
+void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out)
+{
+    dim3 grid(pack_dev(p)->n_tiles, a.n_parts);
+    if (back)
+        lora_join_kernel<true><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
+    else
+        lora_join_kernel<false><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
+    DEV_LAUNCHED(d, "lora_join");
 }
 
 /* ---- short contraction: 128 rows x 128 columns of y or dx from h or dh; a warp has 16 rows ---- */
@@ -276,6 +299,140 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, 1.f, smem);
 }
 
+/* ---- the same for ranks up to 16, the usual case: a block goes over UP_TILES column tiles, the next one's part of B or A
+ * and its rows of `add` on their way meanwhile ---- */
+
+struct narrow_shape {
+    static constexpr int LD = 16 + 8, H = UP_ROWS * LD, M = UP_COLS * LD, OUT = UP_ROWS * OUT_LD;
+    static constexpr int bytes(int parts)
+    {
+        return (parts * H + 2 * parts * M + OUT) * (int)sizeof(bf16);
+    }
+};
+
+__host__ __device__ __forceinline__ int narrow_groups(int columns)
+{
+    return (columns + UP_COLS * UP_TILES - 1) / (UP_COLS * UP_TILES);
+}
+
+/* BACK: dx from dh and A, parts summed in order, each under its own mask; else y of one part from h and B.
+ * grid (groups of column tiles, of all parts if forward; 128 rows); a warp has 16 rows. */
+template <bool BACK, bool DROP>
+__global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, const bf16 *h, const bf16 *add, bf16 *y)
+{
+    typedef narrow_shape S;
+    extern __shared__ __align__(16) bf16 smem[];
+    const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
+    int parts = BACK ? a.n_parts : 1, first = 0, group = blockIdx.x, wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    while (!BACK && group >= narrow_groups(a.n[first]))
+        group -= narrow_groups(a.n[first++]);
+    int width = BACK ? a.in : a.n[first], begin = group * UP_TILES * UP_COLS, end = min(width, begin + UP_TILES * UP_COLS);
+    size_t ld = BACK ? a.in : a.out, at = (size_t)t.row0 * ld + (BACK ? 0 : a.out0[first]);
+    bf16 *hs = smem, *ms = hs + parts * S::H, *os = ms + 2 * parts * S::M;
+    const bf16 *m[3] = {};
+    uint64_t key[3][2] = {};
+    dev_adapter ad = {};
+    if (t.adapter >= 0)
+        ad = a.adapters[t.adapter];
+#pragma unroll
+    for (int q = 0; q < 3; q++)
+        if (q < parts && t.adapter >= 0 && (ad.targets >> a.target[first + q] & 1)) {
+            int target = a.target[first + q];
+            m[q] = ad.shadow + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target) +
+                   (BACK ? 0 : (size_t)ad.rank * a.in);
+            load_tile<16>(hs + q * S::H, h + ((size_t)(first + q) * a.rows + t.row0) * a.hr, a.hr, UP_ROWS, UP_ROWS, 16);
+            if (DROP && ad.threshold)
+                for (int i = 0; i < 2; i++)
+                    key[q][i] = row_key(a, t.row0 + wrow + lane / 4 + i * 8, target);
+        }
+    auto load_m = [&](int c0, int buffer) {
+#pragma unroll
+        for (int q = 0; q < 3; q++)
+            if (m[q] && c0 < end) {
+                bf16 *tile = ms + (buffer * parts + q) * S::M;
+                if (BACK)
+                    load_tile<UP_COLS>(tile, m[q] + c0, a.in, 16, ad.rank, width - c0);
+                else
+                    load_tile<16>(tile, m[q] + (size_t)c0 * ad.rank, ad.rank, UP_COLS, width - c0, ad.rank);
+            }
+        copy_commit();
+    };
+    load_m(begin, 0);
+    bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 && ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
+    for (int c0 = begin, i = 0; c0 < end; c0 += UP_COLS, i++) {
+        int cols = min(end - c0, (int)UP_COLS);
+        copy_wait<0>();
+        __syncthreads();
+        if (add && wide) /* the warp's own rows */
+            for (int e = lane; e < 16 * (UP_COLS / 8); e += 32) {
+                int row = wrow + e / (UP_COLS / 8), col = e % (UP_COLS / 8) * 8;
+                copy16(os + row * OUT_LD + col, add + at + row * ld + c0 + (col < cols ? col : 0), col < cols);
+            }
+        load_m(c0 + UP_COLS, (i + 1) % 2);
+        float sum[UP_COLS / 8][4] = {};
+#pragma unroll
+        for (int q = 0; q < 3; q++) {
+            if (!m[q])
+                continue;
+            const bf16 *tile = ms + (i % 2 * parts + q) * S::M;
+            uint32_t fa[4];
+            frag_a<S::LD>(fa, hs + q * S::H, wrow, 0);
+#pragma unroll
+            for (int n = 0; n < UP_COLS; n += 16) {
+                uint32_t fb[4];
+                if (BACK)
+                    frag_b_t<OUT_LD>(fb, tile, 0, n);
+                else
+                    frag_b<S::LD>(fb, tile, n, 0);
+                if (!DROP || !ad.threshold) {
+                    mma(sum[n / 8], fa, fb[0], fb[1]);
+                    mma(sum[n / 8 + 1], fa, fb[2], fb[3]);
+                    continue;
+                }
+                float acc[2][4] = {};
+                mma(acc[0], fa, fb[0], fb[1]);
+                mma(acc[1], fa, fb[2], fb[3]);
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    int col = c0 + n + e / 4 * 8 + lane % 4 * 2 + e % 2;
+                    if (rng_u32(key[q][e % 4 / 2], (uint32_t)col) >= ad.threshold)
+                        sum[n / 8 + e / 4][e % 4] += ad.keep * acc[e / 4][e % 4];
+                }
+            }
+        }
+        float factor = BACK ? 1.f : ad.scale;
+        if (!wide) {
+            for (int n = 0; n < UP_COLS / 8; n++)
+                for (int j = 0; j < 4; j++) {
+                    int col = n * 8 + lane % 4 * 2 + j % 2;
+                    size_t to = at + (wrow + lane / 4 + j / 2 * 8) * ld + c0 + col;
+                    if (col < cols)
+                        y[to] = __float2bfloat16((add ? __bfloat162float(add[to]) : 0.f) + factor * sum[n][j]);
+                }
+            continue;
+        }
+        if (add)
+            copy_wait<0>();
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < UP_COLS / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint32_t *e = (uint32_t *)(os + (wrow + lane / 4 + half * 8) * OUT_LD + n * 8 + lane % 4 * 2);
+                float2 o = add ? __bfloat1622float2(*(__nv_bfloat162 *)e) : make_float2(0.f, 0.f);
+                *e = pack(o.x + factor * sum[n][half * 2], o.y + factor * sum[n][half * 2 + 1]);
+            }
+        __syncwarp();
+#pragma unroll
+        for (int e = lane; e < 16 * (UP_COLS / 8); e += 32) {
+            int row = wrow + e / (UP_COLS / 8), col = e % (UP_COLS / 8) * 8;
+            if (col < cols)
+                *(uint4 *)(y + at + row * ld + c0 + col) = *(const uint4 *)(os + row * OUT_LD + col);
+        }
+        __syncwarp();
+    }
+}
+
 __global__ void lora_round_kernel(const float *w, bf16 *shadow, size_t n)
 {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
@@ -296,65 +453,75 @@ void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n)
 
 /* ---- launches ---- */
 
-static bool small_device(const op_dev *d)
+template <int BN, int PARTS>
+static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
 {
-    return d->shared_bytes < long_shape<32, 3, false>::BYTES;
-}
-
-template <int BN, int PARTS, bool SMALL> static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, bf16 *h)
-{
-    int bytes = long_shape<BN, PARTS, SMALL>::BYTES;
+    int bytes = down_shape<BN, PARTS>::BYTES;
     if (!a) { /* once, when the device opens: tiles of more than 48 KB */
-        allow_smem(d, lora_down_kernel<BN, PARTS, SMALL>, bytes);
+        allow_smem(d, lora_down_kernel<BN, PARTS>, bytes);
         return;
     }
-    dim3 grid(pack_dev(p)->n_tiles, a->n_parts / PARTS, div_up(a->hr, BN));
-    lora_down_kernel<BN, PARTS, SMALL><<<grid, THREADS, bytes, d->stream>>>(*a, x, h);
+    dim3 grid(p->rows / ROW_ALIGN, div_up(a->in, DOWN_SPLIT), div_up(a->hr, BN));
+    lora_down_kernel<BN, PARTS><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
     DEV_LAUNCHED(d, "lora_down");
 }
 
-template <int BN> static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, bf16 *h)
+template <int BN>
+static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
 {
-    bool small = small_device(d);
-    if (small)
-        launch_down<BN, 1, true>(d, p, a, x, h);
-    if (!small && (!a || a->n_parts == 1))
-        launch_down<BN, 1, false>(d, p, a, x, h);
-    if (!small && (!a || a->n_parts == 2))
-        launch_down<BN, 2, false>(d, p, a, x, h);
-    if (!small && (!a || a->n_parts == 3))
-        launch_down<BN, 3, false>(d, p, a, x, h);
+    if (!a || a->n_parts == 1)
+        launch_down<BN, 1>(d, p, a, x, sums);
+    if (!a || a->n_parts == 2)
+        launch_down<BN, 2>(d, p, a, x, sums);
+    if (!a || a->n_parts == 3)
+        launch_down<BN, 3>(d, p, a, x, sums);
 }
 
 void lora_setup(op_dev *d)
 {
     down_by_parts<16>(d, NULL, NULL, NULL, NULL);
     down_by_parts<32>(d, NULL, NULL, NULL, NULL);
+    allow_smem(d, lora_narrow_kernel<false, false>, narrow_shape::bytes(1));
+    allow_smem(d, lora_narrow_kernel<true, false>, narrow_shape::bytes(3));
+    allow_smem(d, lora_narrow_kernel<true, true>, narrow_shape::bytes(3));
     lora_back_setup(d);
+}
+
+/* Bytes that lora_down allocates. */
+size_t lora_down_scratch(size_t R, int in, int n_parts, int hr)
+{
+    return (size_t)n_parts * div_up(in, DOWN_SPLIT) * R * hr * sizeof(float);
 }
 
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
 {
     TRACE(d, "lora_down %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
+    int n = div_up(a.in, DOWN_SPLIT);
     if (pack_dev(p)->n_tiles == 0)
         return;
+    float *sums = (float *)dev_alloc(d, lora_down_scratch(p->rows, a.in, a.n_parts, a.hr));
+    if (!sums)
+        return;
     if (a.hr <= 16)
-        down_by_parts<16>(d, p, &a, x, h);
+        down_by_parts<16>(d, p, &a, x, sums);
     else
-        down_by_parts<32>(d, p, &a, x, h);
+        down_by_parts<32>(d, p, &a, x, sums);
+    lora_join(d, p, a, make_int3(n, n, n), false, sums, h);
+    dev_free(d, sums);
 }
 
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y)
 {
     TRACE(d, "lora_up %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
+    bool narrow = a.hr <= 16;
     int cols = 0;
     for (int i = 0; i < a.n_parts; i++)
-        cols += div_up(a.n[i], UP_COLS);
+        cols += narrow ? narrow_groups(a.n[i]) : div_up(a.n[i], UP_COLS);
     dim3 grid(cols, p->rows / UP_ROWS);
-    if (a.hr <= 16)
-        lora_up_kernel<16><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
+    if (narrow)
+        lora_narrow_kernel<false, false><<<grid, THREADS, narrow_shape::bytes(1), d->stream>>>(a, h, add, y);
     else
         lora_up_kernel<64><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
     DEV_LAUNCHED(d, "lora_up");
@@ -364,16 +531,17 @@ void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *d
 {
     TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
-    dim3 grid(div_up(a.in, UP_COLS), p->rows / UP_ROWS);
-    bool drop = pack_dev(p)->dropout;
-    if (a.hr <= 16 && drop)
-        lora_up_back_kernel<16, true><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
-    else if (a.hr <= 16)
-        lora_up_back_kernel<16, false><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+    bool narrow = a.hr <= 16, drop = pack_dev(p)->dropout;
+    int bytes = narrow ? narrow_shape::bytes(a.n_parts) : 0;
+    dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);
+    if (narrow && drop)
+        lora_narrow_kernel<true, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
+    else if (narrow)
+        lora_narrow_kernel<true, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
     else if (drop)
-        lora_up_back_kernel<64, true><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
     else
-        lora_up_back_kernel<64, false><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
     DEV_LAUNCHED(d, "lora_up_back");
 }
 

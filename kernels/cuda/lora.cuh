@@ -106,4 +106,7 @@ template <typename K> static inline void allow_smem(op_dev *d, K kernel, int byt
     DEV_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
+/* lora.cu */
+void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out);
+
 #endif

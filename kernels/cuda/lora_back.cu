@@ -6,7 +6,7 @@
  *   dA_t += dh_t^T drop_t(x)
  *
  * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its columns
- * stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which dh_join adds in order.
+ * stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in order.
  * lora_da reads x once for all parts.
  *
  * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each slice
@@ -163,33 +163,6 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
                 else
                     g[(size_t)c * ad.rank + r] += ad.scale * acc[m][n][j];
             }
-}
-
-/* grid (row tiles, parts): dh of LORA_ROWS rows; zeros in padding. */
-__global__ void dh_join_kernel(lora_args a, int cols, const float *parts, bf16 *dh)
-{
-    const lora_tile t = a.tiles[blockIdx.x];
-    int part = blockIdx.y, first = 0, n = (a.n[part] + cols - 1) / cols, quads = a.hr / 4;
-    if (t.adapter < 0)
-        return;
-    const dev_adapter ad = a.adapters[t.adapter];
-    if (!(ad.targets >> a.target[part] & 1))
-        return;
-    for (int i = 0; i < part; i++)
-        first += (a.n[i] + cols - 1) / cols;
-    for (int i = threadIdx.x; i < LORA_ROWS * quads; i += blockDim.x) {
-        int row = i / quads, c = i % quads * 4;
-        const float *p = parts + ((size_t)first * a.rows + t.row0 + row) * a.hr + c;
-        float4 s = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (row < t.rows)
-#pragma unroll 8
-            for (int k = 0; k < n; k++) {
-                float4 v = *(const float4 *)(p + (size_t)k * a.rows * a.hr);
-                s = make_float4(s.x + v.x, s.y + v.y, s.z + v.z, s.w + v.w);
-            }
-        *(uint2 *)(dh + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
-            make_uint2(pack(ad.scale * s.x, ad.scale * s.y), pack(ad.scale * s.z, ad.scale * s.w));
-    }
 }
 
 /* ---- dA ---- */
@@ -419,6 +392,7 @@ size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int 
 static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tiles)
 {
     const lora_args &a = *b.a;
+    TRACE(d, "lora_dy %d -> %d", a.in, a.out);
     b.grid = dim3(tiles, pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
     if (a.hr <= 16 && cols == 128)
         launch_dy<16, 128>(d, b);
@@ -428,13 +402,13 @@ static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tile
         launch_dy<32, 128>(d, b);
     else
         launch_dy<32, 256>(d, b);
-    dh_join_kernel<<<dim3(pack_dev(p)->n_tiles, a.n_parts), 128, 0, d->stream>>>(a, cols, b.parts, b.dh);
     DEV_LAUNCHED(d, "lora dy");
 }
 
 static void back_da(op_dev *d, const op_pack *p, back_args b)
 {
     const lora_args &a = *b.a;
+    TRACE(d, "lora_da %d -> %d", a.in, a.out);
     b.grid = dim3(div_up(a.in, DA_COLS), pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
     if (a.hr <= 16)
         launch_da_parts<16>(d, b);
@@ -458,7 +432,9 @@ void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, 
     if (!scratch)
         return;
     back_args b = {&a, dy, x, h, dh, scratch, floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL, dim3()};
+    int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
     back_dy(d, p, b, cols, tiles);
+    lora_join(d, p, a, n, true, scratch, dh);
     back_da(d, p, b);
     dev_free(d, scratch);
 }
