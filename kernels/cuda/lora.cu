@@ -26,8 +26,9 @@ template <int BN, int PARTS> struct down_shape {
                          STAGE = XT + PARTS * MT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
 };
 
-/* grid (128 rows, stretches, blocks of BN); a warp has 16 rows. */
-template <int BN, int PARTS>
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.
+ * grid (128 rows, stretches, blocks of BN); a warp has 16 rows. */
+template <int BN, int PARTS, bool DROP>
 __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, const bf16 *x, float *sums)
 {
     typedef down_shape<BN, PARTS> G;
@@ -41,28 +42,30 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     const dev_adapter ad = a.adapters[t.adapter];
     const op_seg seg = a.segs[t.seg];
     int rows = min(seg.row0 + seg.rows - t.row0, (int)ROW_ALIGN), r = ad.rank;
-    const bf16 *xg = x + (size_t)t.row0 * a.in + k0, *m[PARTS];
+    tile_copy<ROW_ALIGN, DOWN_CHUNK> xs;
+    tile_copy<BN, DOWN_CHUNK> as[PARTS];
     uint64_t key0[PARTS], key1[PARTS];
+    xs.begin(x + (size_t)t.row0 * a.in + k0, a.in, length);
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
         int target = a.target[p];
-        m[p] = ad.targets >> target & 1
-                   ? ad.shadow + adapter_offset(a.dims, ad.targets, r, a.layer, target) + (size_t)r0 * a.in + k0
-                   : NULL;
-        key0[p] = ad.threshold ? row_key(a, t.row0 + wrow + lane / 4, target) : 0;
-        key1[p] = ad.threshold ? row_key(a, t.row0 + wrow + lane / 4 + 8, target) : 0;
+        size_t A = adapter_offset(a.dims, ad.targets, r, a.layer, target);
+        as[p].begin(ad.shadow + A + (size_t)r0 * a.in + k0, a.in, length);
+        key0[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4, target) : 0;
+        key1[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4 + 8, target) : 0;
     }
 
+    auto has = [&](int p) { return (ad.targets >> a.target[p] & 1) != 0; };
     int chunks = (length + DOWN_CHUNK - 1) / DOWN_CHUNK;
     auto load_stage = [&](int c) {
         int k = c * DOWN_CHUNK;
         bf16 *stage = smem + c % STAGES * G::STAGE;
         if (c < chunks) {
-            load_tile<DOWN_CHUNK>(stage, xg + k, a.in, ROW_ALIGN, rows, length - k);
+            xs.load(stage, k, rows, length - k);
 #pragma unroll
             for (int p = 0; p < PARTS; p++)
-                if (m[p])
-                    load_tile<DOWN_CHUNK>(stage + G::XT + p * G::MT, m[p] + k, a.in, BN, r - r0, length - k);
+                if (has(p))
+                    as[p].load(stage + G::XT + p * G::MT, k, r - r0, length - k);
         }
         copy_commit();
     };
@@ -81,9 +84,9 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
                 uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
-                if (!m[p])
+                if (!has(p))
                     continue;
-                if (ad.threshold) {
+                if (DROP && ad.threshold) {
                     int i = k0 + c * DOWN_CHUNK + k + lane % 4 * 2;
                     fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold);
                     fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold);
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
         float *out = sums + (((size_t)p * gridDim.y + blockIdx.y) * a.rows + t.row0 + wrow + lane / 4) * a.hr + r0 + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < BN; n += 8)
-            if (m[p] && r0 + n < a.hr) {
+            if (has(p) && r0 + n < a.hr) {
                 *(float2 *)(out + n) = make_float2(acc[p][n / 8][0], acc[p][n / 8][1]);
                 *(float2 *)(out + (size_t)8 * a.hr + n) = make_float2(acc[p][n / 8][2], acc[p][n / 8][3]);
             }
@@ -359,15 +362,20 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
     };
     load_m(begin, 0);
     bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 && ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
+    /* as rows of `add` and y are read and written: 16 lanes a row, 8 elements each, every second row */
+    int col8 = lane % 16 * 8;
+    bf16 *mine = os + (wrow + lane / 16) * OUT_LD + col8;
+    size_t own = at + (wrow + lane / 16) * ld + col8;
     for (int c0 = begin, i = 0; c0 < end; c0 += UP_COLS, i++) {
         int cols = min(end - c0, (int)UP_COLS);
         copy_wait<0>();
         __syncthreads();
-        if (add && wide) /* the warp's own rows */
-            for (int e = lane; e < 16 * (UP_COLS / 8); e += 32) {
-                int row = wrow + e / (UP_COLS / 8), col = e % (UP_COLS / 8) * 8;
-                copy16(os + row * OUT_LD + col, add + at + row * ld + c0 + (col < cols ? col : 0), col < cols);
-            }
+        if (add && wide) {
+            const bf16 *from = add + own + c0;
+#pragma unroll
+            for (int e = 0; e < 8; e++, from += 2 * ld)
+                copy16(mine + e * 2 * OUT_LD, from, col8 < cols);
+        }
         load_m(c0 + UP_COLS, (i + 1) % 2);
         float sum[UP_COLS / 8][4] = {};
 #pragma unroll
@@ -423,12 +431,11 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 *e = pack(o.x + factor * sum[n][half * 2], o.y + factor * sum[n][half * 2 + 1]);
             }
         __syncwarp();
+        bf16 *to = y + own + c0;
 #pragma unroll
-        for (int e = lane; e < 16 * (UP_COLS / 8); e += 32) {
-            int row = wrow + e / (UP_COLS / 8), col = e % (UP_COLS / 8) * 8;
-            if (col < cols)
-                *(uint4 *)(y + at + row * ld + c0 + col) = *(const uint4 *)(os + row * OUT_LD + col);
-        }
+        for (int e = 0; e < 8; e++, to += 2 * ld)
+            if (col8 < cols)
+                *(uint4 *)to = *(const uint4 *)(mine + e * 2 * OUT_LD);
         __syncwarp();
     }
 }
@@ -458,11 +465,15 @@ static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const b
 {
     int bytes = down_shape<BN, PARTS>::BYTES;
     if (!a) { /* once, when the device opens: tiles of more than 48 KB */
-        allow_smem(d, lora_down_kernel<BN, PARTS>, bytes);
+        allow_smem(d, lora_down_kernel<BN, PARTS, false>, bytes);
+        allow_smem(d, lora_down_kernel<BN, PARTS, true>, bytes);
         return;
     }
     dim3 grid(p->rows / ROW_ALIGN, div_up(a->in, DOWN_SPLIT), div_up(a->hr, BN));
-    lora_down_kernel<BN, PARTS><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
+    if (pack_dev(p)->dropout)
+        lora_down_kernel<BN, PARTS, true><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
+    else
+        lora_down_kernel<BN, PARTS, false><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
     DEV_LAUNCHED(d, "lora_down");
 }
 

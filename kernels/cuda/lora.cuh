@@ -82,6 +82,42 @@ __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t st
     }
 }
 
+/* The same again and again, ROWS x COLS elements at an offset each time: what does not change is computed once. */
+template <int ROWS, int COLS> struct tile_copy {
+    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW, TIMES = (ROWS + STEP - 1) / STEP;
+    const bf16 *src, *mine;
+    size_t stride;
+    int row, col, at;
+    bool wide;
+
+    /* columns: how many there are from src on, a multiple of 8 for the fast path */
+    __device__ __forceinline__ void begin(const bf16 *from, size_t row_stride, int columns)
+    {
+        src = from;
+        stride = row_stride;
+        row = threadIdx.x / IN_ROW;
+        col = threadIdx.x % IN_ROW * 8;
+        at = row * LD + col;
+        mine = from + (size_t)row * row_stride + col;
+        wide = ((uintptr_t)from & 15) == 0 && row_stride % 8 == 0 && columns % 8 == 0;
+    }
+    /* Elements at src + offset; (r, c) valid for r < nr, c < nc. */
+    __device__ __forceinline__ void load(bf16 *tile, size_t offset, int nr, int nc) const
+    {
+        if (!wide) {
+            load_tile<COLS>(tile, src + offset, stride, ROWS, nr, nc);
+            return;
+        }
+        const bf16 *p = mine + offset;
+        bf16 *to = tile + at;
+        bool inside = col < nc;
+#pragma unroll
+        for (int i = 0; i < TIMES; i++, p += STEP * stride, to += STEP * LD)
+            if (ROWS % STEP == 0 || row + i * STEP < ROWS)
+                copy16(to, p, inside && row + i * STEP < nr);
+    }
+};
+
 /* The dropout key of a row for (layer, target); 0 rows of padding get any key. */
 __device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int target)
 {

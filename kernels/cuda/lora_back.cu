@@ -67,8 +67,10 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
     int c0 = tile * COLS, cols = min(a.n[part] - c0, COLS), row0 = seg.row0 + sl.first;
     int chunks = (sl.rows + CHUNK - 1) / CHUNK, ranks = min(a.hr - r0, BN);
     size_t a_at = adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target), b_at = a_at + (size_t)ad.rank * a.in;
-    const bf16 *yg = dy + (size_t)row0 * a.out + a.out0[part] + c0;
-    const bf16 *hg = h + ((size_t)part * a.rows + row0) * a.hr + r0;
+    tile_copy<CHUNK, COLS> y_rows;
+    tile_copy<CHUNK, BN> h_rows;
+    y_rows.begin(dy + (size_t)row0 * a.out + a.out0[part] + c0, a.out, cols);
+    h_rows.begin(h + ((size_t)part * a.rows + row0) * a.hr + r0, a.hr, ranks);
 
     int group = warp % 4, side = warp / 4;
     uint32_t fb[COLS / 16][NB][2];
@@ -92,8 +94,8 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
     auto load_stage = [&](int c) {
         int k = c * CHUNK, s = c % STAGES;
         if (c < chunks) {
-            load_tile<COLS>(ys + s * G::YT, yg + (size_t)k * a.out, a.out, CHUNK, sl.rows - k, cols);
-            load_tile<BN>(hs + s * G::HT, hg + (size_t)k * a.hr, a.hr, CHUNK, sl.rows - k, ranks);
+            y_rows.load(ys + s * G::YT, (size_t)k * a.out, sl.rows - k, cols);
+            h_rows.load(hs + s * G::HT, (size_t)k * a.hr, sl.rows - k, ranks);
         }
         copy_commit();
     };
@@ -182,14 +184,15 @@ __device__ __forceinline__ uint32_t drop_rows(uint32_t v, uint64_t key, uint64_t
     return v;
 }
 
-/* grid (DA_COLS columns of x, slices, blocks of BN); 4 warps of 16 columns x 2 halves of each chunk's rows. */
-template <int BN, int PARTS>
-__global__ void __launch_bounds__(THREADS) lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial)
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.
+ * grid (DA_COLS columns of x, slices, blocks of BN); 4 warps of 16 columns x 2 halves of each chunk's rows. */
+template <int BN, int PARTS, bool DROP>
+__global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial)
 {
     typedef da_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES;
     extern __shared__ __align__(16) bf16 smem[];
-    __shared__ uint64_t keys[PARTS][CHUNK];
+    __shared__ uint64_t keys[PARTS][DROP ? CHUNK : 1];
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
     int r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -199,18 +202,20 @@ __global__ void __launch_bounds__(THREADS) lora_da_kernel(lora_args a, const bf1
     if (!ad.g || r0 >= ad.rank)
         return;
     int c0 = blockIdx.x * DA_COLS, chunks = (sl.rows + CHUNK - 1) / CHUNK, row0 = seg.row0 + sl.first;
-    const bf16 *xg = x + (size_t)row0 * a.in + c0, *vg = dh + (size_t)row0 * a.hr + r0;
+    tile_copy<CHUNK, DA_COLS> x_rows;
+    tile_copy<CHUNK, BN> dh_rows;
+    x_rows.begin(x + (size_t)row0 * a.in + c0, a.in, a.in - c0);
+    dh_rows.begin(dh + (size_t)row0 * a.hr + r0, a.hr, a.hr - r0);
 
     auto load_stage = [&](int c) {
         int k = c * CHUNK;
         bf16 *stage = smem + c % STAGES * G::STAGE;
         if (c < chunks) {
-            load_tile<DA_COLS>(stage, xg + (size_t)k * a.in, a.in, CHUNK, sl.rows - k, a.in - c0);
+            x_rows.load(stage, (size_t)k * a.in, sl.rows - k, a.in - c0);
 #pragma unroll
             for (int p = 0; p < PARTS; p++)
                 if (ad.targets >> a.target[p] & 1)
-                    load_tile<BN>(stage + G::XT + p * G::VT, vg + ((size_t)p * a.rows + k) * a.hr, a.hr, CHUNK, sl.rows - k,
-                                  min(a.hr - r0, BN));
+                    dh_rows.load(stage + G::XT + p * G::VT, ((size_t)p * a.rows + k) * a.hr, sl.rows - k, a.hr - r0);
         }
         copy_commit();
     };
@@ -222,7 +227,7 @@ __global__ void __launch_bounds__(THREADS) lora_da_kernel(lora_args a, const bf1
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
-        if (ad.threshold) {
+        if (DROP && ad.threshold) {
             for (int i = threadIdx.x; i < PARTS * CHUNK; i += THREADS) {
                 int row = c * CHUNK + i % CHUNK;
                 keys[i / CHUNK][i % CHUNK] = row < sl.rows ? row_key(a, row0 + row, a.target[i / CHUNK]) : 0;
@@ -240,7 +245,7 @@ __global__ void __launch_bounds__(THREADS) lora_da_kernel(lora_args a, const bf1
                 if (!(ad.targets >> a.target[p] & 1))
                     continue;
                 uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
-                if (ad.threshold) {
+                if (DROP && ad.threshold) {
                     const uint64_t *key = keys[p] + k + lane % 4 * 2;
                     int col = c0 + wcol + lane / 4;
                     fa[0] = drop_rows(fa[0], key[0], key[1], col, ad.threshold);
@@ -330,6 +335,7 @@ struct back_args {
     bf16 *dh;
     float *parts, *partial;
     dim3 grid;
+    bool drop; /* some adapter of the pack has dropout */
 };
 
 template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
@@ -344,10 +350,14 @@ template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
 template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b)
 {
     int bytes = da_shape<BN, PARTS>::BYTES;
-    if (!b.a)
-        allow_smem(d, lora_da_kernel<BN, PARTS>, bytes);
-    else
-        lora_da_kernel<BN, PARTS><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+    if (!b.a) {
+        allow_smem(d, lora_da_kernel<BN, PARTS, false>, bytes);
+        allow_smem(d, lora_da_kernel<BN, PARTS, true>, bytes);
+    } else if (b.drop) {
+        lora_da_kernel<BN, PARTS, true><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+    } else {
+        lora_da_kernel<BN, PARTS, false><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+    }
 }
 
 template <int BN> static void launch_da_parts(op_dev *d, const back_args &b)
@@ -431,7 +441,7 @@ void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, 
     float *scratch = (float *)dev_alloc(d, all * sizeof(float));
     if (!scratch)
         return;
-    back_args b = {&a, dy, x, h, dh, scratch, floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL, dim3()};
+    back_args b = {&a, dy, x, h, dh, scratch, floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL, dim3(), pack_dev(p)->dropout};
     int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
     back_dy(d, p, b, cols, tiles);
     lora_join(d, p, a, n, true, scratch, dh);
