@@ -413,8 +413,7 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
         dh = (bf16 *)dev_alloc(d, cu_linear_h_floats(p, l->n_parts) * sizeof(float));
         if (!dh)
             return;
-        lora_down_back(d, p, l, (const bf16 *)dy, dh);
-        lora_grads(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
+        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
         if (dx)
             lora_up_back(d, p, l, dh, (bf16 *)dx);
     }
@@ -434,10 +433,13 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
     size_t R = (size_t)div_up(rows, ROW_ALIGN) * ROW_ALIGN, head = head_scratch(rows, hidden, vocab);
 
     for (const auto &q : linear) {
-        size_t columns = 0;
+        int out[3] = {};
         for (int i = 0; i < q.n; i++)
-            columns += (size_t)l->in[q.target[i]] + (size_t)l->out[q.target[i]];
-        size_t bytes = q.n * R * hr * sizeof(bf16) + slots * columns * hr * sizeof(float);
+            out[i] = l->out[q.target[i]];
+        size_t bytes = q.n * R * hr * sizeof(bf16) +
+                       lora_back_scratch(R, slots, l->in[q.target[0]], q.n, out, (int)hr);
+        size_t forward = lora_down_scratch(R, l->in[q.target[0]], q.n, (int)hr);
+        bytes = bytes > forward ? bytes : forward;
         most = bytes > most ? bytes : most;
     }
     return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
