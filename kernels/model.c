@@ -158,6 +158,8 @@ int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_b
         b->layer = calloc((size_t)b->config.layers, sizeof *b->layer);
         l.files = files;
         rc = b->layer ? load_all(&l) : dtx_fail(e, -ENOMEM, "out of memory");
+        if (rc == 0)
+            rc = base_reserve(b, e);
     }
     st_close(files);
     free(l.buffer);

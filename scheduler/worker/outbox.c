@@ -64,6 +64,13 @@ void send_state(struct worker *w, const char *id, const char *state, const char 
     send_message(w, PM_JOB_STATE, body);
 }
 
+void send_waits(struct worker *w, const char *id, const char *why)
+{
+    send_message(w, PM_JOB_STATE,
+                 json_pack("{s:s,s:s,s:o,s:b}", "id", id, "state", "PENDING", "reason",
+                           json_text(why, strlen(why)), "waits", 1));
+}
+
 void send_log(struct worker *w, const char *fmt, ...)
 {
     char line[1024];
@@ -93,6 +100,7 @@ void send_device(struct worker *w)
     int64_t now = clock_mono_ns();
     double seconds = (double)(now - w->device_ns) / 1e9;
     struct dtx_device_info info;
+    struct room r;
     json_t *bases = json_array(), *body;
 
     if (seconds < 1) {
@@ -106,6 +114,10 @@ void send_device(struct worker *w)
                      w->bases ? json_string(w->bases->name) : json_null(), "jobs", jobs_active(w),
                      "tokens_per_s", json_number((double)w->tokens / seconds), "asks", asks_count(w));
     json_object_set_new(body, "bases", bases);
+    room_look(w, &r);
+    json_object_set_new(body, "mem_usable", json_integer((json_int_t)r.usable));
+    json_object_set_new(body, "mem_planned", json_integer((json_int_t)r.planned));
+    json_object_set_new(body, "mem_others", json_integer((json_int_t)r.others));
     send_message(w, PM_DEVICE, body);
     w->device_ns = now;
     w->tokens = 0;
