@@ -12,7 +12,7 @@ void job_release(struct sched *s, struct job *j)
     struct worker *w = j->worker;
 
     j->worker = NULL;
-    j->held_dataset = false;
+    j->held_dataset = j->begun = j->waits = j->recalled = false;
     if (w && w->njobs > 0)
         w->njobs--;
     if (w)
@@ -70,8 +70,11 @@ static int on_job_state(struct sched *s, struct worker *w, json_t *body)
         return 0;
     }
     for (size_t i = 0; i < sizeof(stages) / sizeof(stages[0]); i++)
-        if (strcmp(state, stages[i].name) == 0)
+        if (strcmp(state, stages[i].name) == 0) {
+            j->begun = true;
+            j->waits = false;
             return job_event(s, j, stages[i].ev, NULL);
+        }
     if (strcmp(state, "SUCCESSFUL") == 0)
         return finish_job(s, j, body);
     if (strcmp(state, "FAILED") == 0)
@@ -82,8 +85,11 @@ static int on_job_state(struct sched *s, struct worker *w, json_t *body)
             job_release(s, j);
         return rc;
     }
-    if (strcmp(state, "PENDING") == 0 && j->state == ST_PENDING)
+    if (strcmp(state, "PENDING") == 0 && j->state == ST_PENDING) {
+        j->waits = json_flag(body, "waits", 0);
         set_text(&j->reason, reason);
+        sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+    }
     return 0;
 }
 

@@ -44,6 +44,7 @@ struct job_spec { /* strings are borrowed from `json` */
     struct job_every save_every, eval_every;
     int patience; /* 0: no early stopping */
     double min_delta;
+    int64_t save_after; /* save as soon as it is past this step; -1: no hurry */
     uid_t uid;
     gid_t gid;
     bool score_only;

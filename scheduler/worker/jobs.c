@@ -8,7 +8,7 @@
 #include "scheduler/worker/gen.h"
 #include "scheduler/worker/job.h"
 
-enum { PREPARE_TOGETHER = 2 };
+enum { PREPARE_TOGETHER = 2, STEP_PASSES = 4 };
 
 static struct job *find_job(const struct worker *w, const char *id)
 {
@@ -288,6 +288,29 @@ static void together_release(struct together *t)
     free(t->results);
 }
 
+static int longest_ago(const void *a, const void *b)
+{
+    const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
+
+    return x->step_ns < y->step_ns ? -1 : x->step_ns > y->step_ns;
+}
+
+/* How many of them fill a few passes: more in a step gain nothing, and people who ask wait for its end.  The
+ * others come next time. */
+static int enough(const struct together *t, const struct base_entry *b)
+{
+    int64_t rows = 0;
+    int n = 0;
+
+    while (n < t->n && (n == 0 || rows < (int64_t)STEP_PASSES * b->plan.rows)) {
+        const struct job *j = t->jobs[n++];
+        const struct token_cache *c = &j->prep.train;
+        int64_t window = (int64_t)j->spec.params.batch_size * j->spec.params.grad_acc_steps;
+        rows += (int64_t)(c->tokens / c->rows.n) * (window < c->rows.n ? window : c->rows.n);
+    }
+    return n;
+}
+
 static int together_make(struct worker *w, const struct base_entry *b, struct together *t)
 {
     size_t most = 1;
@@ -300,10 +323,12 @@ static int together_make(struct worker *w, const struct base_entry *b, struct to
     if (!t->jobs || !t->train || !t->results)
         return -ENOMEM;
     for (struct job *j = w->jobs; j; j = j->next)
-        if (j->phase == JP_TRAIN && j->base == b) {
-            t->train[t->n] = j->train;
+        if (j->phase == JP_TRAIN && j->base == b)
             t->jobs[t->n++] = j;
-        }
+    qsort(t->jobs, (size_t)t->n, sizeof(*t->jobs), longest_ago);
+    t->n = enough(t, b);
+    for (int i = 0; i < t->n; i++)
+        t->train[i] = t->jobs[i]->train;
     return 0;
 }
 
