@@ -248,6 +248,7 @@ int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e)
     free(host);
     b->ops->free(b->dev, b->rope);
     b->rope = table;
+    b->moved++;
     b->rope_positions = (int)n;
     return 0;
 }
@@ -279,5 +280,6 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     if (!b->logits || !b->greedy)
         return -ENOMEM;
     b->gen_rows = rows;
+    b->moved++;
     return 0;
 }

@@ -63,6 +63,7 @@ struct dtx_base {
     uint64_t bytes;             /* of the weights */
     struct workspace spaces[2]; /* [train] */
     struct workspace *ws;       /* the one of the current pass */
+    unsigned moved; /* counts: a buffer of serving (workspace, rope, logits) is at another address now */
     int pack_rows;              /* rows of a training pack; 0: ops->pack_rows, nothing was planned */
     /* of a step: [step_jobs] each */
     double *loss;

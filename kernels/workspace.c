@@ -98,6 +98,7 @@ void workspace_free(struct dtx_base *b)
 static int space_new(struct dtx_base *b, struct workspace n, bool train, struct dtx_err *e)
 {
     space_free(b, &b->spaces[train]);
+    b->moved += !train;
     n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
     if (!n.layer)
         return dtx_fail(e, -ENOMEM, "out of memory");
