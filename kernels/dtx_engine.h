@@ -198,7 +198,7 @@ struct dtx_plan {          /* of all jobs that train on a base, together */
     int recompute, layers; /* layers whose activations are computed again in backward, of how many */
     uint64_t adapters;     /* what the jobs have to themselves */
     uint64_t activations;  /* the shared workspace */
-    uint64_t scratch;      /* what operations take for themselves */
+    uint64_t scratch;      /* of operations, beyond what serving takes */
     uint64_t total;
 };
 /* The fastest plan of at most `budget` bytes beside the base.  -ENOSPC: none fits, *p is the smallest. */

@@ -4,8 +4,8 @@
  *
  *   a base        weights, rotary table, and what serving needs (model.h, base_reserve)
  *   each job      adapter, gradient, moments; a copy of the adapter if it evaluates while it trains
- *   a group       the workspace of its packs, which all jobs of a base share, and what the operations take
- * for themselves (ops->scratch_bytes)
+ *   a group       the workspace of its packs, which all jobs of a base share, and what operations take for
+ *                 themselves (ops->scratch_bytes), as far as serving does not take it already
  *
  * Three things are free to choose, and none changes a number: how many rows a pack has, how many layers run
  * forward twice, and who is admitted.  dtx_plan_make takes the fastest that fits: packs as large as the
@@ -80,11 +80,13 @@ static struct group group_of(const struct dtx_device *d, const struct dtx_model_
 static bool try(const struct group *g, int rows, int recompute, uint64_t budget, struct dtx_plan *p)
 {
     struct workspace w = {.rows = rows, .rank = g->rank, .recompute = recompute};
+    uint64_t most = scratch(g->d, g->c, rows, g->rank, 0), /* one operation runs at a time */
+        counted = scratch(g->d, g->c, SERVE_ROWS, SERVE_RANK, 0);
     p->rows = rows;
     p->rank = g->rank;
     p->recompute = recompute;
     p->activations = rows ? workspace_layout(&w, g->c, g->d->ops->act_bytes, true) : 0;
-    p->scratch = rows ? scratch(g->d, g->c, rows, g->rank, 0) + (uint64_t)rows * PACK_TABLES : 0;
+    p->scratch = (most > counted ? most - counted : 0) + (uint64_t)rows * PACK_TABLES;
     p->total = p->adapters + p->activations + p->scratch;
     return p->total <= budget;
 }

@@ -6,7 +6,8 @@
  * higher priority. Order: priority; then the experiment with the fewest jobs running; then age.  A job that
  * found no place keeps later ones of lower priority back (and, after a minute, equal ones of other bases
  * too), so that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has
- * got past the step where it happened.
+ * got past the step where it happened.  One that dies twice alone on a device goes to another, if there is
+ * one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,8 @@ static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
     if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
+    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w))
+        return false; /* is it the job or the device?  The other one will tell */
     if (w->njobs == 0)
         return true;
     return !j->suspect && !full(w) && strcmp(w->job_base, j->base) == 0 && !has_suspect(s, w);

@@ -139,7 +139,7 @@ static int clear_suspect(struct sched *s, struct worker *w, struct job *j)
     int rc;
 
     j->suspect = false;
-    j->deaths_alone = 0;
+    j->deaths_alone = j->died_on = 0;
     rc = job_keep(s, j);
     if (rc == 0 && suspects_wait(s))
         worker_send(s, w, PM_JOB_STOP,
@@ -204,8 +204,11 @@ int worker_message(struct sched *s, struct worker *w, enum proto_type type, json
 
 /* ---- death ---- */
 
+/* Two deaths alone are the job's fault, unless they may be the device's and there is another to try. */
 static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, const char *why)
 {
+    struct worker *w = j->worker;
+    bool elsewhere = j->died_on && j->died_on != w->index + 1;
     char words[1200];
     long long step = json_int(j->progress, "step", 0);
 
@@ -217,14 +220,16 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
         j->suspect = true;
         j->death_step = step;
         j->deaths_alone += alone;
+        if (alone)
+            j->died_on = w->index + 1;
     }
     job_release(s, j);
     set_json(&j->progress, NULL);
-    if (j->deaths_alone >= 2) {
+    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w))) {
         snprintf(words, sizeof(words),
-                 "its worker ended twice while this job ran alone there (last time at step %lld: %.200s); "
+                 "its worker ended twice while this job ran alone there%s (last time at step %lld: %.200s); "
                  "echo retry > control to try once more",
-                 step, why);
+                 elsewhere ? ", and on another device too" : "", step, why);
         job_event(s, j, EV_ERROR, words);
         return;
     }

@@ -405,6 +405,14 @@ void workers_round(struct sched *s, int64_t now)
     }
 }
 
+bool worker_beside(const struct sched *s, const struct worker *w)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (&s->workers[i] != w && s->workers[i].state == WS_UP)
+            return true;
+    return false;
+}
+
 bool worker_has_base(const struct worker *w, const char *base)
 {
     json_t *bases = json_object_get(w->stats, "bases"), *v;
