@@ -42,6 +42,8 @@ static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
     if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
+    if (j->too_big >> w->index & 1)
+        return false;
     if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w))
         return false; /* is it the job or the device?  The other one will tell */
     if (w->njobs == 0)

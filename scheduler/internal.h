@@ -113,10 +113,11 @@ struct job {
     json_t *progress;    /* last progress message, NULL: none */
     int64_t progress_at; /* mono */
     long long saved_step;
-    bool begun;    /* with worker: it computes */
-    bool waits;    /* with worker: it does not fit beside what runs there now */
-    int died_on;   /* index + 1 of the worker that last died while this job was alone there, 0: none */
-    bool recalled; /* with worker: told to give it back, another one is idle */
+    bool begun;       /* with worker: it computes */
+    bool waits;       /* with worker: it does not fit beside what runs there now */
+    uint64_t too_big; /* bits of the workers whose devices it can never fit */
+    int died_on;      /* index + 1 of the worker that last died while this job was alone there, 0: none */
+    bool recalled;    /* with worker: told to give it back, another one is idle */
     int64_t waiting_since; /* mono: could not be placed since */
     int64_t retry_at;
 };
@@ -458,6 +459,8 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
+/* Is one up whose device may be large enough? */
+bool worker_for(const struct sched *s, const struct job *j);
 bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
 bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
 void workers_end(struct sched *s);

@@ -51,6 +51,23 @@ static int end_badly(struct sched *s, struct job *j, const char *reason)
     return rc;
 }
 
+/* It does not fit on w's device: on another one, or nowhere. */
+static int too_big(struct sched *s, struct worker *w, struct job *j, const char *reason)
+{
+    int rc;
+
+    j->too_big |= 1ull << w->index;
+    if (!worker_for(s, j)) {
+        j->too_big = 0;
+        return end_badly(s, j, reason);
+    }
+    log_line("job %s/%s: not on %s: %.600s", j->exp->name, j->name, w->label, reason);
+    rc = job_event(s, j, EV_LOST, reason);
+    if (rc == 0)
+        job_release(s, j);
+    return rc;
+}
+
 static int on_job_state(struct sched *s, struct worker *w, json_t *body)
 {
     static const struct {
@@ -78,7 +95,7 @@ static int on_job_state(struct sched *s, struct worker *w, json_t *body)
     if (strcmp(state, "SUCCESSFUL") == 0)
         return finish_job(s, j, body);
     if (strcmp(state, "FAILED") == 0)
-        return end_badly(s, j, reason);
+        return json_flag(body, "never", 0) && reason ? too_big(s, w, j, reason) : end_badly(s, j, reason);
     if (end) { /* it let go, and nobody wants that any more: again */
         int rc = job_event(s, j, EV_LOST, reason);
         if (rc == 0)

@@ -405,6 +405,14 @@ void workers_round(struct sched *s, int64_t now)
     }
 }
 
+bool worker_for(const struct sched *s, const struct job *j)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (s->workers[i].state == WS_UP && !(j->too_big >> i & 1))
+            return true;
+    return false;
+}
+
 bool worker_beside(const struct sched *s, const struct worker *w)
 {
     for (int i = 0; i < s->nworkers; i++)

@@ -99,6 +99,7 @@ struct job {
     bool prepared;            /* the thread was joined and was successful */
     bool stop;                /* end training now */
     bool held;                /* dtxd was told that the dataset is free */
+    bool never;               /* it fails because it does not fit on this device */
     struct dtx_job_size size; /* for the memory plan */
     uint64_t base_signature;  /* when preparation began */
     char why[512];            /* the reason last sent with PENDING */

@@ -175,6 +175,8 @@ void job_try_start(struct worker *w, struct job *j)
             after_start(w, j);
         return;
     }
+    dtx_job_free(j->train);
+    j->train = NULL;
     if (j->base && !j->spec.score_only)
         j->base->replan = true; /* its share is not needed after all */
     base_put(j->base);
@@ -183,6 +185,8 @@ void job_try_start(struct worker *w, struct job *j)
         wait_longer(w, j, &e, 0.5);
     else if (rc == -ENOMEM && others_run(w, j) && (j->spec.score_only || group_never(w, j, NULL) == 0))
         wait_longer(w, j, &e, 5);
-    else
+    else {
+        j->never = rc == -ENOMEM;
         job_fail(w, j, &e);
+    }
 }

@@ -54,7 +54,7 @@ void job_end(struct worker *w, struct job *j, const char *state, const char *rea
     if (j->metrics_fd >= 0 && j->metrics.len)
         (void)metrics_flush(j, false, &e);
     job_log(j, "%s%s%s", state, reason && *reason ? ": " : "", reason ? reason : "");
-    send_state(w, j->spec.id, state, reason, result);
+    send_end(w, j->spec.id, state, reason, result, j->never);
     job_files_close(j);
     job_phase(w, j, JP_OVER);
 }

@@ -54,14 +54,22 @@ void send_message(struct worker *w, enum proto_type type, json_t *body)
     json_decref(body);
 }
 
-void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result)
+void send_end(struct worker *w, const char *id, const char *state, const char *reason, json_t *result,
+              bool never)
 {
     json_t *body = json_pack("{s:s,s:s}", "id", id, "state", state);
 
     json_object_set_new(body, "reason", reason ? json_text(reason, strlen(reason)) : json_string(""));
     if (result)
         json_object_set_new(body, "result", result);
+    if (never)
+        json_object_set_new(body, "never", json_true());
     send_message(w, PM_JOB_STATE, body);
+}
+
+void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result)
+{
+    send_end(w, id, state, reason, result, false);
 }
 
 void send_waits(struct worker *w, const char *id, const char *why)

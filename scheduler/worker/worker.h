@@ -64,6 +64,9 @@ int inbox_read(struct worker *w, struct dtx_err *e);
 /* outbox.c.  Steals the reference of body; messages that can be dropped are when dtxd does not read. */
 void send_message(struct worker *w, enum proto_type type, json_t *body);
 void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result);
+/* never: FAILED because this device is too small. */
+void send_end(struct worker *w, const char *id, const char *state, const char *reason, json_t *result,
+              bool never);
 void send_waits(struct worker *w, const char *id, const char *why); /* PENDING, for memory */
 void send_log(struct worker *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void send_device(struct worker *w); /* at most once a second */

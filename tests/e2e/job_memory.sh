@@ -73,6 +73,16 @@ check "all of them" has "$M/experiments/many.status" '^reason: 12 of 12'
 same "as alone among twelve on three devices" many.06-probe-s42
 check "jobs went to all devices" sh -c "[ \$(grep -o 'job many/.*: to cpu[0-9]' '$M/log' | grep -o 'cpu[0-9]' | sort -u | wc -l) = 3 ]"
 
+# One device is too small for anything: its jobs go to the other.
+limit '{"cpu0": "1 MiB", "cpu1": "2 GiB"}'
+DEVICES=cpu:2
+start
+experiment larger '"tickets"' '"other","probe"'
+check "a device that is too small: ends" ended 110 larger
+check "on the other one" has "$M/experiments/larger.status" '^reason: 2 of 2'
+same "with the same bytes beside a small device" larger.02-probe
+check "the log says why" has "$M/log" 'job larger/.*: not on cpu0: it can never fit: '
+
 # A device that dies again and again: its jobs end on the other.
 limit '"2 GiB"'
 DEVICES=cpu:2

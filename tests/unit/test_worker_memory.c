@@ -169,6 +169,35 @@ START_TEST(answers_have_their_room)
 }
 END_TEST
 
+static bool any(const json_t *body, const void *arg)
+{
+    return true;
+}
+
+/* Another program (this one) takes memory of the device: the plan has that much less. */
+START_TEST(what_others_use_is_not_there)
+{
+    enum { BALLAST = 2000 << 20 };
+    int64_t others, usable;
+    const json_t *body;
+    char *ballast;
+
+    harness_start(&h, 1);
+    body = harness_wait(&h, PM_DEVICE, any, NULL, 10);
+    others = json_int(body, "mem_others", 0);
+    usable = json_int(body, "mem_usable", 0);
+    ck_assert_int_gt(usable, 0);
+    ballast = malloc(BALLAST);
+    memset(ballast, 1, BALLAST);
+    for (int i = 0; i < 2; i++)
+        body = harness_wait(&h, PM_DEVICE, any, NULL, 10);
+    ck_assert_int_eq(ballast[BALLAST / 2], 1);
+    ck_assert_int_gt(json_int(body, "mem_others", 0), others + BALLAST / 2);
+    ck_assert_int_lt(json_int(body, "mem_usable", 0), usable - BALLAST / 2);
+    free(ballast);
+}
+END_TEST
+
 /* ---- many jobs ---- */
 
 static json_t *job_of_many(int i, const char *prefix)
@@ -285,6 +314,7 @@ int main(void)
     tcase_add_test(tc, what_can_never_fit_fails_with_numbers);
     tcase_add_test(tc, with_less_memory_layers_are_computed_again);
     tcase_add_test(tc, answers_have_their_room);
+    tcase_add_test(tc, what_others_use_is_not_there);
     tcase_add_test(tc, many_share_what_there_is);
     tcase_add_test(tc, unused_bases_make_way);
     tcase_add_test(tc, a_base_over_the_limit_is_refused_in_words);
