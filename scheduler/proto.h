@@ -38,7 +38,8 @@
  *     "evaluation_dataset_dir":DIR|null,"evaluation_dataset_spec":{}|null,
  *     "early_stopping":{"patience":n,"min_delta":x}|null,"job_dir":"tree/experiments/EXP/jobs/JOB",
  *     "work_dir":"work/EXP/JOB","tuned_dir":"tree/models/tuned/EXP.JOB","uid","gid","save_after":step|absent}
- *   save_after: its worker died there; it is saved once it is past that, and need not run alone any more
+ *   save_after: its worker died there; it is saved once it is past that and has trained for save_after_s
+ *   seconds (30), and then need not run alone any more
  *   A score spec has the same keys less dataset, paramgroup, init_dir, tuned_dir; "job" is "base:MODEL"; its
  * score.json goes to work_dir. result:
  * {"score":x|null,"metrics":{...},"eval_loss":x|null,"perplexity":x|null,"loss":x,"steps":n,"seconds":x,

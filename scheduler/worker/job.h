@@ -33,6 +33,7 @@ struct job_every { /* "10%", "epoch", or a number of steps */
     double n;
 };
 
+enum { SAVE_AFTER_SECONDS = 30 };
 struct job_spec { /* strings are borrowed from `json` */
     json_t *json;
     const char *id, *experiment, *job, *base_name, *base_dir, *init_dir, *dataset, *dataset_dir, *dataset_sha;
@@ -44,7 +45,8 @@ struct job_spec { /* strings are borrowed from `json` */
     struct job_every save_every, eval_every;
     int patience; /* 0: no early stopping */
     double min_delta;
-    int64_t save_after; /* save as soon as it is past this step; -1: no hurry */
+    int64_t save_after; /* save early once it is past this step, -1: no hurry; after so many seconds */
+    double save_after_s;
     uid_t uid;
     gid_t gid;
     bool score_only;

@@ -152,6 +152,7 @@ START_TEST(saved_after_the_step_of_a_death)
     int any = 0;
 
     json_object_set_new(harness_spec(job), "save_after", json_integer(5));
+    json_object_set_new(harness_spec(job), "save_after_s", json_integer(0));
     harness_start(&h, 1);
     harness_send(&h, PM_JOB_START, job);
     body = harness_wait(&h, PM_SAVED, harness_step_reached, &any, 30);
