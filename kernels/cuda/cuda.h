@@ -28,6 +28,7 @@ enum {
     GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
+    HEAD_ROWS = 2048,        /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
 };
 
@@ -139,6 +140,8 @@ static inline int h_columns(const op_pack *p)
 
 /* gemm.cu.  y[M, N] = x[M, K] W^T + (beta ? y : 0), W [N, K]; transposed: y[M, K] = x[M, N] W + ...
  * y bf16, or float32 with out_f32. */
+/* The most that choosing an algorithm takes: for `rows` rows, the wider side of the matrix, bytes of a result. */
+size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes);
 void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
           bool out_f32);
 void gemm_free_plans(op_dev *d);
