@@ -1,5 +1,6 @@
 #include "fsd/channel.h"
 #include "fsd/device_number.h"
+#include "fsd/passthrough.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -18,14 +19,23 @@ extern char **environ;
 /* Of newer kernels' headers; flags2 holds bits 32 and up. */
 #define DTX_FUSE_INIT_EXT              (1u << 30)
 #define DTX_FUSE2_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+#define DTX_FUSE2_PASSTHROUGH          (1u << (37 - 32))
 
-/* struct fuse_init_out as of protocol 7.36: flags2 took the place of unused words. */
+/* struct fuse_init_out as of protocol 7.40: flags2 and what follows took the place of unused words. */
 struct init_reply {
     uint32_t major, minor, max_readahead, flags;
     uint16_t max_background, congestion_threshold;
     uint32_t max_write, time_gran;
     uint16_t max_pages, map_alignment;
     uint32_t flags2;
+    uint32_t max_stack_depth;
+};
+
+/* struct fuse_open_out as of protocol 7.40: backing_id took the place of padding. */
+struct open_reply {
+    uint64_t fh;
+    uint32_t open_flags;
+    uint32_t backing_id;
 };
 
 /* ---- mounting ---- */
@@ -149,6 +159,11 @@ static void note_init(const void *message, size_t n)
     __atomic_store_n(&the_channel->init_unique, h->unique, __ATOMIC_RELEASE);
 }
 
+static bool passthrough_possible(void)
+{
+    return the_channel->kernel_flags2 & DTX_FUSE2_PASSTHROUGH;
+}
+
 /* Put what libfuse does not know into its answer to INIT. */
 static void patch_init(struct iovec *iov, int count)
 {
@@ -158,12 +173,46 @@ static void patch_init(struct iovec *iov, int count)
     if (count < 2 || h->error || iov[1].iov_len < sizeof(*r))
         return;
     r = iov[1].iov_base;
-    if (!(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
-        return; /* the bits count, not the protocol version that libfuse speaks */
     if (!(r->flags & DTX_FUSE_INIT_EXT))
-        r->flags2 = 0;
-    r->flags |= DTX_FUSE_INIT_EXT;
-    r->flags2 |= DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
+        r->flags2 = r->max_stack_depth = 0;
+    r->flags |= DTX_FUSE_INIT_EXT; /* the bits count, not the protocol version that libfuse speaks */
+    r->flags2 |= the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
+    if (passthrough_possible() && the_channel->stack_depth) {
+        r->flags2 |= DTX_FUSE2_PASSTHROUGH;
+        r->max_stack_depth = the_channel->stack_depth;
+    }
+}
+
+static void tell_passthrough(int fd, bool answered)
+{
+    bool wanted = the_channel->stack_depth != 0;
+
+    passthrough_begin(the_channel->passthrough, fd, answered && wanted && passthrough_possible(),
+                      wanted ? "this kernel does not have it (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH does)"
+                             : "not wanted");
+}
+
+/* What the next message of this thread is to have. */
+static _Thread_local struct open_reply next_open;
+
+void channel_next_open(uint32_t open_flags, uint32_t backing_id)
+{
+    next_open.open_flags = open_flags;
+    next_open.backing_id = backing_id;
+}
+
+/* Both replies end with struct fuse_open_out. */
+static void patch_open(struct iovec *iov, int count)
+{
+    const struct fuse_out_header *h = iov[0].iov_base;
+    struct open_reply *r;
+
+    if (count == 2 && !h->error && iov[1].iov_len >= sizeof(*r)) {
+        r = (void *)((char *)iov[1].iov_base + iov[1].iov_len - sizeof(*r));
+        r->open_flags |= next_open.open_flags;
+        r->backing_id = next_open.backing_id;
+    }
+    next_open.open_flags = 0;
 }
 
 static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
@@ -181,9 +230,16 @@ static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userda
     unsigned long long unique = __atomic_load_n(&the_channel->init_unique, __ATOMIC_ACQUIRE);
 
     if (unique && h->unique == unique) {
+        ssize_t n;
+
         patch_init(iov, count);
         __atomic_store_n(&the_channel->init_unique, 0, __ATOMIC_RELEASE);
+        n = writev(fd, iov, count);
+        tell_passthrough(fd, n > 0);
+        return n;
     }
+    if (next_open.open_flags)
+        patch_open(iov, count);
     return writev(fd, iov, count);
 }
 
@@ -207,7 +263,6 @@ int channel_attach(struct channel *c, struct fuse_session *se, int fd, struct dt
                                              .splice_send = channel_splice_out};
     int rc;
 
-    *c = (struct channel){0};
     the_channel = c;
     rc = fuse_session_custom_io(se, &io, fd);
     return rc ? dtx_fail(e, rc < 0 ? rc : -EIO, "libfuse does not take the connection") : 0;

@@ -5,7 +5,7 @@
  *  - the connection can belong to another process than the one that serves it (a parent that outlives dtxd);
  *  - what this libfuse does not know can be agreed on with the kernel by changing messages on their way.
  * Today that is FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6): shared mappings of generated files, which are opened
- * past the cache.
+ * past the cache; and FUSE_PASSTHROUGH (Linux 6.9, passthrough.h).
  */
 #ifndef DTX_FSD_CHANNEL_H
 #define DTX_FSD_CHANNEL_H
@@ -14,10 +14,21 @@
 
 #include "scheduler/base/err.h"
 
+struct passthrough;
+
 struct channel {
+    /* set by the caller of channel_attach */
+    struct passthrough *passthrough; /* borrowed; told what was agreed */
+    uint32_t stack_depth;            /* to agree on with passthrough; 0: it is not wanted */
+
     unsigned long long init_unique; /* of the INIT that is being answered; atomic */
     unsigned kernel_flags2;         /* what the kernel offered in it */
 };
+
+/* The next message that this thread sends is the reply to OPEN or CREATE: open_flags (FOPEN_*) that libfuse
+ * does not know, and the backing id. */
+void channel_next_open(uint32_t open_flags, uint32_t backing_id);
+enum { DTX_FOPEN_PASSTHROUGH = 1 << 7 };
 
 /* Open the device and mount it; as a user through fusermount3.  The descriptor, or a negative errno. */
 int channel_mount(const char *mountpoint, struct dtx_err *e);

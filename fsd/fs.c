@@ -68,7 +68,10 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
         return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
     f->renders = render_cache_new();
     f->handles = handles_new();
-    return f->renders && f->handles ? 0 : dtx_fail(e, -ENOMEM, "out of memory");
+    f->pass = passthrough_new();
+    return f->renders && f->handles && f->pass && fs_linger_new(f) == 0
+               ? 0
+               : dtx_fail(e, -ENOMEM, "out of memory");
 }
 
 int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e)
@@ -86,7 +89,9 @@ int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err
 
 void fs_release(struct fs *f)
 {
+    fs_linger_free(f);
     handles_free(f->handles);
+    passthrough_free(f->pass);
     render_cache_free(f->renders);
     backing_free(f->backing);
     nodes_close(f->nodes);

@@ -1,6 +1,8 @@
 #include "fsd/handles.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "scheduler/base/clock.h"
@@ -98,4 +100,57 @@ void handles_remove(struct handles *t, uint64_t fh)
     pthread_mutex_unlock(&t->mu);
     if (h)
         free_handle(h);
+}
+
+bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path)
+{
+    bool writer;
+
+    pthread_mutex_lock(&t->mu);
+    writer = h->path != NULL;
+    if (writer)
+        buf_adds(path, h->path);
+    pthread_mutex_unlock(&t->mu);
+    return writer;
+}
+
+void handles_set_path(struct handles *t, struct handle *h, char *path)
+{
+    pthread_mutex_lock(&t->mu);
+    h->path = path;
+    pthread_mutex_unlock(&t->mu);
+}
+
+/* What follows `folder` in path ("" or "/..."), or NULL: it is not there. */
+static const char *below(const char *path, const char *folder)
+{
+    size_t n = strlen(folder);
+
+    return strncmp(path, folder, n) == 0 && (path[n] == '\0' || path[n] == '/') ? path + n : NULL;
+}
+
+static void move_one(struct handle *h, const char *from, const char *to, handles_moved_fn fn, void *arg)
+{
+    const char *rest = below(h->path, from);
+    char *was = h->path, *now = NULL;
+
+    if (!rest || asprintf(&now, "%s%s", to, rest) < 0)
+        return;
+    h->path = now;
+    fn(arg, h, was);
+    free(was);
+}
+
+void handles_move(struct handles *t, const char *from, const char *to, bool exchange, handles_moved_fn fn,
+                  void *arg)
+{
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next) {
+            if (h->path && below(h->path, from))
+                move_one(h, from, to, fn, arg);
+            else if (h->path && exchange)
+                move_one(h, to, from, fn, arg);
+        }
+    pthread_mutex_unlock(&t->mu);
 }

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "fsd/listing.h"
+#include "fsd/passthrough.h"
 #include "fsd/render_cache.h"
 
 enum handle_kind {
@@ -28,7 +29,10 @@ struct handle {
     bool writer; /* opened for writing by a caller, in a user-owned folder */
     bool remote; /* opened by an NFS server */
     bool wrote;  /* atomic */
-    char *path;  /* of a writer, when it was opened; owned; NULL: none */
+    bool rdwr;   /* may be mapped writable */
+    char *path; /* of a writer, as it was opened or renamed since; owned; NULL: none; protected by the table's
+                   mutex */
+    struct pass_grant pass; /* HANDLE_FILE */
 
     pthread_mutex_t mu;        /* protects what follows */
     struct snapshot *snapshot; /* HANDLE_TEXT, HANDLE_CONTROL */
@@ -47,5 +51,14 @@ struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id
 /* NULL: not one of ours.  Valid until handles_remove, which the kernel asks for after everything else. */
 struct handle *handles_get(struct handles *t, uint64_t fh);
 void handles_remove(struct handles *t, uint64_t fh);
+
+/* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
+bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);
+void handles_set_path(struct handles *t, struct handle *h, char *path);
+/* Writers of `from` or below it write below `to` from now on; fn is told of each (with the table locked: it
+ * may only note). */
+typedef void (*handles_moved_fn)(void *arg, const struct handle *h, const char *was);
+void handles_move(struct handles *t, const char *from, const char *to, bool exchange, handles_moved_fn fn,
+                  void *arg);
 
 #endif

@@ -21,7 +21,7 @@
 
 struct options {
     const char *store, *config, *devices, *worker, *log, *mountpoint;
-    bool foreground;
+    bool foreground, no_passthrough;
     char store_path[PATH_MAX], worker_path[PATH_MAX], mount_path[PATH_MAX], log_path[PATH_MAX],
         config_path[PATH_MAX];
 };
@@ -37,6 +37,7 @@ static const char usage_text[] =
     "  --store DIR      where everything is kept (default " DEFAULT_STORE ")\n"
     "  --config FILE    the administrator's configuration (JSON)\n"
     "  --devices WHAT   cpu, cpu:N (N workers), cuda, cuda:0,1 (default: cuda if there is one, else cpu)\n"
+    "  --no-passthrough large files go through dtxd even where the kernel could read and write them itself\n"
     "  --foreground     stay in the foreground, log to stderr\n"
     "  --worker PATH    the dtx-worker program (default: beside dtxd)\n"
     "  --log FILE       the daemon's log (default: STORE/log)\n"
@@ -44,15 +45,11 @@ static const char usage_text[] =
     "Without --foreground it returns when the mount is live.  SIGTERM unmounts and ends it.\n";
 
 static const struct option long_options[] = {
-    {"store", required_argument, NULL, 's'},
-    {"config", required_argument, NULL, 'c'},
-    {"devices", required_argument, NULL, 'd'},
-    {"foreground", no_argument, NULL, 'f'},
-    {"worker", required_argument, NULL, 'w'},
-    {"log", required_argument, NULL, 'l'},
-    {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, 'V'},
-    {NULL, 0, NULL, 0},
+    {"store", required_argument, NULL, 's'},    {"config", required_argument, NULL, 'c'},
+    {"devices", required_argument, NULL, 'd'},  {"foreground", no_argument, NULL, 'f'},
+    {"no-passthrough", no_argument, NULL, 'P'}, {"worker", required_argument, NULL, 'w'},
+    {"log", required_argument, NULL, 'l'},      {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},        {NULL, 0, NULL, 0},
 };
 
 /* 0: go on; 1: done (exit 0); -EINVAL: usage was printed. */
@@ -73,6 +70,9 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case 'f':
             o->foreground = true;
+            break;
+        case 'P':
+            o->no_passthrough = true;
             break;
         case 'w':
             o->worker = optarg;
@@ -201,6 +201,7 @@ static void block_signals(void)
 
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
+    signal(SIGIO, SIG_IGN); /* somebody opens a file while passthrough_is_written looks at it */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
@@ -227,6 +228,7 @@ static int serve(struct options *o, struct starter *starter, struct dtx_err *e)
         sched_close(sched);
         return rc;
     }
+    fs.want_passthrough = !o->no_passthrough;
     fs.started = mount_is_live;
     fs.started_arg = starter;
     rc = session_serve(&fs, o->mount_path, e);

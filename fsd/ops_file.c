@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@ struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd
     if (!h)
         return NULL;
     h->writer = writes(fi->flags);
+    h->rdwr = (fi->flags & O_ACCMODE) == O_RDWR;
     fi->fh = h->fh;
     fi->keep_cache = 1; /* the kernel drops its pages when size or mtime change (AUTO_INVAL_DATA) */
     fi->noflush = !h->writer;
@@ -63,11 +65,14 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fs_reply_err(req, fd < 0 ? fd : -ENOMEM);
         return;
     }
+    fs_writer_opened(req, h);
     if (fi->flags & O_TRUNC)
         fs_event_node(f, req, DROP_CREATE, ino);
-    fs_writer_opened(req, h);
-    if (fuse_reply_open(req, fi) == -ENOENT)
+    rc = fs_pass_open(req, h, &node, fi);
+    if (rc || fuse_reply_open(req, fi) == -ENOENT)
         fs_close_handle(req, h->fh);
+    if (rc)
+        fs_reply_err(req, rc);
 }
 
 static bool kernel_thread_is_nfsd(pid_t pid)
@@ -101,37 +106,85 @@ static bool is_nfs_server(pid_t pid)
 
 void fs_writer_opened(fuse_req_t req, struct handle *h)
 {
+    struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
     size_t n;
 
-    if (!h->writer || nodes_path(fs_of(req)->nodes, h->id, &path) || !path.p) {
+    if (!h->writer || nodes_path(f->nodes, h->id, &path) || !path.p) {
         buf_release(&path);
         return;
     }
     h->remote = is_nfs_server(fuse_req_ctx(req)->pid);
     if (!h->remote)
-        fs_event(fs_of(req), req, DROP_OPEN_WRITE, path.p);
-    h->path = buf_detach(&path, &n);
+        fs_event(f, req, DROP_OPEN_WRITE, path.p);
+    handles_set_path(f->handles, h, buf_detach(&path, &n));
 }
 
 void fs_writer_wrote(fuse_req_t req, struct handle *h)
 {
-    if (!__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) && h->remote)
-        fs_event(fs_of(req), req, DROP_REMOTE_WRITER, h->path);
+    struct fs *f = fs_of(req);
+    struct buf path = BUF_INIT;
+
+    if (__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) || !h->remote)
+        return;
+    if (handles_writer_path(f->handles, h, &path) && path.p)
+        fs_event(f, req, DROP_REMOTE_WRITER, path.p);
+    buf_release(&path);
 }
 
-/* The release pairs with the open, under the name of then; where the file was renamed, the new place hears of
- * it too. */
+struct moves {
+    struct moved {
+        struct moved *next;
+        bool remote, wrote;
+        char *from, *to;
+    } * first;
+};
+
+static void note_move(void *arg, const struct handle *h, const char *was)
+{
+    struct moves *list = arg;
+    struct moved *m = calloc(1, sizeof(*m));
+
+    if (!m)
+        return;
+    *m = (struct moved){.next = list->first,
+                        .remote = h->remote,
+                        .wrote = __atomic_load_n(&h->wrote, __ATOMIC_RELAXED),
+                        .from = strdup(was),
+                        .to = strdup(h->path)};
+    list->first = m;
+}
+
+void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange)
+{
+    struct fs *f = fs_of(req);
+    struct moves list = {NULL};
+    struct moved *m;
+
+    handles_move(f->handles, from, to, exchange, note_move, &list);
+    while ((m = list.first)) {
+        list.first = m->next;
+        if (m->from && m->to &&
+            (m->wrote || !m->remote)) { /* first the new place: it shall not settle between */
+            fs_event(f, req, m->remote ? DROP_REMOTE_WRITER : DROP_OPEN_WRITE, m->to);
+            fs_event(f, req, m->remote ? DROP_REMOTE_RELEASE : DROP_RELEASE, m->from);
+        }
+        free(m->from);
+        free(m->to);
+        free(m);
+    }
+}
+
 static void writer_closed(fuse_req_t req, struct handle *h)
 {
     struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
 
-    if (!h->remote)
-        fs_event(f, req, DROP_RELEASE, h->path);
+    if (!handles_writer_path(f->handles, h, &path) || !path.p)
+        ;
+    else if (!h->remote)
+        fs_event(f, req, DROP_RELEASE, path.p);
     else if (__atomic_load_n(&h->wrote, __ATOMIC_RELAXED))
-        fs_event(f, req, DROP_REMOTE_RELEASE, h->path);
-    if (nodes_path(f->nodes, h->id, &path) == 0 && path.p && strcmp(path.p, h->path) != 0)
         fs_event(f, req, DROP_REMOTE_RELEASE, path.p);
     buf_release(&path);
 }
@@ -141,7 +194,9 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
     struct fs *f = fs_of(req);
     struct handle *h = handles_get(f->handles, fh);
 
-    if (h && h->path)
+    if (h && h->kind == HANDLE_FILE)
+        passthrough_close(f->pass, h->id, h->pass);
+    if (h && h->writer && !fs_pass_lingers(req, h))
         writer_closed(req, h);
     handles_remove(f->handles, fh);
 }

@@ -145,6 +145,8 @@ static int serve_channel(struct fs *f, struct session *s, struct dtx_err *e)
 
     if (fd < 0)
         return fd;
+    s->channel.passthrough = f->pass;
+    s->channel.stack_depth = f->want_passthrough ? passthrough_depth(f->tree_fd) : 0;
     rc = channel_attach(&s->channel, s->se, fd, e);
     if (rc)
         close(fd);

@@ -46,7 +46,7 @@ table() {
 }
 
 echo "# $(date -u +%F) $(uname -r), $(nproc) CPUs, $(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2-), store on $(stat -f -c %T "$S"), $mb MB, $files files, median of $rounds; load $(cut -d ' ' -f 1 /proc/loadavg)"
-echo "# tests/bench/fs_bench.sh $* with ${PEER_OPTIONS:-cache=auto} for passthrough_ll; $(grep -m 1 -i passthrough "$T/dtxd.log")"
+echo "# tests/bench/fs_bench.sh $* with ${PEER_OPTIONS:-cache=auto} for passthrough_ll; $(grep -m 1 -i passthrough "$T/dtxd.log" "$S/tree/log" | cut -d: -f4-)"
 if [ "$mb" != 0 ]; then
     [ -z "$peer" ] || start_peer || exit 1
     mkdir "$M/datasets/bench"
