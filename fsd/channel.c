@@ -147,16 +147,56 @@ int channel_mount(const char *mountpoint, struct dtx_err *e)
 /* se's userdata is the file system: the one channel that this process serves is known here. */
 static struct channel *the_channel;
 
-static void note_init(const void *message, size_t n)
+static void note_init(const struct fuse_in_header *h, size_t n)
 {
-    const struct fuse_in_header *h = message;
     const struct fuse_init_in *in = (const void *)(h + 1);
 
-    if (n < sizeof(*h) + 16 || h->opcode != FUSE_INIT)
+    if (n < sizeof(*h) + 16)
         return;
+    the_channel->kernel_flags = in->flags;
     the_channel->kernel_flags2 =
         n >= sizeof(*h) + sizeof(*in) && (in->flags & DTX_FUSE_INIT_EXT) ? in->flags2 : 0;
     __atomic_store_n(&the_channel->init_unique, h->unique, __ATOMIC_RELEASE);
+}
+
+/* What libfuse does not pass on. */
+static _Thread_local bool kills_setid;
+
+bool channel_kills_setid(void)
+{
+    return kills_setid;
+}
+
+static bool asks_to_kill(const struct fuse_in_header *h, size_t n)
+{
+    const void *arg = h + 1;
+
+    n -= sizeof(*h);
+    switch (h->opcode) {
+    case FUSE_WRITE:
+        return n >= sizeof(struct fuse_write_in) &&
+               (((const struct fuse_write_in *)arg)->write_flags & FUSE_WRITE_KILL_SUIDGID);
+    case FUSE_SETATTR:
+        return n >= sizeof(struct fuse_setattr_in) &&
+               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID);
+    case FUSE_OPEN:
+        return n >= sizeof(struct fuse_open_in) &&
+               (((const struct fuse_open_in *)arg)->open_flags & FUSE_OPEN_KILL_SUIDGID);
+    default:
+        return false;
+    }
+}
+
+/* This thread has read a message, and will work on it. */
+static void note_message(const void *message, size_t n)
+{
+    const struct fuse_in_header *h = message;
+
+    if (n < sizeof(*h))
+        return;
+    if (h->opcode == FUSE_INIT)
+        note_init(h, n);
+    kills_setid = asks_to_kill(h, n);
 }
 
 static bool passthrough_possible(void)
@@ -175,6 +215,7 @@ static void patch_init(struct iovec *iov, int count)
     r = iov[1].iov_base;
     if (!(r->flags & DTX_FUSE_INIT_EXT))
         r->flags2 = r->max_stack_depth = 0;
+    r->flags |= the_channel->kernel_flags & FUSE_HANDLE_KILLPRIV_V2;
     r->flags |= DTX_FUSE_INIT_EXT; /* the bits count, not the protocol version that libfuse speaks */
     r->flags2 |= the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
     if (passthrough_possible() && the_channel->stack_depth) {
@@ -220,7 +261,7 @@ static ssize_t channel_read(int fd, void *buf, size_t n, void *userdata)
     ssize_t got = read(fd, buf, n);
 
     if (got > 0)
-        note_init(buf, (size_t)got);
+        note_message(buf, (size_t)got);
     return got;
 }
 

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
@@ -43,6 +44,8 @@ static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
         rc = backing_get(f->backing, node->id, &file);
     if (rc)
         return rc;
+    if (channel_kills_setid())
+        backing_kill_setid(file.fd);
     rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_APPEND | O_SYNC | O_DSYNC | O_NOATIME));
     backing_put(f->backing, &file);
     return rc;
@@ -266,6 +269,8 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     out.buf[0].fd = h->fd;
     out.buf[0].pos = off;
     n = begin_change(req, h, &path);
+    if (!n && channel_kills_setid())
+        n = backing_kill_setid(h->fd);
     if (!n)
         n = fuse_buf_copy(&out, in, 0);
     end_change(req, h, &path, n > 0);
@@ -320,6 +325,8 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
         return;
     }
     rc = begin_change(req, h, &path);
+    if (!rc && fuse_req_ctx(req)->uid != 0) /* the request does not say */
+        rc = backing_kill_setid(h->fd);
     if (!rc && fallocate(h->fd, mode, off, len))
         rc = -errno;
     end_change(req, h, &path, rc == 0);
@@ -340,6 +347,8 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
         return;
     }
     n = begin_change(req, to, &path);
+    if (!n && fuse_req_ctx(req)->uid != 0)
+        n = backing_kill_setid(to->fd);
     if (!n) {
         n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len > COPY_MAX ? COPY_MAX : len,
                             (unsigned)flags);
