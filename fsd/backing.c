@@ -99,7 +99,7 @@ int backing_kill_setid(int fd)
     gone = S_ISUID | (st.st_mode & S_IXGRP ? S_ISGID : 0);
     if (!S_ISREG(st.st_mode) || !(st.st_mode & gone))
         return 0;
-    return chmod(backing_proc_path(fd, path), st.st_mode & 07777 & ~gone) ? -errno : 0;
+    return chmod(backing_proc_path(fd, path), st.st_mode & 07777 & ~gone) ? -errno : 1;
 }
 
 int backing_reopen(int path_fd, int flags)
@@ -283,6 +283,19 @@ void backing_pin(struct backing *b, uint64_t id)
         pthread_mutex_unlock(&b->mu);
         backing_put(b, &f);
     }
+}
+
+void backing_pin_fd(struct backing *b, uint64_t id, int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    struct backing_fd f;
+
+    if (copy < 0 || take_new(b, id, copy, true, &f))
+        return;
+    pthread_mutex_lock(&b->mu);
+    f.entry->pinned = f.entry->cached;
+    pthread_mutex_unlock(&b->mu);
+    backing_put(b, &f);
 }
 
 void backing_drop(struct backing *b, uint64_t id)

@@ -2,7 +2,8 @@
  * /dev/fuse: mounting, and every message between the kernel and libfuse.
  *
  * The mount is made here and the descriptor given to libfuse as a "custom io", so that
- *  - the connection can belong to another process than the one that serves it (a parent that outlives dtxd);
+ *  - a process can take the connection over from one that died (kept.h): libfuse is told INIT as it came
+ * then, its answer goes nowhere, and the kernel is asked to send again what was not answered;
  *  - what this libfuse does not know can be agreed on with the kernel by changing messages on their way.
  * Today that is FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6): shared mappings of generated files, which are opened
  * past the cache; FUSE_PASSTHROUGH (Linux 6.9, passthrough.h); and FUSE_HANDLE_KILLPRIV_V2 (Linux 5.12): who
@@ -15,6 +16,7 @@
 #include <fuse_lowlevel.h>
 #include <stdbool.h>
 
+#include "fsd/kept.h"
 #include "scheduler/base/err.h"
 
 struct passthrough;
@@ -26,6 +28,9 @@ struct channel {
 
     unsigned long long init_unique;       /* of the INIT that is being answered; atomic */
     unsigned kernel_flags, kernel_flags2; /* what the kernel offered in it */
+    struct kept *kept;                    /* borrowed */
+    bool replay;                          /* INIT is to be told again; before there are threads */
+    bool taken_over;
 };
 
 /* Must the request that this thread works on (WRITE, SETATTR, OPEN) take the set-id bits of its file away? */
@@ -39,6 +44,10 @@ enum { DTX_FOPEN_PASSTHROUGH = 1 << 7 };
 int channel_mount(const char *mountpoint, struct dtx_err *e);
 /* Let se talk through fd (which it takes over).  c must live as long as se; se's userdata stays what it is.
  */
-int channel_attach(struct channel *c, struct fuse_session *se, int fd, struct dtx_err *e);
+int channel_attach(struct channel *c, struct fuse_session *se, struct kept *kept, int fd, struct dtx_err *e);
+/* Answer INIT, also if it came to a process before, and say that the mount is live.  Before other threads. */
+int channel_begin(struct channel *c, struct fuse_session *se, struct dtx_err *e);
+/* After a takeover: what was not answered comes again. */
+void channel_resend(struct channel *c, struct fuse_session *se);
 
 #endif

@@ -19,18 +19,25 @@ static bool is_large(int fd)
     return fstat(fd, &st) == 0 && st.st_size >= PASS_MIN;
 }
 
+/* The kernel would not hear that writing took them away. */
+static bool has_setid(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) || (st.st_mode & (S_ISUID | S_ISGID));
+}
+
 /* What a user writes past us must be of a folder that is being received; a spec is judged at close. */
 static bool may_write_unseen(fuse_req_t req, const struct handle *h)
 {
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
-    struct place p;
-    bool may = !h->remote && place_of_node(f, h->id, &p) == 0 && p.m.entry->kind == LK_USER_ANY &&
-               !(f->count_writes && f->count_writes(f, p.path.p, &who)) &&
+    struct place p = {.path = BUF_INIT};
+    bool may = !h->remote && !has_setid(h->fd) && place_of_node(f, h->id, &p) == 0 &&
+               p.m.entry->kind == LK_USER_ANY && !(f->count_writes && f->count_writes(f, p.path.p, &who)) &&
                sched_receiving(f->sched, p.path.p);
 
-    if (!h->remote)
-        place_release(&p);
+    place_release(&p);
     return may;
 }
 
@@ -44,9 +51,9 @@ static bool takes_o_direct(int fd)
     return again >= 0;
 }
 
-static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool direct)
+static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool through_us)
 {
-    if (direct)
+    if (through_us)
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
         return may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
@@ -60,26 +67,40 @@ static void note_mappable(fuse_req_t req, struct handle *h)
     fs_event_node(fs_of(req), req, DROP_WRITE, h->id);
 }
 
-int fs_pass_open(fuse_req_t req, struct handle *h, const struct node_info *node, struct fuse_file_info *fi)
+void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi)
 {
-    struct fs *f = fs_of(req);
-    bool no_direct;
-    int rc;
-
-    if (!passthrough_is_on(f->pass))
-        return 0;
-    /* the kernel would open the file of the store with O_DIRECT too */
-    no_direct = (fi->flags & O_DIRECT) && !takes_o_direct(h->fd);
-    rc = passthrough_open(f->pass, node->id, h->fd, wish_of(req, h, no_direct), &h->pass);
-    if (rc || h->pass.mode == PASS_CACHED)
-        return rc;
-    if (no_direct)
-        return -EINVAL;
+    if (h->pass.mode == PASS_CACHED)
+        return;
     fi->keep_cache = 0; /* what FUSE has in its cache would be stale when it is opened cached again */
     fi->direct_io = h->pass.mode == PASS_SEEN;
-    if (h->pass.mode == PASS_SEEN && h->rdwr)
-        note_mappable(req, h);
     channel_next_open(DTX_FOPEN_PASSTHROUGH, h->pass.backing_id);
+}
+
+static int decide(fuse_req_t req, struct handle *h, const struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    /* the kernel would open the file of the store with O_DIRECT too */
+    bool no_direct = (fi->flags & O_DIRECT) && !takes_o_direct(h->fd);
+    int rc;
+
+    rc =
+        passthrough_open(f->pass, h->id, h->fd, wish_of(req, h, no_direct || !f->want_passthrough), &h->pass);
+    if (!rc && no_direct && h->pass.mode != PASS_CACHED)
+        rc = -EINVAL;
+    if (!rc && h->pass.mode == PASS_SEEN && h->rdwr)
+        note_mappable(req, h);
+    return rc;
+}
+
+int fs_pass_open(fuse_req_t req, struct handle *h, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    int rc = passthrough_is_on(f->pass) ? decide(req, h, fi) : 0;
+
+    if (rc)
+        return rc;
+    handles_keep(f->handles, h);
+    fs_pass_fill(h, fi);
     return 0;
 }
 
@@ -140,7 +161,8 @@ static void add_lingering(struct fs *f, struct lingering *l)
     pthread_mutex_unlock(&f->linger->mu);
 }
 
-bool fs_pass_lingers(fuse_req_t req, struct handle *h)
+/* Whether it is written is seen at the next round only: here, the keeper and we have it open ourselves. */
+bool fs_pass_lingers(fuse_req_t req, const struct handle *h)
 {
     struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
@@ -149,14 +171,12 @@ bool fs_pass_lingers(fuse_req_t req, struct handle *h)
     size_t n;
     int fd;
 
-    if (!h->rdwr || h->pass.mode == PASS_CACHED)
+    if (!h->rdwr || h->pass.mode == PASS_CACHED || !handles_writer_path(f->handles, h, &path) || !path.p) {
+        buf_release(&path);
         return false;
+    }
     fd = open(backing_proc_path(h->fd, name), O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    close(h->fd); /* nobody uses it after RELEASE, and it counts as a writer */
-    h->fd = -1;
-    l = fd >= 0 && passthrough_is_written(fd) && handles_writer_path(f->handles, h, &path) && path.p
-            ? calloc(1, sizeof(*l))
-            : NULL;
+    l = fd < 0 ? NULL : calloc(1, sizeof(*l));
     if (!l) {
         if (fd >= 0)
             close(fd);

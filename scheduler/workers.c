@@ -152,8 +152,8 @@ static bool old_workers_gone(struct sched *s, int64_t now)
     return gone;
 }
 
-/* In the child, between fork and exec: async-signal-safe calls only. */
-static void become_worker(int sock, int lock, int log, char *const argv[])
+/* In the child, between vfork and exec: async-signal-safe calls only, on a stack frame of its own. */
+static void __attribute__((noinline, noreturn)) become_worker(int sock, int lock, int log, char *const argv[])
 {
     int null = open("/dev/null", O_RDWR);
     sigset_t empty;
@@ -183,6 +183,7 @@ static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
                     w->device,      w->threads ? (char *)"--threads" : NULL,
                     threads,        NULL};
     int pair[2], lock;
+    pid_t pid;
 
     snprintf(lock_name, sizeof(lock_name), "run/worker-%d.lock", w->index);
     snprintf(threads, sizeof(threads), "%d", w->threads);
@@ -194,9 +195,10 @@ static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
         close(lock);
         return e->code;
     }
-    w->pid = fork();
-    if (w->pid == 0)
+    pid = vfork(); /* not fork: see fsd/channel.c, make_pages_present */
+    if (pid == 0)
         become_worker(pair[1], lock, s->log_fd, argv);
+    w->pid = pid; /* not by the child, with which we share memory */
     if (w->pid < 0)
         dtx_fail_errno(e, "cannot start a process");
     close(lock);
