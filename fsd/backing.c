@@ -287,7 +287,8 @@ void backing_pin(struct backing *b, uint64_t id)
 
 void backing_pin_fd(struct backing *b, uint64_t id, int fd)
 {
-    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    char path[40];
+    int copy = open(backing_proc_path(fd, path), O_PATH | O_CLOEXEC); /* no writer, whatever fd is */
     struct backing_fd f;
 
     if (copy < 0 || take_new(b, id, copy, true, &f))

@@ -334,6 +334,8 @@ static void child_arguments(struct options *o, char *argv[24])
         add_option(argv, &n, "--log", o->log_path);
     if (o->foreground)
         add_option(argv, &n, "--foreground", NULL);
+    if (o->no_passthrough)
+        add_option(argv, &n, "--no-passthrough", NULL);
     argv[n++] = o->mount_path;
     argv[n] = NULL;
 }
