@@ -38,7 +38,7 @@ states() { # MODE
     check "$1: all rows are there" grep -q '6,*000' "$D/slow.status"
     # in place, without truncation: seen
     printf x | dd of="$D/slow/train.jsonl" conv=notrunc bs=1 seek=9999999 2>"$T/dd" &&
-        check "$1: a write makes READY RECEIVING again" wait_state 2 "$D/slow.status" RECEIVING
+        check "$1: a write makes READY RECEIVING again" wait_for 3 grep -q "dataset slow: READY -> RECEIVING" "$S/tree/log"
     check "$1: and it settles again" wait_state 20 "$D/slow.status" READY REJECTED
     rows 6000 >"$D/slow/train.jsonl"
     check "$1: READY once more" wait_state 20 "$D/slow.status" READY
