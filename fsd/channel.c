@@ -1,5 +1,6 @@
 #include "fsd/channel.h"
 #include "fsd/device_number.h"
+#include "fsd/passthrough.h"
 
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -21,16 +22,25 @@ extern char **environ;
 /* Of newer kernels' headers; flags2 holds bits 32 and up. */
 #define DTX_FUSE_INIT_EXT              (1u << 30)
 #define DTX_FUSE2_DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+#define DTX_FUSE2_PASSTHROUGH          (1u << (37 - 32))
 #define DTX_FUSE2_HAS_RESEND           (1u << (39 - 32))
 #define DTX_FUSE_NOTIFY_RESEND         7
 
-/* struct fuse_init_out as of protocol 7.36: flags2 took the place of unused words. */
+/* struct fuse_init_out as of protocol 7.40: flags2 and what follows took the place of unused words. */
 struct init_reply {
     uint32_t major, minor, max_readahead, flags;
     uint16_t max_background, congestion_threshold;
     uint32_t max_write, time_gran;
     uint16_t max_pages, map_alignment;
     uint32_t flags2;
+    uint32_t max_stack_depth;
+};
+
+/* struct fuse_open_out as of protocol 7.40: backing_id took the place of padding. */
+struct open_reply {
+    uint64_t fh;
+    uint32_t open_flags;
+    uint32_t backing_id;
 };
 
 /* ---- mounting ---- */
@@ -142,24 +152,55 @@ int channel_mount(const char *mountpoint, struct dtx_err *e)
 /* se's userdata is the file system: the one channel that this process serves is known here. */
 static struct channel *the_channel;
 
-static void note_init(const void *message, size_t n)
+static void note_init(const struct fuse_in_header *h, size_t n)
 {
-    const struct fuse_in_header *h = message;
     const struct fuse_init_in *in = (const void *)(h + 1);
     struct kept_shared *shared = the_channel->kept->shared;
 
     if (n < sizeof(*h) + 16)
         return;
     if (!the_channel->taken_over && n <= sizeof(shared->init)) {
-        memcpy(shared->init, message, n);
+        memcpy(shared->init, h, n);
         shared->init_len = (uint32_t)n;
     }
+    the_channel->kernel_flags = in->flags;
     the_channel->kernel_flags2 =
         n >= sizeof(*h) + sizeof(*in) && (in->flags & DTX_FUSE_INIT_EXT) ? in->flags2 : 0;
     __atomic_store_n(&the_channel->init_unique, h->unique, __ATOMIC_RELEASE);
 }
 
-/* This thread will work on the message that it has just read. */
+/* What libfuse does not pass on. */
+static _Thread_local bool kills_setid;
+
+bool channel_kills_setid(void)
+{
+    return kills_setid;
+}
+
+static bool asks_to_kill(const struct fuse_in_header *h, size_t n)
+{
+    const void *arg = h + 1;
+
+    n -= sizeof(*h);
+    switch (h->opcode) {
+    case FUSE_WRITE:
+        return n >= sizeof(struct fuse_write_in) &&
+               (((const struct fuse_write_in *)arg)->write_flags & FUSE_WRITE_KILL_SUIDGID);
+    case FUSE_SETATTR:
+        return n >= sizeof(struct fuse_setattr_in) &&
+               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID);
+    case FUSE_OPEN:
+        return n >= sizeof(struct fuse_open_in) &&
+               (((const struct fuse_open_in *)arg)->open_flags & FUSE_OPEN_KILL_SUIDGID);
+    case FUSE_FALLOCATE: /* these do not say */
+    case FUSE_COPY_FILE_RANGE:
+        return h->uid != 0;
+    default:
+        return false;
+    }
+}
+
+/* This thread has read a message, and will work on it. */
 static void note_message(const void *message, size_t n)
 {
     const struct fuse_in_header *h = message;
@@ -168,7 +209,13 @@ static void note_message(const void *message, size_t n)
         return;
     kept_request(h->unique);
     if (h->opcode == FUSE_INIT)
-        note_init(message, n);
+        note_init(h, n);
+    kills_setid = asks_to_kill(h, n);
+}
+
+static bool passthrough_possible(void)
+{
+    return the_channel->kernel_flags2 & DTX_FUSE2_PASSTHROUGH;
 }
 
 /* Put what libfuse does not know into its answer to INIT. */
@@ -180,12 +227,57 @@ static void patch_init(struct iovec *iov, int count)
     if (count < 2 || h->error || iov[1].iov_len < sizeof(*r))
         return;
     r = iov[1].iov_base;
-    if (!(the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP))
-        return; /* the bits count, not the protocol version that libfuse speaks */
     if (!(r->flags & DTX_FUSE_INIT_EXT))
-        r->flags2 = 0;
-    r->flags |= DTX_FUSE_INIT_EXT;
-    r->flags2 |= DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
+        r->flags2 = r->max_stack_depth = 0;
+    r->flags |= the_channel->kernel_flags & FUSE_HANDLE_KILLPRIV_V2;
+    r->flags |= DTX_FUSE_INIT_EXT; /* the bits count, not the protocol version that libfuse speaks */
+    r->flags2 |= the_channel->kernel_flags2 & DTX_FUSE2_DIRECT_IO_ALLOW_MMAP;
+    if (passthrough_possible() && the_channel->stack_depth) {
+        r->flags2 |= DTX_FUSE2_PASSTHROUGH;
+        r->max_stack_depth = the_channel->stack_depth;
+    }
+}
+
+/* The answer that holds is the one that the kernel got, be it from a process before. */
+static bool passthrough_agreed(void)
+{
+    const struct kept_shared *shared = the_channel->kept->shared;
+    const struct init_reply *r = (const void *)(shared->reply + sizeof(struct fuse_out_header));
+
+    return shared->reply_len >= sizeof(struct fuse_out_header) + sizeof(*r) &&
+           (r->flags & DTX_FUSE_INIT_EXT) && (r->flags2 & DTX_FUSE2_PASSTHROUGH);
+}
+
+static void tell_passthrough(int fd, bool answered)
+{
+    bool wanted = the_channel->stack_depth != 0;
+
+    passthrough_begin(the_channel->passthrough, fd, answered && passthrough_agreed(),
+                      wanted ? "this kernel does not have it (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH does)"
+                             : "not wanted");
+}
+
+/* What the next message of this thread is to have. */
+static _Thread_local struct open_reply next_open;
+
+void channel_next_open(uint32_t open_flags, uint32_t backing_id)
+{
+    next_open.open_flags = open_flags;
+    next_open.backing_id = backing_id;
+}
+
+/* Both replies end with struct fuse_open_out. */
+static void patch_open(struct iovec *iov, int count)
+{
+    const struct fuse_out_header *h = iov[0].iov_base;
+    struct open_reply *r;
+
+    if (count == 2 && !h->error && iov[1].iov_len >= sizeof(*r)) {
+        r = (void *)((char *)iov[1].iov_base + iov[1].iov_len - sizeof(*r));
+        r->open_flags |= next_open.open_flags;
+        r->backing_id = next_open.backing_id;
+    }
+    next_open.open_flags = 0;
 }
 
 /* The kernel sends RELEASE after all replies to other requests on that file: what came before a reply came
@@ -281,8 +373,12 @@ static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userda
 
     if (unique && h->unique == unique) {
         __atomic_store_n(&the_channel->init_unique, 0, __ATOMIC_RELEASE);
-        return answer_init(fd, iov, count);
+        n = answer_init(fd, iov, count);
+        tell_passthrough(fd, n > 0);
+        return n;
     }
+    if (next_open.open_flags)
+        patch_open(iov, count);
     before_reply();
     n = writev(fd, iov, count);
     if (h->unique) { /* a thread answers what it read, and nothing else */
@@ -314,7 +410,8 @@ int channel_attach(struct channel *c, struct fuse_session *se, struct kept *kept
                                              .splice_send = channel_splice_out};
     int rc;
 
-    *c = (struct channel){.kept = kept, .taken_over = kept->mount_fd >= 0 && kept->shared->init_len};
+    c->kept = kept;
+    c->taken_over = kept->mount_fd >= 0 && kept->shared->init_len;
     c->replay = c->taken_over;
     the_channel = c;
     rc = fuse_session_custom_io(se, &io, fd);

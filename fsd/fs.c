@@ -1,4 +1,5 @@
 /* The file system object, and the small things that the operations share. */
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 
 #include <fcntl.h>
@@ -68,7 +69,10 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
         return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
     f->renders = render_cache_new();
     f->handles = handles_new(f->nodes, f->kept);
-    return f->renders && f->handles ? 0 : dtx_fail(e, -ENOMEM, "out of memory");
+    f->pass = passthrough_new();
+    return f->renders && f->handles && f->pass && fs_linger_new(f) == 0
+               ? 0
+               : dtx_fail(e, -ENOMEM, "out of memory");
 }
 
 /* ---- what a process before had open ---- */
@@ -81,11 +85,15 @@ static int restore_handle(struct fs *f, struct keeper_item *item)
     size_t n;
     int rc = handles_restore(f->handles, item, &h, &who);
 
-    if (!rc && h->kind == HANDLE_FILE)
+    if (!rc && h->kind == HANDLE_FILE) {
         backing_pin_fd(f->backing, h->id, h->fd);
+        rc = passthrough_restore(f->pass, h->id, h->pass);
+    }
     if (!rc && h->writer && nodes_path(f->nodes, h->id, &path) == 0 && path.p) {
         if (!h->remote)
             sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, &who);
+        if (h->pass.mode != PASS_CACHED) /* what is written past us goes on */
+            sched_drop_event(f->sched, DROP_WRITE, path.p, &who);
         h->path = buf_detach(&path, &n);
     }
     buf_release(&path);
@@ -130,7 +138,9 @@ int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *st
 
 void fs_release(struct fs *f)
 {
+    fs_linger_free(f);
     handles_free(f->handles);
+    passthrough_free(f->pass);
     render_cache_free(f->renders);
     backing_free(f->backing);
     nodes_close(f->nodes);
@@ -169,6 +179,16 @@ void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id
     if (nodes_path(f->nodes, id, &path) == 0 && path.p) /* an unlinked file concerns nobody */
         fs_event(f, req, ev, path.p);
     buf_release(&path);
+}
+
+int fs_kill_setid(struct fs *f, uint64_t id, int fd)
+{
+    int rc = channel_kills_setid() ? backing_kill_setid(fd) : 0;
+
+    if (rc <= 0)
+        return rc;
+    fuse_lowlevel_notify_inval_inode(f->se, id, -1, 0); /* the kernel keeps a mode for a second */
+    return 0;
 }
 
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id)

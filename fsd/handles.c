@@ -1,5 +1,6 @@
 #include "fsd/handles.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,7 +24,8 @@ struct kept_handle {
     int64_t mtime_ns; /* of the text */
     uint32_t kind;
     uint32_t uid, gid, pid;
-    uint8_t writer, remote, append;
+    uint8_t writer, remote, append, rdwr;
+    uint32_t pass_mode, backing_id;
 };
 _Static_assert(sizeof(struct kept_handle) <= KEEPER_DATA, "room in a message");
 
@@ -81,6 +83,9 @@ static struct handle *make_handle(const struct handle_spec *spec)
     h->writer = spec->writer;
     h->remote = spec->remote;
     h->append = spec->append;
+    h->rdwr = spec->rdwr;
+    h->node = spec->node;
+    h->who = spec->who;
     h->taken_ms = clock_mono_ns() / 1000000;
     listing_init(&h->list);
     pthread_mutex_init(&h->mu, NULL);
@@ -97,21 +102,23 @@ static void insert(struct handles *t, struct handle *h, uint64_t fh)
     pthread_mutex_unlock(&t->mu);
 }
 
-static void keep(struct handles *t, const struct handle *h, const struct handle_spec *spec)
+void handles_keep(struct handles *t, const struct handle *h)
 {
-    struct kept_handle k = {.node = spec->node,
+    struct kept_handle k = {.node = h->node,
                             .unique = h->unique,
-                            .mtime_ns = spec->snapshot ? spec->snapshot->mtime_ns : 0,
-                            .kind = (uint32_t)spec->kind,
-                            .uid = spec->who.uid,
-                            .gid = spec->who.gid,
-                            .pid = (uint32_t)spec->who.pid,
-                            .writer = spec->writer,
-                            .remote = spec->remote,
-                            .append = spec->append};
+                            .mtime_ns = h->snapshot ? h->snapshot->mtime_ns : 0,
+                            .kind = (uint32_t)h->kind,
+                            .uid = h->who.uid,
+                            .gid = h->who.gid,
+                            .pid = (uint32_t)h->who.pid,
+                            .writer = h->writer,
+                            .remote = h->remote,
+                            .append = h->append,
+                            .rdwr = h->rdwr,
+                            .pass_mode = (uint32_t)h->pass.mode,
+                            .backing_id = h->pass.backing_id};
 
-    kept_put(t->kept, KEEPER_HANDLE, h->fh, &k, sizeof(k),
-             spec->snapshot ? snapshot_fd(spec->snapshot) : spec->fd);
+    kept_put(t->kept, KEEPER_HANDLE, h->fh, &k, sizeof(k), h->snapshot ? snapshot_fd(h->snapshot) : h->fd);
 }
 
 struct handle *handles_add(struct handles *t, const struct handle_spec *spec)
@@ -125,7 +132,8 @@ struct handle *handles_add(struct handles *t, const struct handle_spec *spec)
     if (h->kind == HANDLE_DIR)
         return h;
     nodes_use(t->nodes, h->id);
-    keep(t, h, spec);
+    if (h->kind != HANDLE_FILE)
+        handles_keep(t, h);
     return h;
 }
 
@@ -214,19 +222,75 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     spec.writer = k.writer;
     spec.remote = k.remote;
     spec.append = k.append;
+    spec.rdwr = k.rdwr;
+    spec.who = (struct caller){k.uid, k.gid, (pid_t)k.pid};
     if (spec.kind == HANDLE_FILE) {
         spec.fd = item->fd;
         item->fd = -1;
     } else if (item->fd >= 0) {
         spec.snapshot = snapshot_of_fd(item->fd, k.mtime_ns);
     }
-    *who = (struct caller){k.uid, k.gid, (pid_t)k.pid};
+    *who = spec.who;
     *out = make_handle(&spec);
     if (!*out)
         return -ENOMEM;
     (*out)->unique = k.unique;
+    (*out)->pass = (struct pass_grant){(enum pass_mode)k.pass_mode, k.backing_id};
     (*out)->restored = true;
     insert(t, *out, item->key);
     nodes_use(t->nodes, k.node.id);
     return 0;
+}
+
+bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path)
+{
+    bool writer;
+
+    pthread_mutex_lock(&t->mu);
+    writer = h->path != NULL;
+    if (writer)
+        buf_adds(path, h->path);
+    pthread_mutex_unlock(&t->mu);
+    return writer;
+}
+
+void handles_set_path(struct handles *t, struct handle *h, char *path)
+{
+    pthread_mutex_lock(&t->mu);
+    h->path = path;
+    pthread_mutex_unlock(&t->mu);
+}
+
+/* What follows `folder` in path ("" or "/..."), or NULL: it is not there. */
+static const char *below(const char *path, const char *folder)
+{
+    size_t n = strlen(folder);
+
+    return strncmp(path, folder, n) == 0 && (path[n] == '\0' || path[n] == '/') ? path + n : NULL;
+}
+
+static void move_one(struct handle *h, const char *from, const char *to, handles_moved_fn fn, void *arg)
+{
+    const char *rest = below(h->path, from);
+    char *was = h->path, *now = NULL;
+
+    if (!rest || asprintf(&now, "%s%s", to, rest) < 0)
+        return;
+    h->path = now;
+    fn(arg, h, was);
+    free(was);
+}
+
+void handles_move(struct handles *t, const char *from, const char *to, bool exchange, handles_moved_fn fn,
+                  void *arg)
+{
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next) {
+            if (h->path && below(h->path, from))
+                move_one(h, from, to, fn, arg);
+            else if (h->path && exchange)
+                move_one(h, to, from, fn, arg);
+        }
+    pthread_mutex_unlock(&t->mu);
 }

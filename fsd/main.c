@@ -26,7 +26,7 @@ enum { LOCK_TRIES = 500 }; /* of 20 ms */
 struct options {
     const char *store, *config, *devices, *worker, *log, *mountpoint;
     const char *kept; /* this is the child of a keeper */
-    bool foreground, remount;
+    bool foreground, remount, no_passthrough;
     char store_path[PATH_MAX], worker_path[PATH_MAX], mount_path[PATH_MAX], log_path[PATH_MAX],
         config_path[PATH_MAX], program[PATH_MAX];
 };
@@ -42,6 +42,7 @@ static const char usage_text[] =
     "  --store DIR      where everything is kept (default " DEFAULT_STORE ")\n"
     "  --config FILE    the administrator's configuration (JSON)\n"
     "  --devices WHAT   cpu, cpu:N (N workers), cuda, cuda:0,1 (default: cuda if there is one, else cpu)\n"
+    "  --no-passthrough large files go through dtxd even where the kernel could read and write them itself\n"
     "  --foreground     stay in the foreground, log to stderr\n"
     "  --worker PATH    the dtx-worker program (default: beside dtxd)\n"
     "  --log FILE       the daemon's log (default: STORE/log)\n"
@@ -56,6 +57,7 @@ static const struct option long_options[] = {
     {"config", required_argument, NULL, 'c'},
     {"devices", required_argument, NULL, 'd'},
     {"foreground", no_argument, NULL, 'f'},
+    {"no-passthrough", no_argument, NULL, 'P'},
     {"worker", required_argument, NULL, 'w'},
     {"log", required_argument, NULL, 'l'},
     {"remount", no_argument, NULL, 'r'},
@@ -84,6 +86,9 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case 'f':
             o->foreground = true;
+            break;
+        case 'P':
+            o->no_passthrough = true;
             break;
         case 'w':
             o->worker = optarg;
@@ -220,6 +225,7 @@ static void block_signals(void)
     sigset_t set;
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGIO, SIG_IGN); /* somebody opens a file while passthrough_is_written looks at it */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
@@ -264,6 +270,7 @@ static int serve(struct options *o, struct kept *kept, struct dtx_err *e)
         sched_close(sched);
         return rc;
     }
+    fs.want_passthrough = !o->no_passthrough;
     rc = session_serve(&fs, o->mount_path, e);
     if (!rc)
         log_line("unmounted");
@@ -327,6 +334,8 @@ static void child_arguments(struct options *o, char *argv[24])
         add_option(argv, &n, "--log", o->log_path);
     if (o->foreground)
         add_option(argv, &n, "--foreground", NULL);
+    if (o->no_passthrough)
+        add_option(argv, &n, "--no-passthrough", NULL);
     argv[n++] = o->mount_path;
     argv[n] = NULL;
 }

@@ -10,8 +10,10 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     /* With a writeback cache the kernel would believe its own size and mtime of every regular file, and the
      * generated ones could never change. */
     conn->want &= ~(unsigned)FUSE_CAP_WRITEBACK_CACHE;
-    /* Each message is read(2) whole: channel.c looks at its head.  Splicing was slower besides. */
+    /* Each message is read(2) whole: channel.c looks at its head, and splicing was no faster.  Answers with
+     * pages of a file are: twice as fast as through a buffer. */
     conn->want &= ~(unsigned)FUSE_CAP_SPLICE_READ;
+    conn->want |= conn->capable & FUSE_CAP_SPLICE_WRITE;
     conn->max_write = MAX_WRITE;
     conn->max_background = MAX_BACKGROUND;
     conn->congestion_threshold = MAX_BACKGROUND * 3 / 4;

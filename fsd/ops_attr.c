@@ -8,6 +8,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 
 void fs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -34,7 +35,10 @@ static int set_owner(int fd, const struct stat *attr, int to_set)
 static int set_size(struct handle *h, int path_fd, off_t size)
 {
     char path[40];
+    int rc = channel_kills_setid() ? backing_kill_setid(path_fd) : 0;
 
+    if (rc < 0)
+        return rc;
     if (h && h->kind == HANDLE_FILE && h->writer)
         return ftruncate(h->fd, size) ? -errno : 0;
     return truncate(backing_proc_path(path_fd, path), size) ? -errno : 0;

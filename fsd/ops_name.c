@@ -316,14 +316,16 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         }
     }
     if (h) {
-        fs_event(f, req, DROP_CREATE, s.p.path.p);
         fs_writer_opened(req, h);
+        fs_event(f, req, DROP_CREATE, s.p.path.p);
     }
     spot_end(f, &s);
-    if (rc)
-        fs_reply_err(req, rc);
-    else if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+    if (h)
+        rc = fs_pass_open(req, h, fi);
+    if (h && (rc || fuse_reply_create(req, &e, fi) == -ENOENT)) {
         fs_close_handle(req, h->fh);
         fs_forget(f, e.ino, 1);
     }
+    if (rc)
+        fs_reply_err(req, rc);
 }

@@ -141,6 +141,7 @@ static int rename_user(fuse_req_t req, struct rename *r)
     backing_put(f->backing, &r->newdir);
     if (rc)
         return rc;
+    fs_writers_moved(req, r->from.path.p, r->to.path.p, r->flags & RENAME_EXCHANGE);
     if (r->flags & RENAME_EXCHANGE)
         fs_event(f, req, DROP_RENAMED_IN, r->from.path.p);
     else

@@ -161,6 +161,8 @@ static int serve_channel(struct fs *f, struct session *s, struct dtx_err *e)
             return fd;
         kept_put(f->kept, KEEPER_MOUNT, 0, NULL, 0, fd);
     }
+    s->channel.passthrough = f->pass;
+    s->channel.stack_depth = f->want_passthrough ? passthrough_depth(f->tree_fd) : 0;
     rc = channel_attach(&s->channel, s->se, f->kept, fd, e);
     if (rc)
         close(fd);
@@ -177,6 +179,7 @@ int session_serve(struct fs *f, const char *mountpoint, struct dtx_err *e)
     int rc;
 
     fuse_opt_free_args(&args);
+    f->se = s.se;
     if (!s.se)
         return dtx_fail(e, -ENOMEM, "cannot make a FUSE session");
     rc = serve_channel(f, &s, e);

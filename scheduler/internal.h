@@ -269,6 +269,8 @@ struct sched {
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
+    int64_t watch_at; /* mono: inotify is not looked at before; loop thread only */
+    int64_t looks_at; /* mono: the loop sleeps until then at most */
     long long next_ask;
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
@@ -398,6 +400,7 @@ void experiment_close_folder(struct sched *s, const struct experiment *x);
  * should look. */
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
                  int64_t now);
+bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
@@ -417,7 +420,7 @@ void scan_store(struct sched *s, int64_t now);
 int watcher_open(struct sched *s, struct dtx_err *e);
 void watcher_close(struct sched *s);
 int watcher_fd(const struct sched *s);
-void watcher_read(struct sched *s, int64_t now);
+bool watcher_read(struct sched *s, int64_t now); /* true: there was something */
 
 /* checks.c */
 void checks_round(struct sched *s, int64_t now);

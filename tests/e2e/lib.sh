@@ -1,5 +1,6 @@
 # Sourced by the end-to-end scripts.  Gives a live mount in a temporary folder:
 #   start_dtxd [OPTION...]   store $S, mount $M; restarts on the same store when called again after stop/kill
+#                            (DTXD_OPTIONS: more of them, e.g. --no-passthrough)
 #   stop_dtxd                SIGTERM, waits for the unmount          kill_dtxd   kill -9 of the keeper and of dtxd
 #   kill_child               kill -9 of dtxd alone: the keeper starts another, which takes the mount over
 #   ok NAME | fail NAME WHY | skip NAME WHY      check NAME COMMAND...     passes when the command succeeds
@@ -55,7 +56,8 @@ wait_state() { # SECONDS FILE STATE...
 }
 mounted() { grep -q " $M fuse" /proc/mounts; }
 start_dtxd() {
-    "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" "$@" "$M" >>"$T/dtxd.out" 2>&1 &
+    # shellcheck disable=SC2086
+    "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" ${DTXD_OPTIONS:-} "$@" "$M" >>"$T/dtxd.out" 2>&1 &
     DTXD_PID=$!
     if ! wait_for 20 head -c 1 "$M/README.md"; then # opened: a dead mount still answers stat from the kernel's cache
         echo "dtxd did not come up:"; tail -n 20 "$T/dtxd.out" "$T/dtxd.log"
