@@ -16,7 +16,8 @@ struct decode_run {
     struct op_layer *layer; /* [layers] */
     struct dtx_seq **seqs;  /* [n] */
     int n, room;
-    int ahead; /* steps queued and not taken */
+    int ahead;      /* steps queued and not taken */
+    unsigned moved; /* the base's count when it was loaded */
 };
 
 void decode_forget(struct dtx_base *b, const struct dtx_seq *s)
@@ -45,7 +46,7 @@ void decode_free(struct dtx_base *b)
 static bool same_set(const struct dtx_base *b, struct dtx_seq *const *seqs, int n)
 {
     const struct decode_run *r = b->run;
-    if (b->device->decoding != r)
+    if (b->device->decoding != r || b->moved != r->moved)
         return false;
     for (int i = 0; i < n && r->n == n; i++)
         if (r->seqs[i] != seqs[i])
@@ -123,6 +124,7 @@ static int load(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct o
                              .tokens = b->tokens,
                              .choice = choice};
     b->device->decoding = r;
+    r->moved = b->moved;
     rc = b->ops->decode_load(b->dev, &r->pack, &step);
     if (rc < 0)
         return dtx_fail(e, rc, "no memory on the device for the tables of a step");

@@ -159,6 +159,8 @@ int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_b
         b->layer = calloc((size_t)b->config.layers, sizeof *b->layer);
         l.files = files;
         rc = b->layer ? load_all(&l) : dtx_fail(e, -ENOMEM, "out of memory");
+        if (rc == 0)
+            rc = base_reserve(b, e);
     }
     st_close(files);
     free(l.buffer);
@@ -248,6 +250,7 @@ int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e)
     free(host);
     b->ops->free(b->dev, b->rope);
     b->rope = table;
+    b->moved++;
     b->rope_positions = (int)n;
     return 0;
 }
@@ -271,7 +274,6 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
 {
     if (rows <= b->gen_rows)
         return 0;
-    rows = (rows + 15) / 16 * 16; /* grows seldom: what is made for its address stays good */
     b->ops->free(b->dev, b->logits);
     b->ops->free(b->dev, b->tokens);
     b->gen_rows = 0;
@@ -280,5 +282,6 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     if (!b->logits || !b->tokens)
         return -ENOMEM;
     b->gen_rows = rows;
+    b->moved++;
     return 0;
 }
