@@ -4,8 +4,10 @@
  *   engine_bench MODEL_DIR DEVICE CASE...
  *     train:JOBS:BATCH:SEQ:RANK:DROPOUT[:STEPS[:GIB]]    JOBS jobs, each BATCH rows of SEQ tokens a step,
  *         together; GIB: memory that they may have beside the base (0: no limit), by which the plan chooses
- * how many layers are computed again decode:SEQS:PROMPT:NEW:RANK                  SEQS sequences, each with
- * an adapter of its own (RANK 0: bare base)
+ *         how many layers are computed again
+ *
+ *     decode:SEQS:PROMPT:NEW:RANK[:TEMPERATURE]    SEQS sequences, each with an adapter of its own (RANK 0:
+ *         bare base); with a temperature: drawn by top_k 1000 and top_p 0.9
  *
  * Rows are random tokens, all trained on (as the peer's benchmark does).  Times are wall clock around whole
  * steps, which end with the losses on the host.  First steps are not counted.
