@@ -35,7 +35,8 @@ enum {
     JOB_NAME_MAX = 63,  /* bytes */
     MAX_JOBS = 1000,    /* of one experiment */
     MAX_SPEC = 1 << 20, /* bytes of a spec or prompt */
-    MAX_TOGETHER = 8,   /* jobs on one worker */
+    MAX_TOGETHER = 256, /* jobs on one worker; what bounds them is its memory */
+    MAX_AHEAD = 4,      /* of them, those that do not compute yet: it prepares their data */
     MAX_WORKERS = 64,
     MAX_CHECKS = 2, /* checks at the same time */
     HIDDEN_S = 60,  /* how long an unlinked generated file stays away */
@@ -112,6 +113,11 @@ struct job {
     json_t *progress;    /* last progress message, NULL: none */
     int64_t progress_at; /* mono */
     long long saved_step;
+    bool begun;       /* with worker: it computes */
+    bool waits;       /* with worker: it does not fit beside what runs there now */
+    uint64_t too_big; /* bits of the workers whose devices it can never fit */
+    int died_on;      /* index + 1 of the worker that last died while this job was alone there, 0: none */
+    bool recalled;    /* with worker: told to give it back, another one is idle */
     int64_t waiting_since; /* mono: could not be placed since */
     int64_t retry_at;
 };
@@ -187,6 +193,7 @@ struct worker { /* protected by s->mutex */
     char device[32]; /* argument: cpu, cuda:0 */
     char label[32];  /* devices/LABEL: cpu0, gpu0 */
     int threads;
+    uint64_t share; /* bytes of memory, where several share what the machine has; 0: it has its own */
     enum worker_state state;
     pid_t pid;
     int fd; /* socket, -1 */
@@ -201,6 +208,7 @@ struct worker { /* protected by s->mutex */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
+    int ahead, waiting;    /* of them, counted while dispatching: not begun, without memory */
     int asks;              /* outstanding */
     json_t *hello, *stats; /* last hello and device messages */
     char *trouble;         /* why it is down */
@@ -226,6 +234,12 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
+    uint64_t memory; /* bytes of each device that DTX may use; 0: all but a twentieth */
+    struct device_memory {
+        char label[32];
+        uint64_t bytes;
+    } device_memory[MAX_WORKERS];
+    int ndevice_memory;
 };
 
 struct sched {
@@ -261,6 +275,7 @@ struct sched {
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
+    int64_t waits_at; /* mono: when jobs without a place are looked at next */
 
     pthread_cond_t changes_cond;
     char **changes; /* paths for on_change */
@@ -447,7 +462,10 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
-bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
+/* Is one up whose device may be large enough? */
+bool worker_for(const struct sched *s, const struct job *j);
+bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
+bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);
