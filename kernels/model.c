@@ -11,6 +11,7 @@
 
 #include "kernels/model.h"
 #include "kernels/safetensors.h"
+#include "kernels/seq.h"
 
 enum { CONVERT = 1 << 20 };
 
@@ -176,6 +177,7 @@ void dtx_base_free(struct dtx_base *b)
     if (!b)
         return;
     void (*release)(struct op_dev *, void *) = b->ops ? b->ops->free : NULL;
+    decode_free(b);
     for (int i = 0; b->layer && i < b->config.layers; i++) {
         struct layer_weights *w = &b->layer[i];
         void *all[] = {w->norm1, w->qkv, w->qkv_bias, w->o, w->norm2, w->gate_up, w->down};
@@ -191,7 +193,7 @@ void dtx_base_free(struct dtx_base *b)
         release(b->dev, b->loss);
         release(b->dev, b->outcome);
         release(b->dev, b->logits);
-        release(b->dev, b->greedy);
+        release(b->dev, b->tokens);
         workspace_free(b);
     }
     free(b->layer);
@@ -273,11 +275,11 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     if (rows <= b->gen_rows)
         return 0;
     b->ops->free(b->dev, b->logits);
-    b->ops->free(b->dev, b->greedy);
+    b->ops->free(b->dev, b->tokens);
     b->gen_rows = 0;
     b->logits = base_alloc(b, (size_t)rows * (size_t)b->config.vocab * sizeof *b->logits, e);
-    b->greedy = base_alloc(b, (size_t)rows * sizeof *b->greedy, e);
-    if (!b->logits || !b->greedy)
+    b->tokens = base_alloc(b, (size_t)rows * sizeof *b->tokens, e);
+    if (!b->logits || !b->tokens)
         return -ENOMEM;
     b->gen_rows = rows;
     b->moved++;

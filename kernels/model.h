@@ -71,8 +71,9 @@ struct dtx_base {
     int step_jobs;
     /* of a generation step: [gen_rows] each */
     float *logits; /* [gen_rows, vocab] */
-    int32_t *greedy;
+    int32_t *tokens;
     int gen_rows;
+    struct decode_run *run; /* decode.c */
 };
 
 /* model.c */
@@ -126,6 +127,7 @@ void backward(struct dtx_base *b, const struct op_pack *p);
 void forward_again(struct dtx_base *b, const struct op_pack *p, int layer);
 struct op_linear linear_of(const struct dtx_base *b, int layer, int which);
 struct op_attention attention_of(const struct dtx_base *b, int layer);
+struct op_layer layer_of(const struct dtx_base *b, int layer); /* with the buffers of b->ws */
 
 /* lora.c */
 struct dtx_adapter {

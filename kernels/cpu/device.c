@@ -179,6 +179,7 @@ static void cpu_close(struct op_dev *d)
     free(d->scratch);
     free(d->shared.p);
     free(d->shared2.p);
+    cpu_decode_close(d);
     pool_free(d->pool);
     free(d);
 }
@@ -218,7 +219,10 @@ static const struct dtx_ops cpu_ops = {
     .kv_store = cpu_kv_store,
     .attention_cached = cpu_attention_cached,
     .logits = cpu_logits,
-    .argmax = cpu_argmax,
+    .choose = cpu_choose,
+    .decode_load = cpu_decode_load,
+    .decode_step = cpu_decode_step,
+    .decode_take = cpu_decode_take,
 };
 
 static int default_threads(void)

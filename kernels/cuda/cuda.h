@@ -71,6 +71,7 @@ struct cuda_pack { /* op_pack.dev */
 
 struct gemm_plan;
 struct trace;
+struct decode_run;
 struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
 
 struct op_dev {
@@ -92,6 +93,7 @@ struct op_dev {
     int32_t shared_bytes; /* shared memory that a block may have */
     bool hopper;          /* compute capability 9.0 */
     trace *tracing;       /* NULL: off */
+    decode_run *run;      /* decode_run.cu; NULL: none yet */
 };
 
 /* Remember the first error with words. */
@@ -137,6 +139,11 @@ static inline int h_columns(const op_pack *p)
 {
     return (p->max_rank + 15) / 16 * 16;
 }
+
+/* device.cu: the adapters of a pack as kernels see them, out [n_adapters]. */
+bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out);
+/* decode_run.cu */
+void decode_run_close(op_dev *d);
 
 /* gemm.cu.  y[M, N] = x[M, K] W^T + (beta ? y : 0), W [N, K]; transposed: y[M, K] = x[M, N] W + ...
  * y bf16, or float32 with out_f32. */
@@ -237,6 +244,9 @@ void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l);
 float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices);
 void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab,
                int32_t hidden, float *logits);
-void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+void cu_choose(op_dev *d, const float *logits, int32_t n, int32_t vocab, const op_choice *how, int32_t *out);
+int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s);
+void cu_decode_step(op_dev *d);
+int cu_decode_take(op_dev *d, int32_t *tokens);
 
 #endif

@@ -249,7 +249,7 @@ static int fill_attn_tiles(const op_pack *p, attn_tile *t)
     return n;
 }
 
-static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
+bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
 {
     size_t floats = 0;
     for (int i = 0; i < p->n_adapters; i++)
@@ -473,6 +473,7 @@ static void cu_close(op_dev *d)
     if (d->stream) {
         cudaStreamSynchronize(d->stream);
         trace_close(d);
+        decode_run_close(d);
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);
@@ -499,7 +500,8 @@ static const struct dtx_ops cuda_ops = {
     cu_pack_prepare, cu_pack_release,
     cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
     cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer, cu_scratch_bytes,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_choose, cu_decode_layer, cu_decode_load, cu_decode_step, cu_decode_take,
+    cu_scratch_bytes,
 };
 
 static cudaError_t open_device(op_dev *d)

@@ -4,8 +4,10 @@
  *   engine_bench MODEL_DIR DEVICE CASE...
  *     train:JOBS:BATCH:SEQ:RANK:DROPOUT[:STEPS[:GIB]]    JOBS jobs, each BATCH rows of SEQ tokens a step,
  *         together; GIB: memory that they may have beside the base (0: no limit), by which the plan chooses
- * how many layers are computed again decode:SEQS:PROMPT:NEW:RANK                  SEQS sequences, each with
- * an adapter of its own (RANK 0: bare base)
+ *         how many layers are computed again
+ *
+ *     decode:SEQS:PROMPT:NEW:RANK[:TEMPERATURE]    SEQS sequences, each with an adapter of its own (RANK 0:
+ *         bare base); with a temperature: drawn by top_k 1000 and top_p 0.9
  *
  * Rows are random tokens, all trained on (as the peer's benchmark does).  Times are wall clock around whole
  * steps, which end with the losses on the host.  First steps are not counted.
@@ -148,14 +150,19 @@ static int new_adapter(int rank, uint64_t seed, struct dtx_adapter **out, struct
 static int bench_decode(const char *spec, const struct dtx_tokenizer *t)
 {
     int n = 1, prompt = 128, fresh = 128, rank = 16, rc = 0, steps = 0;
+    double temperature = 0;
     struct dtx_seq *seqs[MAX_JOBS] = {0};
     struct dtx_adapter *adapters[MAX_JOBS] = {0};
     struct dtx_err e;
 
-    if (sscanf(spec, "decode:%d:%d:%d:%d", &n, &prompt, &fresh, &rank) < 4 || n < 1 || n > MAX_JOBS)
+    if (sscanf(spec, "decode:%d:%d:%d:%d:%lf", &n, &prompt, &fresh, &rank, &temperature) < 4 || n < 1 ||
+        n > MAX_JOBS)
         return fprintf(stderr, "bad case %s\n", spec), 2;
     struct dtx_rows rows = random_rows((uint32_t)n, prompt, 99);
     struct dtx_sampling s = {.max_new_tokens = fresh, .top_p = 1};
+    if (temperature > 0)
+        s = (struct dtx_sampling){
+            .max_new_tokens = fresh, .temperature = temperature, .top_p = 0.9, .top_k = 1000};
     for (int i = 0; i < n && rc == 0; i++) {
         if (rank && new_adapter(rank, (uint64_t)i, &adapters[i], &e))
             return failed("adapter", &e);
