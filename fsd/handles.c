@@ -237,6 +237,7 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     (*out)->unique = k.unique;
     (*out)->pass = (struct pass_grant){(enum pass_mode)k.pass_mode, k.backing_id};
     (*out)->restored = true;
+    (*out)->judged = k.writer;
     insert(t, *out, item->key);
     nodes_use(t->nodes, k.node.id);
     return 0;

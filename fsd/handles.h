@@ -35,6 +35,7 @@ struct handle {
     bool remote;     /* opened by an NFS server */
     bool append;     /* O_APPEND */
     bool rdwr;       /* may be mapped writable */
+    bool judged;     /* a spec's writer: FLUSH says whether it is right */
     bool wrote;      /* atomic */
     bool restored;   /* opened by a process before this one */
     uint64_t unique; /* the request that opened it */

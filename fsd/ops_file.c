@@ -50,8 +50,18 @@ static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
 {
     fi->fh = h->fh;
     fi->keep_cache = 1; /* the kernel drops its pages when size or mtime change (AUTO_INVAL_DATA) */
-    fi->noflush = !h->writer;
+    fi->noflush = !h->judged;
     fs_pass_fill(h, fi);
+}
+
+/* A close of anything inside an object's folder says nothing at FLUSH that RELEASE does not say. */
+static bool is_judged(struct fs *f, uint64_t id)
+{
+    struct place p;
+    bool inside = place_of_node(f, id, &p) == 0 && p.m.entry->kind == LK_USER_ANY && p.m.nargs > 0;
+
+    place_release(&p);
+    return !inside;
 }
 
 struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, struct fuse_file_info *fi)
@@ -66,8 +76,10 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
                                .who = fs_caller(req)};
     struct handle *h = handles_add(fs_of(req)->handles, &spec);
 
-    if (h)
-        fill_file_info(h, fi);
+    if (!h)
+        return NULL;
+    h->judged = h->writer && is_judged(fs_of(req), node->id);
+    fill_file_info(h, fi);
     return h;
 }
 
@@ -333,7 +345,7 @@ void fs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct place p;
     int rc = 0;
 
-    if (h && h->kind == HANDLE_FILE && h->writer) {
+    if (h && h->kind == HANDLE_FILE && h->judged) {
         if (place_of_node(f, h->id, &p) == 0 && p.m.entry->kind == LK_USER_FILE)
             rc = sched_flush(f->sched, p.path.p);
         place_release(&p);

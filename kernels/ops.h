@@ -240,7 +240,7 @@ struct dtx_ops {
      *      h_t = drop_t(x) A_t^T;   y[:, part t] += scale * h_t B_t^T
      * x act [R, in], y act [R, out], add act [R, out] or NULL (may be y).  h: linear_h_floats floats for this
      * pack, its layout private to the device; linear_back gets it back. drop_t(x)[r][i] = x[r][i] / (1 - p)
-     * if rng_u32(rng_dropout_key(seq.drop_key, seq.token0 + r - seq.row0, layer, t), i) >=
+     * if rng_dropout(rng_dropout_key(seq.drop_key, seq.token0 + r - seq.row0, layer, t), i) >=
      * rng_dropout_threshold(p), else 0. */
     void (*linear)(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const void *x,
                    const void *add, void *y, float *h);

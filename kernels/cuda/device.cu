@@ -11,6 +11,7 @@
 #include <thread>
 
 extern "C" {
+#include "kernels/rng.h"
 #include "scheduler/base/err.h"
 }
 
@@ -273,8 +274,8 @@ bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
             out[i].shadow = shadow_of(d, a->w, n);
         }
         if (a->dropout > 0) {
-            out[i].keep = 1.f / (1.f - a->dropout);
-            out[i].threshold = (uint32_t)fmin((double)a->dropout * 4294967296.0, 4294967295.0);
+            out[i].threshold = rng_dropout_threshold(a->dropout);
+            out[i].keep = out[i].threshold ? 1.f / (1.f - a->dropout) : 1.f;
             c->dropout = true;
         }
         if (!out[i].shadow)

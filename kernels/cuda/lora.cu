@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int col = c0 + n * 8 + lane % 4 * 2 + j % 2;
-                if (rng_u32(keys[j / 2], (uint32_t)col) >= ad.threshold)
+                if (rng_dropout(keys[j / 2], (uint32_t)col) >= ad.threshold)
                     sum[n][j] += ad.keep * acc[n][j];
             }
     }
@@ -401,10 +401,11 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 mma(acc[0], fa, fb[0], fb[1]);
                 mma(acc[1], fa, fb[2], fb[3]);
 #pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    int col = c0 + n + e / 4 * 8 + lane % 4 * 2 + e % 2;
-                    if (rng_u32(key[q][e % 4 / 2], (uint32_t)col) >= ad.threshold)
-                        sum[n / 8 + e / 4][e % 4] += ad.keep * acc[e / 4][e % 4];
+                for (int e = 0; e < 4; e++) { /* pairs of columns */
+                    float *to = &sum[n / 8 + e / 2][e % 2 * 2], *from = &acc[e / 2][e % 2 * 2];
+                    uint32_t bits = rng_u32(key[q][e % 2], (uint32_t)(c0 + n + e / 2 * 8 + lane % 4 * 2) >> 1);
+                    to[0] += (bits & 0xffff) >= ad.threshold ? ad.keep * from[0] : 0.f;
+                    to[1] += bits >> 16 >= ad.threshold ? ad.keep * from[1] : 0.f;
                 }
             }
         }

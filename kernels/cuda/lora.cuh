@@ -128,11 +128,13 @@ __device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int tar
     return rng_dropout_key(q.drop_key, q.token0 + row - q.row0, a.layer, target);
 }
 
+/* Elements i (even) and i + 1 of a row. */
 __device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold)
 {
-    if (rng_u32(key, (uint32_t)i) < threshold)
+    uint32_t bits = rng_u32(key, (uint32_t)i >> 1);
+    if ((bits & 0xffff) < threshold)
         v &= 0xffff0000u;
-    if (rng_u32(key, (uint32_t)i + 1) < threshold)
+    if (bits >> 16 < threshold)
         v &= 0x0000ffffu;
     return v;
 }

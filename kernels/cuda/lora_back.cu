@@ -174,12 +174,16 @@ template <int BN, int PARTS> struct da_shape {
                          STAGE = XT + PARTS * VT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
 };
 
-/* Elements of two rows (key, key_next) in one column, as frag_a_t has them. */
-__device__ __forceinline__ uint32_t drop_rows(uint32_t v, uint64_t key, uint64_t key_next, int column, uint32_t threshold)
+/* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for one
+ * of the rows and exchange. */
+__device__ __forceinline__ uint32_t drop_rows(uint32_t v, const uint64_t *key, int column, uint32_t threshold)
 {
-    if (rng_u32(key, (uint32_t)column) < threshold)
+    bool odd = column & 1;
+    uint32_t mine = rng_u32(key[odd], (uint32_t)column >> 1), other = __shfl_xor_sync(~0u, mine, 4);
+    uint32_t shift = odd ? 16 : 0, first = (odd ? other : mine) >> shift & 0xffff, next = (odd ? mine : other) >> shift & 0xffff;
+    if (first < threshold)
         v &= 0xffff0000u;
-    if (rng_u32(key_next, (uint32_t)column) < threshold)
+    if (next < threshold)
         v &= 0x0000ffffu;
     return v;
 }
@@ -248,10 +252,10 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
                 if (DROP && ad.threshold) {
                     const uint64_t *key = keys[p] + k + lane % 4 * 2;
                     int col = c0 + wcol + lane / 4;
-                    fa[0] = drop_rows(fa[0], key[0], key[1], col, ad.threshold);
-                    fa[1] = drop_rows(fa[1], key[0], key[1], col + 8, ad.threshold);
-                    fa[2] = drop_rows(fa[2], key[8], key[9], col, ad.threshold);
-                    fa[3] = drop_rows(fa[3], key[8], key[9], col + 8, ad.threshold);
+                    fa[0] = drop_rows(fa[0], key, col, ad.threshold);
+                    fa[1] = drop_rows(fa[1], key, col + 8, ad.threshold);
+                    fa[2] = drop_rows(fa[2], key + 8, col, ad.threshold);
+                    fa[3] = drop_rows(fa[3], key + 8, col + 8, ad.threshold);
                 }
 #pragma unroll
                 for (int n = 0; n < BN; n += 16) {

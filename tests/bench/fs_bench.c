@@ -1,6 +1,6 @@
 /*
  * Times of file system calls in one folder, for fs_bench.sh.  One line a measurement: NAME VALUE UNIT.
- *   fs_bench bulk DIR MEGABYTES   sequential write, cold and second read, random 4 KiB reads
+ *   fs_bench bulk DIR MEGABYTES   sequential write, cold and second read, random 4 KiB reads, warm and cold
  *   fs_bench small DIR N          creates, stats, reads and removals of N small files
  *   fs_bench read FILE N          open + read + close of FILE, N times: median and 99th percentile
  *   fs_bench list DIR             readdir + lstat of everything in DIR, as ls -l does
@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20, RANDOM_READS = 100000 };
+enum { BLOCK = 1 << 20, RANDOM_READS = 100000, COLD_READS = 5000 };
 static char block[BLOCK];
 
 static double now(void)
@@ -75,22 +75,21 @@ static void bulk(int mb)
     printf("second-read %.0f MB/s\n", mb / read_all("bulk"));
 }
 
-static void random_reads(int mb)
+static void random_reads(const char *what, int mb, int n)
 {
     int fd = open("bulk", O_RDONLY);
     unsigned long x = 88172645463325252ul;
     double start = now();
 
-    for (int i = 0; i < RANDOM_READS; i++) {
+    for (int i = 0; i < n; i++) {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
         if (pread(fd, block, 4096, (off_t)(x % ((unsigned long)mb * 256)) * 4096) != 4096)
             die("pread");
     }
-    printf("random-4k %.0f /s\n", RANDOM_READS / (now() - start));
+    printf("%s %.0f /s\n", what, n / (now() - start));
     close(fd);
-    unlink("bulk");
 }
 
 static void make_file(const char *name)
@@ -200,6 +199,9 @@ int main(int argc, char **argv)
         return 0;
     }
     bulk(atoi(argv[3]));
-    random_reads(atoi(argv[3]));
+    random_reads("random-4k", atoi(argv[3]), RANDOM_READS);
+    drop_caches();
+    random_reads("cold-random-4k", atoi(argv[3]), COLD_READS);
+    unlink("bulk");
     return 0;
 }

@@ -46,10 +46,11 @@ table() {
 }
 
 echo "# $(date -u +%F) $(uname -r), $(nproc) CPUs, $(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2-), store on $(stat -f -c %T "$S"), $mb MB, $files files, median of $rounds; load $(cut -d ' ' -f 1 /proc/loadavg)"
-echo "# tests/bench/fs_bench.sh $* with ${PEER_OPTIONS:-cache=auto} for passthrough_ll; $(grep -m 1 -i passthrough "$T/dtxd.log" "$S/tree/log" | cut -d: -f4-)"
+echo "# tests/bench/fs_bench.sh $* with ${PEER_OPTIONS:-cache=auto} for passthrough_ll; $(sed -n "s/.*passthrough: /dtxd: /p" "$S/tree/log" | head -n 1)"
 if [ "$mb" != 0 ]; then
     [ -z "$peer" ] || start_peer || exit 1
     mkdir "$M/datasets/bench"
+    exec 9>"$M/datasets/bench/open" # RECEIVING to the end: its check shall not run beside the measurement
     one native "$T/native" warm # the machine's memory is there from now on
     for i in $(seq "$rounds"); do
         one native "$T/native" "$i"
@@ -57,6 +58,7 @@ if [ "$mb" != 0 ]; then
         one dtx "$M/datasets/bench" "$i"
     done
     [ -z "$peer" ] || stop_peer
+    exec 9>&-
     table
 fi
 n=${OBJECTS:-10000}
