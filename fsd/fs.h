@@ -33,6 +33,7 @@ struct fs {
     bool root;   /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
+    struct touch *touch;        /* atomic; NULL: no inotify events for what DTX changes */
     void (*started)(void *arg); /* called once, when the kernel has begun to talk to us */
     void *started_arg;
 };
@@ -98,6 +99,9 @@ void fs_unlock_names(struct fs *f, uint64_t a, uint64_t b);
 void fs_lock_lookup(struct fs *f, uint64_t parent);
 void fs_unlock_lookup(struct fs *f, uint64_t parent);
 void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
+/* The node of a path (which is cut up), as far as lookups have bound it.  *parent and *name (in path) are
+ * those of the last component; when one before that is not bound, *parent is 0 and the result -ENOTDIR. */
+int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node);
 /* Names in a folder, as a caller sees them. */
 int fs_list(struct fs *f, uint64_t id, struct listing *l);
 
@@ -158,6 +162,7 @@ void fs_close_handle(fuse_req_t req, uint64_t fh);
  * memory. */
 struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
 /* ops_text.c: generated files */
+void fs_touch_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off);
 void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "fsd/fs.h"
+#include "fsd/touch.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
 enum { COPY_MAX = 64 << 20 };
@@ -53,6 +54,10 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct handle *h;
     int fd, rc = nodes_get(f->nodes, ino, &node);
 
+    if (!rc && node.owner != NODE_USER && writes(fi->flags) && touch_asks(f, req)) {
+        fs_touch_open(req, &node, fi);
+        return;
+    }
     if (!rc && node.owner == NODE_GENERATED) {
         fs_text_open(req, &node, fi);
         return;

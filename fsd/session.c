@@ -20,6 +20,7 @@ struct session {
     struct fuse_session *se;
     struct channel channel;
     const char *mountpoint;
+    struct notify *notify;
     bool detached; /* by unmount() */
     pthread_t main_thread, signal_thread;
     bool ended; /* atomic: the loop is over */
@@ -40,8 +41,10 @@ static void interrupt(int sig)
  * write back what they mapped, detach, and end the loop. */
 static void unmount(struct session *s)
 {
-    int fd, rc = mount_remove(s->mountpoint, 0);
+    int fd, rc;
 
+    notify_quiet(s->notify);
+    rc = mount_remove(s->mountpoint, 0);
     if (rc == 0)
         return; /* the loop sees the end of the connection */
     log_line("unmounting %s: %s; detaching it", s->mountpoint, strerror(-rc));
@@ -109,10 +112,11 @@ static int run_loop(struct session *s)
 static int serve_mounted(struct fs *f, struct session *s, struct dtx_err *e)
 {
     struct notify *notify;
-    int rc = notify_new(f, s->se, &notify, e);
+    int rc = notify_new(f, s->se, s->mountpoint, &notify, e);
 
     if (rc)
         return rc;
+    s->notify = notify;
     s->main_thread = pthread_self();
     prepare_signals();
     if (pthread_create(&s->signal_thread, NULL, signal_main, s)) {

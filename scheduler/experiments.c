@@ -44,7 +44,7 @@ static int take_again(struct sched *s, struct experiment *x, const char *sha, co
         catalog_trouble(s, &e);
     else if (x->spec_reason)
         log_line("experiment %s: spec refused: %s", x->name, words);
-    sched_changed(s, "experiments");
+    experiment_changed(s, x, false);
     return rc;
 }
 
@@ -222,8 +222,8 @@ static int accept_spec(struct sched *s, struct experiment *x)
     make_folders(s, x);
     log_line("experiment %s: RECEIVING -> PENDING: %d jobs", x->name, x->njobs);
     experiment_log(s, x, "accepted: %d jobs", x->njobs);
-    sched_changed(s, "experiments");
-    sched_changed(s, "experiments/%s", x->name);
+    experiment_changed(s, x, true);
+    sched_changed(s, "experiments/%s/jobs/", x->name);
     return 0;
 }
 

@@ -275,6 +275,10 @@ void slow_begin(struct sched *s);     /* loop thread: let go of the mutex for so
 void slow_end(struct sched *s);
 void sched_wake(struct sched *s);
 void sched_changed(struct sched *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* changes.c: every path that shows it; listed: what its folder lists has changed too */
+void object_changed(struct sched *s, const struct object *o, bool listed);
+void experiment_changed(struct sched *s, const struct experiment *x, bool listed);
+void job_changed(struct sched *s, const struct job *j, bool listed);
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
 void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
 void set_json(json_t **field, json_t *value);              /* decref, steal */

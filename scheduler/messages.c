@@ -109,8 +109,7 @@ static int on_progress(struct sched *s, struct worker *w, json_t *body)
     set_json(&j->progress, json_incref(body));
     j->progress_at = clock_mono_ns();
     j->changed = j->exp->changed = clock_wall_ns();
-    sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
-    sched_changed(s, "experiments/%s", j->exp->name);
+    job_changed(s, j, false);
     return 0;
 }
 
