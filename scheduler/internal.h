@@ -158,6 +158,7 @@ struct intake {
     bool dirty;             /* changed since it was last taken */
     bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
     int64_t maybe_at;       /* mono: not before */
+    bool meta;              /* with maybe: nothing but chmod, chown or utimes came, through the mount */
     bool gone;              /* the root was removed */
     bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
     bool success;           /* complete because of _SUCCESS */
@@ -301,6 +302,7 @@ int catalog_put_object(struct catalog *c, struct object *o, enum state to, const
 int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err *e);
 int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
                            struct dtx_err *e);
+int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -425,6 +427,8 @@ int experiment_delete(struct sched *s, struct experiment *x);
  * one. */
 int gone_note(struct sched *s, const char *name, const char *stamp);
 const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+/* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
+int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
 void gone_free(struct sched *s);
 /* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash
  * left. */
