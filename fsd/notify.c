@@ -41,7 +41,8 @@ static bool is_gone(struct fs *f, uint64_t id)
     return gone;
 }
 
-/* What shows the whole appliance changes with anything. */
+/* What shows the whole appliance changes with anything (a device that says once a second that it is there is
+ * no news for it). */
 static void touch_root(struct notify *n)
 {
     static const char *const files[] = {"status", "status.json", "metrics.prom", "index.html", "log"};
@@ -116,6 +117,7 @@ static void tell_all(struct notify *n)
 {
     char *path[64];
     size_t paths;
+    bool news = false;
 
     do {
         pthread_mutex_lock(&n->mu);
@@ -123,12 +125,13 @@ static void tell_all(struct notify *n)
             path[paths] = n->path[--n->paths];
         pthread_mutex_unlock(&n->mu);
         for (size_t i = 0; i < paths; i++) {
+            news |= strncmp(path[i], "devices/", 8) != 0;
             tell_one(n, path[i]);
             free(path[i]);
         }
-        if (paths)
-            touch_root(n);
     } while (paths);
+    if (news)
+        touch_root(n);
 }
 
 static void *notify_main(void *arg)

@@ -20,8 +20,8 @@ enum {
     MAX_ITEMS = 32768, /* more: no events for the rest until some were idle for a while */
     AGAIN_MS = 150,
     IDLE_MS = 120000,
-    FILE_SHARE = 20, /* a file that takes d ms is touched every 20 d ms at most */
-    TOTAL_SHARE = 4, /* after d ms of touching 4 d ms of rest */
+    FILE_SHARE = 100, /* a file that takes d ms is touched every 100 d ms at most */
+    TOTAL_SHARE = 4,  /* after d ms of touching 4 d ms of rest */
     MAX_REST_MS = 500,
     HELPER_MS = 10000 /* it is killed and started anew when it does not answer: a request may take long */
 };
@@ -32,6 +32,7 @@ struct item {
     int64_t last_ms;  /* of the last one */
     int64_t due_ms;   /* not before */
     int64_t used_ms;
+    int64_t cost_ms; /* of a touch; grows slowly, so that one on a busy machine does not count */
     int64_t told_ns; /* modification time and size that the last touch told of; 0: none yet */
     int64_t told_size;
     bool listed;
@@ -272,7 +273,8 @@ static bool watchable(struct fs *f, const char *path, bool listed)
         return false;
     if (rc == 0 && nodes_known(f->nodes, node.id))
         return true;
-    return rc != -ENOTDIR && (parent == NODE_ROOT || (parent && nodes_known(f->nodes, parent)));
+    /* what shows the whole appliance takes long to make: only when somebody has looked at it */
+    return rc != -ENOTDIR && parent && (parent != NODE_ROOT ? nodes_known(f->nodes, parent) : listed);
 }
 
 /* The order for this item; false: there is nothing to do any more.  mu held, dropped meanwhile. */
@@ -309,7 +311,8 @@ static void note_answer(struct touch *t, struct item *p, int rc, int64_t last, i
     p->listed &= p->first_ms != 0;
     p->told_ns = t->shown_ns;
     p->told_size = t->shown_size;
-    p->due_ms = now + (took * FILE_SHARE > TOUCH_MIN_MS ? took * FILE_SHARE : TOUCH_MIN_MS);
+    p->cost_ms = took < 2 * p->cost_ms + 1 ? took : 2 * p->cost_ms + 1;
+    p->due_ms = now + (p->cost_ms * FILE_SHARE > TOUCH_MIN_MS ? p->cost_ms * FILE_SHARE : TOUCH_MIN_MS);
 }
 
 static void revive_helper(struct touch *t)

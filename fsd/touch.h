@@ -12,8 +12,9 @@
  * waits for the helper.
  *
  *  - Only files that the kernel knows, or whose folder it knows: nobody can watch another.
- *  - At most one touch a file in TOUCH_MIN_MS, later for those that take long to render; all of them together
- *    may take a fifth of one processor.  The last change is always followed by a touch.
+ *  - At most one touch a file in TOUCH_MIN_MS, later for those that take long to render (a hundredth of one
+ * processor each); all of them together may take a fifth of one processor.  The last change is always
+ * followed by a touch.
  *  - A touch is given only when a reader whom it wakes will see what has changed (-EAGAIN until then), and
  *    not at all when the text is what it was (-EALREADY).
  */

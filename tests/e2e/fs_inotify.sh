@@ -30,7 +30,7 @@ woken "the appliance's status" modify "$M/status" change c
 woken "its log" modify "$M/log" change d
 woken "a folder: a new object" attrib "$P" change e
 woken "a folder: a status file that nobody has looked at" modify "$P" in:never.status change never
-woken "a folder: LIST.tsv" modify "$P" in:LIST.tsv change e
+woken "a folder: LIST.tsv" modify "$P" in:LIST.tsv change another
 woken "a status file that goes: its watcher is told" delete_self "$P/e.status" rm "$P/e.json"
 
 # times and texts are not touched
