@@ -558,9 +558,13 @@ void experiments_sweep(struct sched *s)
         if (!experiment_find(s, g->name) && !deleted_one(s, g->name))
             trash(s, g->name);
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs; k++)
-            if (s->exps[i]->jobs[k]->state == ST_CANCELLED)
-                job_remove_files(s, s->exps[i]->jobs[k]);
+        for (int k = 0; k < s->exps[i]->njobs; k++) {
+            struct job *j = s->exps[i]->jobs[k];
+            if (j->state == ST_CANCELLED)
+                job_remove_files(s, j);
+            else if (j->state == ST_SUCCESSFUL)
+                job_remove_work(s, j);
+        }
     for (int i = 0; i < s->nobjects; i++) {
         const struct object *o = s->objects[i];
         char path[PATH_MAX];

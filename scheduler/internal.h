@@ -38,7 +38,9 @@ enum {
     MAX_TOGETHER = 8,   /* jobs on one worker */
     MAX_WORKERS = 64,
     MAX_CHECKS = 2, /* checks at the same time */
-    HIDDEN_S = 60,  /* how long an unlinked generated file stays away */
+    WORKER_TIMEOUT_S =
+        600,       /* a worker that says nothing for so long hangs, if the configuration says nothing else */
+    HIDDEN_S = 60, /* how long an unlinked generated file stays away */
 };
 #define SECOND_NS ((int64_t)1000000000)
 
@@ -98,6 +100,8 @@ struct job {
     bool has_run;    /* a worker has begun it once */
     bool suspect;    /* was on a worker that died: runs alone */
     int deaths_alone;
+    int deaths_unsaved;   /* of its workers since its last save past such a place; not in the catalog */
+    int past_death;       /* progress reports from beyond death_step; not in the catalog */
     long long death_step; /* where it was when its worker died */
     json_t *result;       /* of the worker, NULL until then */
     char score_key[65];   /* base rows: what was scored with what */
@@ -199,6 +203,8 @@ struct worker { /* protected by s->mutex */
     bool quitting;
     bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
     int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
+    int64_t heard_at;        /* mono: it last said something (every second, unless a step takes longer) */
+    bool hung;               /* it was killed because it said nothing */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
@@ -227,6 +233,7 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
+    int worker_timeout; /* s; 0: not given, -1: never */
 };
 
 struct sched {
@@ -430,8 +437,8 @@ const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
 /* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
 int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
 void gone_free(struct sched *s);
-/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash
- * left. */
+/* Once no worker of an earlier dtxd is left: files of deleted experiments, cancelled and successful jobs that
+ * a crash left. */
 void experiments_sweep(struct sched *s);
 
 /* jobs.c */
@@ -441,6 +448,7 @@ void job_pin_data(struct sched *s, struct job *j);
 int rows_expand(struct sched *s, struct experiment *x); /* fills x->rows */
 void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, size_t n);
 void job_remove_files(struct sched *s, struct job *j);
+void job_remove_work(struct sched *s, const struct job *j); /* training state, token caches */
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
 
 /* dispatch.c */

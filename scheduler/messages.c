@@ -7,6 +7,8 @@
 #include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
+enum { PAST_REPORTS = 4 }; /* from beyond the place where a worker died: a second and a half or more */
+
 void job_release(struct sched *s, struct job *j)
 {
     struct worker *w = j->worker;
@@ -37,8 +39,10 @@ static int finish_job(struct sched *s, struct job *j, json_t *body)
             return rc;
     }
     rc = job_event(s, j, EV_DONE, NULL);
-    if (rc == 0)
+    if (rc == 0) {
         job_release(s, j);
+        job_remove_work(s, j); /* after the catalog has it: nothing goes on from there any more */
+    }
     return rc;
 }
 
@@ -100,19 +104,6 @@ static int on_held(struct sched *s, struct worker *w, json_t *body)
     return j->exp->deleted ? 0 : job_keep(s, j);
 }
 
-static int on_progress(struct sched *s, struct worker *w, json_t *body)
-{
-    struct job *j = job_find_worker(s, w, json_str(body, "id", ""));
-
-    if (!j)
-        return 0;
-    set_json(&j->progress, json_incref(body));
-    j->progress_at = clock_mono_ns();
-    j->changed = j->exp->changed = clock_wall_ns();
-    job_changed(s, j, false);
-    return 0;
-}
-
 /* Does another job wait to be tried alone? */
 static bool suspects_wait(struct sched *s)
 {
@@ -126,13 +117,12 @@ static bool suspects_wait(struct sched *s)
 }
 
 /* Past the place where its worker died: it is not the one.  It makes room for the others that must be tried
- * alone; it goes on from this save, together with its neighbours. */
+ * alone; it goes on together with its neighbours. */
 static int clear_suspect(struct sched *s, struct worker *w, struct job *j)
 {
     int rc;
 
     j->suspect = false;
-    j->deaths_alone = 0;
     rc = job_keep(s, j);
     if (rc == 0 && suspects_wait(s))
         worker_send(s, w, PM_JOB_STOP,
@@ -148,9 +138,27 @@ static int on_saved(struct sched *s, struct worker *w, json_t *body)
         return 0;
     j->saved_step = json_int(body, "step", 0);
     w->failures = 0;
-    if (!j->suspect || j->saved_step <= j->death_step)
+    if (j->saved_step <= j->death_step || (!j->suspect && !j->deaths_alone && !j->deaths_unsaved))
         return 0;
+    j->deaths_alone = j->deaths_unsaved = 0;
     return clear_suspect(s, w, j);
+}
+
+/* Reports come every half second at most: the worker may have died so much later than the last one said.
+ * After the second death without a save between only a save counts, else it might go in circles. */
+static int on_progress(struct sched *s, struct worker *w, json_t *body)
+{
+    struct job *j = job_find_worker(s, w, json_str(body, "id", ""));
+
+    if (!j)
+        return 0;
+    set_json(&j->progress, json_incref(body));
+    j->progress_at = clock_mono_ns();
+    j->changed = j->exp->changed = clock_wall_ns();
+    job_changed(s, j, false);
+    if (!j->suspect || j->exp->deleted || json_int(body, "step", 0) <= j->death_step)
+        return 0;
+    return ++j->past_death >= PAST_REPORTS && j->deaths_unsaved < 2 ? clear_suspect(s, w, j) : 0;
 }
 
 static int on_hello(struct sched *s, struct worker *w, json_t *body)
@@ -210,6 +218,8 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
         j->suspect = true;
         j->death_step = step;
         j->deaths_alone += alone;
+        j->deaths_unsaved++;
+        j->past_death = 0;
     }
     job_release(s, j);
     set_json(&j->progress, NULL);

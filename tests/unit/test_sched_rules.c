@@ -3,7 +3,7 @@
 
 #include "scheduler/internal.h"
 
-static const char *const groups[] = {"good-a", "good-b", "slow", "hold", NULL};
+static const char *const groups[] = {"good-a", "good-b", "slow", "hold", "slow-unsaved", NULL};
 
 static void setup(void)
 {
@@ -235,6 +235,80 @@ START_TEST(suspects_one_by_one)
 }
 END_TEST
 
+static pid_t worker_pid(void)
+{
+    char *t = text_of("devices/cpu0/status"), *p = strstr(t, "pid: ");
+    pid_t pid = p ? (pid_t)atoi(p + 5) : 0;
+
+    free(t);
+    return pid;
+}
+
+/* Jobs that are not saved for a long time are together again as soon as they are past the place. */
+START_TEST(suspects_past_the_step)
+{
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json", EXPERIMENT("tiny", "\"slow-unsaved\"", ",\"seeds\":[1,2]"));
+    wait_text("devices/cpu0/status", "jobs: 2", 5);
+    wait_text("experiments/s/jobs/02-slow-unsaved-s2/progress", "step", 5);
+    kill(worker_pid(), SIGKILL);
+    wait_text("experiments/s/jobs/02-slow-unsaved-s2/status", "alone: its worker ended", 5);
+    wait_text("devices/cpu0/status", "jobs: 2", 10);
+    ck_assert(!text_has("experiments/s/jobs/01-slow-unsaved-s1/status", "alone:"));
+    ck_assert(!text_has("experiments/s/jobs/02-slow-unsaved-s2/status", "alone:"));
+    ck_assert_int_eq(word("experiments/s/control", "cancel"), 6);
+}
+END_TEST
+
+/* It gets past the place each time, and kills its worker before it is saved: not for ever. */
+START_TEST(no_circles)
+{
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json", EXPERIMENT("tiny", "\"slow-unsaved\"", ""));
+    for (int i = 0; i < 2; i++) {
+        wait_text("experiments/s/jobs/01-slow-unsaved/progress", "step", 5);
+        if (i)
+            wait_text("experiments/s/jobs/01-slow-unsaved/status", "FINETUNE", 5);
+        for (int tries = 0;
+             i && tries < 500 && text_has("experiments/s/jobs/01-slow-unsaved/status", "alone:"); tries++)
+            usleep(10000);
+        kill(worker_pid(), SIGKILL);
+        usleep(300000);
+    }
+    wait_text("experiments/s.status", "FAILED\n", 10);
+    ck_assert(text_has("experiments/s/jobs/01-slow-unsaved/status", "ended twice"));
+}
+END_TEST
+
+START_TEST(hung_worker_is_killed)
+{
+    struct buf log = BUF_INIT;
+    pid_t pid;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("experiments/s/jobs/01-slow/progress", "step", 5);
+    pthread_mutex_lock(&fake_sched->mutex);
+    fake_sched->settings.worker_timeout = 1;
+    pthread_mutex_unlock(&fake_sched->mutex);
+    pid = worker_pid();
+    kill(pid, SIGSTOP);
+    for (int i = 0; i < 3000 && (worker_pid() == pid || !worker_pid()); i++)
+        usleep(10000);
+    ck_assert_int_ne(worker_pid(), pid);
+    ck_assert_int_eq(
+        fd_read_file(sched_tree_fd(fake_sched), "experiments/s/jobs/01-slow/log", 1 << 16, &log, NULL), 0);
+    ck_assert_ptr_nonnull(strstr(log.p, "it said nothing for 1 s and was killed"));
+    buf_release(&log);
+    wait_text("experiments/s/jobs/01-slow/status", "FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/s/control", "stop"), 4);
+    wait_text("experiments/s.status", "SUCCESS\n", 10);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     Suite *suite = suite_create("sched_rules");
@@ -253,6 +327,9 @@ int main(int argc, char **argv)
     tcase_add_test(t, rm_r_of_an_experiment);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
+    tcase_add_test(t, suspects_past_the_step);
+    tcase_add_test(t, no_circles);
+    tcase_add_test(t, hung_worker_is_killed);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
     srunner_run_all(r, CK_NORMAL);
