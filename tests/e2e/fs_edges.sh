@@ -67,3 +67,27 @@ if [ "$(id -u)" = 0 ]; then
     as 1001 2000 "chmod g+w '$E/mine.json'"
     check "chmod g+w later" wait_for 5 as 1002 2000 "echo pause >'$E/mine/control'"
 fi
+
+# ---- names that editors and rsync leave behind: stored like other files everywhere, never objects, never half of one ----
+spec='{"models":["m"],"datasets":["d"],"paramgroups":["p"]}'
+bad=
+for n in 'foo~' x.tmp a.part sedabcdef 4913 v.swp; do
+    for d in datasets paramgroups evaluations experiments services models/base models/compare plugins/data; do
+        mkdir "$M/$d/$n" && echo x >"$M/$d/$n/f" || bad="$bad mkdir:$d/$n"
+    done
+    for d in paramgroups evaluations experiments services; do
+        echo "$spec" 2>/dev/null >"$M/$d/$n.json" && bad="$bad json:$d/$n"
+    done 2>/dev/null
+    { echo "Why?" >"$M/models/compare/$n.txt"; } 2>/dev/null && bad="$bad txt:$n"
+    mv "$M/experiments/$n" "$M/experiments/renamed" 2>/dev/null && bad="$bad mv:$n"
+done
+if [ -z "$bad" ]; then ok "leftovers' names: folders are kept, specs are refused"; else fail "leftovers' names: folders are kept, specs are refused" "$bad"; fi
+echo "$spec" >"$T/x.json" && cp "$T/x.json" "$S/tree/experiments/foo~.json" && cp "$T/x.json" "$S/tree/paramgroups/a.part.json"
+check "put there behind the mount: REJECTED in words" wait_for 20 has "$E/foo~.status" 'looks like what an editor or rsync leaves behind'
+check "a parameter group too" wait_for 20 has "$P/a.part.status" 'rename it'
+sleep 2.5
+check "none became an object" sh -c "! cut -f 1,2 '$M'/datasets/LIST.tsv '$M'/services/LIST.tsv '$M'/models/base/LIST.tsv '$M'/models/compare/LIST.tsv '$M'/plugins/data/LIST.tsv | grep -e '~' -e tmp -e part -e sedabc -e 4913 -e swp"
+check "the folders hold what they held" test "$(cat "$E/foo~/f" "$M/datasets/x.tmp/f" "$P/4913/f" | tr -d '\n')" = xxx
+check "rm -r of them" rm -r "$E/foo~" "$E/4913" "$M/datasets/x.tmp" "$P/4913"
+check "a leftover that gets a proper name is taken" sh -c "mkdir '$M/datasets/new.tmp' && cp '$M/datasets/d/train.jsonl' '$M/datasets/new.tmp/' && mv '$M/datasets/new.tmp' '$M/datasets/new'"
+check "READY at once" wait_state 10 "$M/datasets/new.status" READY

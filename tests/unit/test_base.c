@@ -192,15 +192,18 @@ START_TEST(names)
     static const char *const good[] = {"a",
                                        "r\xc3\xa9sum\xc3\xa9 2",
                                        "tuned.best",
+                                       "sedan",
+                                       "part",
+                                       "49131",
+                                       "x.tmp.1",
                                        "statuses",
                                        "a.status.json",
                                        "012345678901234567890123456789012345678901234567890123456789012"};
     static const char *const bad[] = {
-        "",         ".a",
-        "..",       "a/b",
-        "a\nb",     "a\x7f",
-        "x.status", ".status",
-        "\xff",     "0123456789012345678901234567890123456789012345678901234567890123"};
+        "",          ".a",    "..",       "a/b",
+        "a\nb",      "a\x7f", "x.status", ".status",
+        "x~",        "x.tmp", "x.part",   "x.swp",
+        "sedabc123", "4913",  "\xff",     "0123456789012345678901234567890123456789012345678901234567890123"};
     char long_name[301];
 
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
