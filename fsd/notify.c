@@ -8,7 +8,7 @@
 #include "scheduler/base/log.h"
 
 /* Changes gather for a moment; more than so many paths are dropped: the timeouts do it then. */
-enum { GATHER_MS = 50, TIDY_S = 5, MAX_PATHS = 4096, MAX_CHILDREN = 256 };
+enum { GATHER_MS = 50, TIDY_S = 5, LOOK_S = 1, MAX_PATHS = 4096, MAX_CHILDREN = 256 };
 
 struct notify {
     struct fs *f;
@@ -141,7 +141,7 @@ static void *notify_main(void *arg)
     bool stop;
 
     do {
-        struct timespec until = in_ms(TIDY_S * 1000);
+        struct timespec until = in_ms(LOOK_S * 1000);
 
         pthread_mutex_lock(&n->mu);
         while (!n->stop && !n->paths && pthread_cond_timedwait(&n->wake, &n->mu, &until) == 0)
@@ -153,6 +153,7 @@ static void *notify_main(void *arg)
         pthread_mutex_unlock(&n->mu);
         if (!stop)
             tell_all(n);
+        fs_linger_round(n->f);
         if (clock_mono_ns() - tidied > TIDY_S * (int64_t)1000000000) {
             tidied = clock_mono_ns();
             backing_tidy(n->f->backing);

@@ -8,6 +8,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 #include "fsd/touch.h"
 
@@ -39,7 +40,10 @@ static int set_owner(int fd, const struct stat *attr, int to_set)
 static int set_size(struct handle *h, int path_fd, off_t size)
 {
     char path[40];
+    int rc = channel_kills_setid() ? backing_kill_setid(path_fd) : 0;
 
+    if (rc < 0)
+        return rc;
     if (h && h->kind == HANDLE_FILE && h->writer)
         return ftruncate(h->fd, size) ? -errno : 0;
     return truncate(backing_proc_path(path_fd, path), size) ? -errno : 0;
@@ -253,7 +257,10 @@ void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = setxattr(path, name, value, size, flags) ? -errno : 0;
+        if (rc == -EEXIST && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);
@@ -267,7 +274,10 @@ void fs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = removexattr(path, name) ? -errno : 0;
+        if (rc == -ENODATA && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);

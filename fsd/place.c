@@ -60,6 +60,13 @@ int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place
     return look_up(p);
 }
 
+int place_of_path(const char *path, struct place *p)
+{
+    buf_init(&p->path);
+    buf_adds(&p->path, path);
+    return look_up(p);
+}
+
 void place_release(struct place *p)
 {
     buf_release(&p->path);

@@ -6,7 +6,8 @@
  *      xn = norm(x)                                     (the head belongs to the caller: loss or logits)
  *
  * every W with the adapters of the pack.  With training each layer keeps its struct layer_acts for
- * backward.c; without, all layers share one, and x_last is the same buffer as every layer's x.
+ * backward.c, or its x alone, from which forward_again makes the rest; without, all layers share one, and
+ * x_last is the same buffer as every layer's x.
  */
 #include <math.h>
 
@@ -103,7 +104,8 @@ static void decode_layer(struct dtx_base *b, const struct op_pack *p, int layer,
     b->ops->decode_layer(b->dev, p, &l);
 }
 
-static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer, bool train, void *x_out)
+/* A layer but for its last product. */
+static void forward_inside(struct dtx_base *b, const struct op_pack *p, int layer, bool train)
 {
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
@@ -111,15 +113,28 @@ static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer
     struct workspace *ws = b->ws;
     struct layer_acts *a = &ws->layer[layer];
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O),
-                     gate_up = linear_of(b, layer, H_GATE_UP), down = linear_of(b, layer, H_DOWN);
+                     gate_up = linear_of(b, layer, H_GATE_UP);
     o->rmsnorm(b->dev, p, a->x, w->norm1, c->hidden, c->rms_eps, ws->xn, train ? a->rstd1 : NULL);
     o->linear(b->dev, p, &qkv, ws->xn, NULL, a->qkv, a->h[H_QKV]);
     attend(b, p, layer, train);
     o->linear(b->dev, p, &out, a->o, a->x, a->x2, a->h[H_O]);
     o->rmsnorm(b->dev, p, a->x2, w->norm2, c->hidden, c->rms_eps, ws->xn, train ? a->rstd2 : NULL);
     o->linear(b->dev, p, &gate_up, ws->xn, NULL, a->gu, a->h[H_GATE_UP]);
-    o->swiglu(b->dev, p, a->gu, c->ffn, ws->a);
-    o->linear(b->dev, p, &down, ws->a, a->x2, x_out, a->h[H_DOWN]);
+}
+
+void forward_again(struct dtx_base *b, const struct op_pack *p, int layer)
+{
+    forward_inside(b, p, layer, true);
+}
+
+static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer, bool train, void *x_out)
+{
+    struct workspace *ws = b->ws;
+    struct layer_acts *a = &ws->layer[layer];
+    struct op_linear down = linear_of(b, layer, H_DOWN);
+    forward_inside(b, p, layer, train);
+    b->ops->swiglu(b->dev, p, a->gu, b->config.ffn, ws->a);
+    b->ops->linear(b->dev, p, &down, ws->a, a->x2, x_out, a->h[H_DOWN]);
 }
 
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)

@@ -2,7 +2,7 @@
  * Generation of many sequences together, each with its own adapter.
  *
  * A step first takes the new sequences: their prompts go through the model as segments of one pack (in groups
- * of about ops->pack_rows rows), filling their caches.  The others go as a decode pack, one row each.  Then
+ * of about SERVE_ROWS rows), filling their caches.  The others go as a decode pack, one row each.  Then
  * every one of them gets a token.  A sequence's numbers depend on itself alone: a prompt is a segment, a
  * decode row its own.
  *
@@ -55,12 +55,16 @@ int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dt
 {
     const struct dtx_model_config *c = &b->config;
     int rc = check_prompt(b, prompt, n_prompt, s, e);
+    if (rc == 0) /* now, so that no step has to ask for memory */
+        rc = workspace_need(b, pack_padded(b, (int)n_prompt), a ? a->rank : 0, false, e);
     if (rc < 0)
         return rc;
     size_t cap = n_prompt + (size_t)s->max_new_tokens;
     cap = cap < (size_t)c->max_positions ? cap : (size_t)c->max_positions;
-    size_t bytes =
-        (size_t)c->layers * 2 * cap * (size_t)(c->kv_heads * c->head_dim) * (size_t)b->ops->act_bytes;
+    size_t bytes = dtx_cache_bytes(b->device, c, (int)cap);
+    rc = base_need_positions(b, (int)cap, e);
+    if (rc < 0)
+        return rc;
     struct dtx_seq *q = calloc(1, sizeof *q);
     if (!q)
         return dtx_fail(e, -ENOMEM, "out of memory");
@@ -206,7 +210,7 @@ int dtx_seq_step(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct 
         if (decoding[i] || seqs[i]->finish != DTX_RUNNING)
             continue;
         int r = pack_padded(b, seqs[i]->n);
-        if (k && rows + r > b->ops->pack_rows) {
+        if (k && rows + r > SERVE_ROWS) {
             rc = run(b, group, k, false, e);
             k = rows = 0;
         }

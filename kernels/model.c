@@ -158,6 +158,8 @@ int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_b
         b->layer = calloc((size_t)b->config.layers, sizeof *b->layer);
         l.files = files;
         rc = b->layer ? load_all(&l) : dtx_fail(e, -ENOMEM, "out of memory");
+        if (rc == 0)
+            rc = base_reserve(b, e);
     }
     st_close(files);
     free(l.buffer);
@@ -246,6 +248,7 @@ int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e)
     free(host);
     b->ops->free(b->dev, b->rope);
     b->rope = table;
+    b->moved++;
     b->rope_positions = (int)n;
     return 0;
 }
@@ -277,5 +280,6 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     if (!b->logits || !b->greedy)
         return -ENOMEM;
     b->gen_rows = rows;
+    b->moved++;
     return 0;
 }

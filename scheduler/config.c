@@ -11,10 +11,11 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-/* worker_timeout: seconds after which a worker that says nothing is killed.  admins: user names or numbers
- * who may change what is not theirs.  roots: folders that datasets may name, hosts: what may be fetched from,
- * quotas: bytes a user may store; these three are read by later parts and only checked here. */
-static const char *const keys[] = {"admins", "roots", "hosts", "quotas", "worker_timeout"};
+/* admins: user names or numbers who may change what is not theirs.  memory: what DTX may use of the devices.
+ * worker_timeout: seconds after which a worker that says nothing is killed.  roots: folders that datasets may
+ * name, hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts
+ * and only checked here. */
+static const char *const keys[] = {"admins", "memory", "worker_timeout", "roots", "hosts", "quotas"};
 enum { KEYS = sizeof(keys) / sizeof(keys[0]) };
 
 static int check_keys(const json_t *v, const char *text, size_t n, const char *path, struct dtx_err *e)
@@ -34,11 +35,11 @@ static int check_keys(const json_t *v, const char *text, size_t n, const char *p
             continue;
         json_locate(text, n, key, 1, &line, &column);
         near = text_nearest(key, keys, KEYS);
-        return dtx_fail(
-            e, -EINVAL,
-            "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, roots, hosts, quotas or worker_timeout",
-            path, line, column, key, near < 0 ? "" : "; did you mean \"", near < 0 ? "" : keys[near],
-            near < 0 ? "" : "\"?");
+        return dtx_fail(e, -EINVAL,
+                        "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, memory, worker_timeout, "
+                        "roots, hosts or quotas",
+                        path, line, column, key, near < 0 ? "" : "; did you mean \"",
+                        near < 0 ? "" : keys[near], near < 0 ? "" : "\"?");
     }
     return 0;
 }
@@ -93,6 +94,56 @@ static int read_worker_timeout(const json_t *all, struct settings *out, struct d
     return 0;
 }
 
+/* "40 GiB", "800M", or a number of bytes. */
+static int one_size(const json_t *v, const char *where, uint64_t *bytes, struct dtx_err *e)
+{
+    static const char units[] = "KMGT";
+    const char *text = json_string_value(v), *unit;
+    char *end = NULL;
+    double n = json_is_integer(v) ? (double)json_integer_value(v) : text ? strtod(text, &end) : -1;
+    bool ok = n > 0 && n < 1e18;
+
+    if (ok && text) {
+        while (*end == ' ')
+            end++;
+        unit = *end ? strchr(units, *end & ~0x20) : NULL;
+        if (unit)
+            n *= (double)(1ull << (10 * (unit - units + 1)));
+        ok = end != text && (!*end || (unit && (!end[1] || !strcmp(end + 1, "B") || !strcmp(end + 1, "iB"))));
+    }
+    if (!ok || n < 1 || n >= 1e18)
+        return dtx_fail(e, -EINVAL, "%s: expected a size like \"40 GiB\", found %s", where,
+                        text ? text : "something else");
+    *bytes = (uint64_t)n;
+    return 0;
+}
+
+/* One size for each device, or an object of sizes by the device's name. */
+static int read_memory(const json_t *all, struct settings *out, struct dtx_err *e)
+{
+    json_t *v = json_object_get(all, "memory"), *size;
+    char where[64];
+    const char *label;
+    int rc = 0;
+
+    if (!json_is_object(v))
+        return v ? one_size(v, "memory", &out->memory, e) : 0;
+    json_object_foreach(v, label, size)
+    {
+        struct device_memory *m = &out->device_memory[out->ndevice_memory];
+        if (rc)
+            continue;
+        if (out->ndevice_memory == MAX_WORKERS || strlen(label) >= sizeof(m->label))
+            return dtx_fail(e, -EINVAL, "memory: expected names of devices/ like gpu0, found \"%.40s\"",
+                            label);
+        snprintf(where, sizeof(where), "memory: %s", label);
+        strcpy(m->label, label);
+        rc = one_size(size, where, &m->bytes, e);
+        out->ndevice_memory++;
+    }
+    return rc;
+}
+
 /* A wrong file changes nothing: what was read before stays, and the log says what is wrong. */
 void config_load(struct sched *s)
 {
@@ -109,7 +160,8 @@ void config_load(struct sched *s)
         rc = json_parse_text(s->config_path, text.p ? text.p : "", text.len, &all, &e);
     if (rc == 0)
         rc = check_keys(all, text.p, text.len, s->config_path, &e);
-    if (rc == 0 && ((rc = read_admins(all, &now, &e)) || (rc = read_worker_timeout(all, &now, &e))))
+    if (rc == 0 && ((rc = read_admins(all, &now, &e)) || (rc = read_memory(all, &now, &e)) ||
+                    (rc = read_worker_timeout(all, &now, &e))))
         dtx_fail_context(&e, "%s", s->config_path);
     buf_release(&text);
     json_decref(all);

@@ -170,11 +170,13 @@ static bool behind_the_back(struct intake *i, enum drop_event ev, int64_t now)
     return true;
 }
 
+static int64_t next_look(const struct intake *i);
+
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who, int64_t now)
 {
     struct place p;
     struct intake *i;
-    bool quiet;
+    bool quiet, known;
 
     if (!place_of(path, &p) || !is_drop(&p, ev))
         return false;
@@ -193,8 +195,29 @@ bool intake_note(struct sched *s, enum drop_event ev, const char *path, const st
         i->has_who = true;
     }
     quiet = i->dirty && (ev == DROP_WRITE || ev == DROP_FSYNC || ev == DROP_SETATTR);
+    known = i->dirty && !i->gone && i->announced == i->gen;
     note(i, ev, &p, now);
+    if (known && i->dirty && !i->gone) { /* RECEIVING already: nothing to do before it is due */
+        i->announced = i->gen;
+        return next_look(i) < s->looks_at;
+    }
     return !quiet;
+}
+
+bool intake_receiving(struct sched *s, const char *path)
+{
+    struct intake *i = s->intakes;
+    struct place p;
+
+    if (!place_of(path, &p))
+        return false;
+    while (i && strcmp(i->path, p.root) != 0)
+        i = i->next;
+    if (!i || !i->dirty || i->gone || !i->writers)
+        return false;
+    i->announced += i->announced == i->gen;
+    i->gen++; /* if it is just being taken: that was too early */
+    return true;
 }
 
 int64_t intake_due(const struct intake *i)
@@ -428,6 +451,8 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     if (rc == -EAGAIN)
         i->wait_long = true;
     if (rc || gen != i->gen) {
+        if (gen != i->gen)
+            i->announced = i->gen - 1; /* changed while it was taken: RECEIVING again, at once */
         if (rc != -EAGAIN && rc)
             i->retry_at = now + SECOND_NS;
         return;
@@ -458,22 +483,26 @@ void intake_round(struct sched *s, int64_t now)
     }
 }
 
+/* Mono time at which intake_round has something to do about it. */
+static int64_t next_look(const struct intake *i)
+{
+    int64_t t = INT64_MAX;
+
+    if (i->maybe)
+        t = i->maybe_at;
+    else if (i->dirty)
+        t = i->announced != i->gen ? 0 : intake_due(i);
+    if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)
+        t = i->look_at > i->last + spec_released ? i->look_at : i->last + spec_released;
+    return t < i->retry_at ? i->retry_at : t;
+}
+
 int64_t intake_next(const struct sched *s)
 {
-    int64_t next = INT64_MAX;
+    int64_t next = INT64_MAX, t;
 
-    for (const struct intake *i = s->intakes; i; i = i->next) {
-        int64_t t = INT64_MAX;
-        if (i->maybe)
-            t = i->maybe_at;
-        else if (i->dirty)
-            t = i->announced != i->gen ? 0 : intake_due(i);
-        if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)
-            t = i->look_at > i->last + spec_released ? i->look_at : i->last + spec_released;
-        if (t < i->retry_at)
-            t = i->retry_at;
-        if (t < next)
+    for (const struct intake *i = s->intakes; i; i = i->next)
+        if ((t = next_look(i)) < next)
             next = t;
-    }
     return next;
 }

@@ -35,7 +35,8 @@ enum {
     JOB_NAME_MAX = 63,  /* bytes */
     MAX_JOBS = 1000,    /* of one experiment */
     MAX_SPEC = 1 << 20, /* bytes of a spec or prompt */
-    MAX_TOGETHER = 8,   /* jobs on one worker */
+    MAX_TOGETHER = 256, /* jobs on one worker; what bounds them is its memory */
+    MAX_AHEAD = 4,      /* of them, those that do not compute yet: it prepares their data */
     MAX_WORKERS = 64,
     MAX_CHECKS = 2, /* checks at the same time */
     WORKER_TIMEOUT_S =
@@ -100,8 +101,6 @@ struct job {
     bool has_run;    /* a worker has begun it once */
     bool suspect;    /* was on a worker that died: runs alone */
     int deaths_alone;
-    int deaths_unsaved;   /* of its workers since its last save past such a place; not in the catalog */
-    int past_death;       /* progress reports from beyond death_step; not in the catalog */
     long long death_step; /* where it was when its worker died */
     json_t *result;       /* of the worker, NULL until then */
     char score_key[65];   /* base rows: what was scored with what */
@@ -116,6 +115,11 @@ struct job {
     json_t *progress;    /* last progress message, NULL: none */
     int64_t progress_at; /* mono */
     long long saved_step;
+    bool begun;       /* with worker: it computes */
+    bool waits;       /* with worker: it does not fit beside what runs there now */
+    uint64_t too_big; /* bits of the workers whose devices it can never fit */
+    int died_on;      /* index + 1 of the worker that last died while this job was alone there, 0: none */
+    bool recalled;    /* with worker: told to give it back, another one is idle */
     int64_t waiting_since; /* mono: could not be placed since */
     int64_t retry_at;
 };
@@ -192,6 +196,7 @@ struct worker { /* protected by s->mutex */
     char device[32]; /* argument: cpu, cuda:0 */
     char label[32];  /* devices/LABEL: cpu0, gpu0 */
     int threads;
+    uint64_t share; /* bytes of memory, where several share what the machine has; 0: it has its own */
     enum worker_state state;
     pid_t pid;
     int fd; /* socket, -1 */
@@ -208,6 +213,7 @@ struct worker { /* protected by s->mutex */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
+    int ahead, waiting;    /* of them, counted while dispatching: not begun, without memory */
     int asks;              /* outstanding */
     json_t *hello, *stats; /* last hello and device messages */
     char *trouble;         /* why it is down */
@@ -234,6 +240,12 @@ struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
     int worker_timeout; /* s; 0: not given, -1: never */
+    uint64_t memory;    /* bytes of each device that DTX may use; 0: all but a twentieth */
+    struct device_memory {
+        char label[32];
+        uint64_t bytes;
+    } device_memory[MAX_WORKERS];
+    int ndevice_memory;
 };
 
 struct sched {
@@ -263,10 +275,13 @@ struct sched {
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
+    int64_t watch_at; /* mono: inotify is not looked at before; loop thread only */
+    int64_t looks_at; /* mono: the loop sleeps until then at most */
     long long next_ask;
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
+    int64_t waits_at; /* mono: when jobs without a place are looked at next */
 
     pthread_cond_t changes_cond;
     char **changes; /* paths for on_change */
@@ -396,6 +411,7 @@ void experiment_close_folder(struct sched *s, const struct experiment *x);
  * should look. */
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
                  int64_t now);
+bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
@@ -415,7 +431,7 @@ void scan_store(struct sched *s, int64_t now);
 int watcher_open(struct sched *s, struct dtx_err *e);
 void watcher_close(struct sched *s);
 int watcher_fd(const struct sched *s);
-void watcher_read(struct sched *s, int64_t now);
+bool watcher_read(struct sched *s, int64_t now); /* true: there was something */
 
 /* checks.c */
 void checks_round(struct sched *s, int64_t now);
@@ -460,7 +476,10 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
-bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
+/* Is one up whose device may be large enough? */
+bool worker_for(const struct sched *s, const struct job *j);
+bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
+bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);

@@ -257,6 +257,8 @@ json_t *job_spec(struct job *j)
     json_object_set_new(v, "work_dir", json_string(work_dir));
     if (tuned[0])
         json_object_set_new(v, "tuned_dir", json_string(tuned));
+    if (j->suspect)
+        json_object_set_new(v, "save_after", json_integer(j->death_step));
     json_object_set_new(v, "uid", json_integer(j->exp->uid));
     json_object_set_new(v, "gid", json_integer(j->exp->gid));
     return json_pack("{so so}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "spec", v);

@@ -69,6 +69,10 @@ enum drop_event {
 };
 void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, const struct caller *who);
 
+/* A local writer was noted (DROP_OPEN_WRITE): is what path belongs to RECEIVING, so that it stays so until
+ * DROP_RELEASE whether or not DROP_WRITE is told? */
+bool sched_receiving(struct sched *s, const char *path);
+
 /* May `path` be changed, removed, renamed or truncated now?  0, or -EPERM when a job holds it (the log says
  * which). */
 int sched_may_change(struct sched *s, const char *path, const struct caller *who);

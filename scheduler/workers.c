@@ -67,6 +67,9 @@ static int plan_cpus(struct sched *s, int n)
     for (int i = 0; i < n; i++) {
         snprintf(label, sizeof(label), "cpu%d", i);
         add_worker(s, "cpu", label, cores / n > 0 ? cores / n : 1);
+        s->workers[i].share = n > 1 ? (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) /
+                                          (uint64_t)n / 20 * 19
+                                    : 0;
     }
     return 0;
 }
@@ -152,8 +155,8 @@ static bool old_workers_gone(struct sched *s, int64_t now)
     return gone;
 }
 
-/* In the child, between fork and exec: async-signal-safe calls only. */
-static void become_worker(int sock, int lock, int log, char *const argv[])
+/* In the child, between vfork and exec: async-signal-safe calls only, on a stack frame of its own. */
+static void __attribute__((noinline, noreturn)) become_worker(int sock, int lock, int log, char *const argv[])
 {
     int null = open("/dev/null", O_RDWR);
     sigset_t empty;
@@ -175,17 +178,29 @@ static void become_worker(int sock, int lock, int log, char *const argv[])
     _exit(127);
 }
 
+/* What its process may use of the device; 0: it sees for itself. */
+static uint64_t memory_of(const struct sched *s, const struct worker *w)
+{
+    for (int i = 0; i < s->settings.ndevice_memory; i++)
+        if (strcmp(s->settings.device_memory[i].label, w->label) == 0)
+            return s->settings.device_memory[i].bytes;
+    return s->settings.memory ? s->settings.memory : w->share;
+}
+
 static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
 {
-    char lock_name[64], threads[16];
+    char lock_name[64], threads[16], memory[32];
     char *argv[] = {s->worker_path, (char *)"--store",
                     s->store,       (char *)"--device",
-                    w->device,      w->threads ? (char *)"--threads" : NULL,
+                    w->device,      (char *)"--memory",
+                    memory,         w->threads ? (char *)"--threads" : NULL,
                     threads,        NULL};
     int pair[2], lock;
+    pid_t pid;
 
     snprintf(lock_name, sizeof(lock_name), "run/worker-%d.lock", w->index);
     snprintf(threads, sizeof(threads), "%d", w->threads);
+    snprintf(memory, sizeof(memory), "%llu", (unsigned long long)memory_of(s, w));
     lock = fd_lock_file(s->store_fd, lock_name, e);
     if (lock < 0)
         return lock;
@@ -194,9 +209,10 @@ static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
         close(lock);
         return e->code;
     }
-    w->pid = fork();
-    if (w->pid == 0)
+    pid = vfork(); /* not fork: see fsd/channel.c, make_pages_present */
+    if (pid == 0)
         become_worker(pair[1], lock, s->log_fd, argv);
+    w->pid = pid; /* not by the child, with which we share memory */
     if (w->pid < 0)
         dtx_fail_errno(e, "cannot start a process");
     close(lock);
@@ -413,6 +429,22 @@ void workers_round(struct sched *s, int64_t now)
             start_worker(s, w, now);
         }
     }
+}
+
+bool worker_for(const struct sched *s, const struct job *j)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (s->workers[i].state == WS_UP && !(j->too_big >> i & 1))
+            return true;
+    return false;
+}
+
+bool worker_beside(const struct sched *s, const struct worker *w)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (&s->workers[i] != w && s->workers[i].state == WS_UP)
+            return true;
+    return false;
 }
 
 bool worker_has_base(const struct worker *w, const char *base)

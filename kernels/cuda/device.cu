@@ -413,8 +413,7 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
         dh = (bf16 *)dev_alloc(d, cu_linear_h_floats(p, l->n_parts) * sizeof(float));
         if (!dh)
             return;
-        lora_down_back(d, p, l, (const bf16 *)dy, dh);
-        lora_grads(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
+        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
         if (dx)
             lora_up_back(d, p, l, dh, (bf16 *)dx);
     }
@@ -423,23 +422,29 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
     dev_free(d, dh);
 }
 
-/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other. */
+/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other.
+ * A segment just over GRAD_ROWS has two slices of gradients, so a pack of many has up to twice as many as its rows need.
+ * Where an algorithm is chosen, one more result of a product lies beside that. */
 static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
                                uint32_t targets)
 {
     static const struct {
         int n, target[3];
     } linear[] = {{3, {DTX_Q, DTX_K, DTX_V}}, {1, {DTX_O}}, {2, {DTX_GATE, DTX_UP}}, {1, {DTX_DOWN}}};
-    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? div_up(rows, GRAD_ROWS) : 0, most = 0;
+    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? 2 * (size_t)rows / GRAD_ROWS : 0, most = 0;
     size_t R = (size_t)div_up(rows, ROW_ALIGN) * ROW_ALIGN, head = head_scratch(rows, hidden, vocab);
 
     for (const auto &q : linear) {
-        size_t columns = 0;
+        int n[3] = {}, in = l->in[q.target[0]], out = 0;
         for (int i = 0; i < q.n; i++)
-            columns += (size_t)l->in[q.target[i]] + (size_t)l->out[q.target[i]];
-        size_t bytes = q.n * R * hr * sizeof(bf16) + slots * columns * hr * sizeof(float);
+            out += n[i] = l->out[q.target[i]];
+        size_t forward = lora_down_scratch(R, in, q.n, (int)hr), back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
+        size_t choice = rows ? gemm_scratch(rows, in > out ? in : out, sizeof(bf16)) : 0;
+        size_t lora = forward > back ? forward : back;
+        size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
         most = bytes > most ? bytes : most;
     }
+    head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, vocab, sizeof(float)) : 0;
     return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
 }
 
@@ -448,11 +453,16 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
 static void cu_info(op_dev *d, struct dtx_device_info *info)
 {
     size_t free_bytes = 0, total = 0;
+    cudaMemPool_t pool;
+    uint64_t own = 0;
     *info = d->info;
     if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess) {
         info->mem_total = total;
         info->mem_used = total - free_bytes;
     }
+    if (cudaDeviceGetDefaultMemPool(&pool, d->index) == cudaSuccess &&
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &own) == cudaSuccess)
+        info->mem_own = own;
 }
 
 static void cu_close(op_dev *d)

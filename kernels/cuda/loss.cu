@@ -9,7 +9,7 @@
 
 #include <math_constants.h>
 
-enum { HEAD_ROWS = 2048, HEAD_THREADS = 512 };
+enum { HEAD_THREADS = 512 };
 
 __global__ void gather_rows_kernel(const bf16 *x, const int32_t *rows, int hidden, bf16 *out)
 {

@@ -19,9 +19,10 @@ for shape in $SHAPES; do
     cases="train:1:4:1024:16:0:10 train:1:2:2048:16:0:8 train:1:4:1024:16:0.1:10 train:8:1:512:16:0:10 train:1:1:512:16:0:10
         train:1:2:512:16:0:10 decode:1:128:128:0 decode:1:128:128:16 decode:8:128:128:16"
     if [ "${SCALING:-0}" = 1 ]; then
-        for s in 512 1024 2048; do cases="$cases train:1:$((4096 / s)):$s:16:0:6"; done
-        for n in 1 2 4 8 16 32; do cases="$cases train:$n:1:512:16:0:6"; done
-        for r in 8 16 32 64 128; do cases="$cases train:1:4:1024:$r:0:6"; done
+        for s in 512 2048 4096; do cases="$cases train:1:$((4096 / s)):$s:16:0:6"; done
+        cases="$cases train:1:1:8192:16:0:4"
+        for n in 2 4 16 32; do cases="$cases train:$n:1:512:16:0:6"; done
+        for r in 8 32 64 128; do cases="$cases train:1:4:1024:$r:0:6"; done
     fi
     # shellcheck disable=SC2086
     "$BUILD/engine_bench" "$model" cuda:0 $cases >"$OUT/dtx-$shape.jsonl" || bad=1
@@ -30,6 +31,11 @@ for shape in $SHAPES; do
     fi
     python3 tests/bench/table.py "$shape" "$model/config.json" "$OUT/dtx-$shape.jsonl" "$OUT/peer-$shape.jsonl" |
         tee "$OUT/table-$shape.md"
+    if [ "${SCALING:-0}" = 1 ]; then
+        python3 tests/bench/scaling.py "$OUT/dtx-$shape.jsonl" "$OUT/scaling-$shape.svg" \
+            "$shape, $(nvidia-smi --query-gpu=name --format=csv,noheader | head -1), $(date +%F)" |
+            tee "$OUT/scaling-$shape.md"
+    fi
 done
 echo "results in $OUT"
 exit $bad

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole appliance on a GPU: the demo's experiment through the mount, then one of its jobs alone (its adapter must be
-# the same bytes), a comparison, and the same experiment on the CPU beside it.   BUILD=build tests/gpu/appliance.sh
+# the same bytes), a comparison.   BUILD=build tests/gpu/appliance.sh
 # shellcheck source=tests/e2e/lib.sh
 DEVICES=${DEVICES:-cuda}
 . "$(dirname "$0")/../e2e/lib.sh"

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Everything that needs a GPU, and a table at the end:
-#   parity of each operation with the CPU version, golden runs, the oracle (transformers + PEFT), compute-sanitizer on
-#   parity, the benchmark.
+#   parity of each operation with the CPU version, the golden runs beside PEFT's own in bf16, the oracle (transformers +
+#   PEFT), compute-sanitizer on parity, the whole appliance, the benchmark.
 #
-#   tests/gpu/run.sh [STEP...]      steps: parity golden oracle sanitizer bench (default: all)
+#   tests/gpu/run.sh [STEP...]      steps: parity golden oracle sanitizer appliance bench (default: all)
 #
 # Builds what is missing if nvcc and make are there; on a machine without them it uses the carried build.  Environment:
 # BUILD (build), ORACLE_SHAPES ("7b"; "7b 8b"), MODELS (/dev/shm), OUT (a new folder under /tmp), and those of
@@ -30,8 +30,8 @@ step() { # NAME COMMAND...: runs it, its output in OUT/NAME.log, a line in the t
 parity() { "$BUILD/gpu_parity" 1 && "$BUILD/gpu_parity" 2; }
 older_code() { DTX_CUDA_NO_HOPPER=1 DTX_CUDA_NO_OVERLAP=1 "$BUILD/gpu_parity" 3; } # the paths of other GPUs
 golden() {
-    [ -x "$BUILD/tests/test_engine_golden" ] && [ -d ../shared/golden ] || { echo "no golden data here"; return 77; }
-    DTX_DEVICE=cuda:0 "$BUILD/tests/test_engine_golden"
+    [ -d ../shared/golden ] || { echo "no golden data here"; return 77; }
+    "$BUILD/gpu_golden" cuda:0 >"$OUT/golden.jsonl" && python3 tests/gpu/golden.py "$OUT/golden.jsonl"
 }
 oracle() {
     model=$MODELS/dtx-$1
@@ -44,15 +44,16 @@ sanitizer() {
 }
 
 if command -v make >/dev/null && command -v nvcc >/dev/null && [ ! -x "$BUILD/gpu_parity" ]; then
-    step build make -s cuda "$BUILD/gpu_parity" "$BUILD/gpu_oracle" "$BUILD/engine_bench"
+    step build make -s cuda "$BUILD/gpu_parity" "$BUILD/gpu_oracle" "$BUILD/gpu_golden" "$BUILD/engine_bench"
 fi
 [ -x "$BUILD/gpu_parity" ] || { echo "no build in $BUILD, and nvcc or make is missing" >&2; exit 2; }
-for s in ${*:-parity golden oracle sanitizer bench}; do
+for s in ${*:-parity golden oracle sanitizer appliance bench}; do
     case $s in
     parity) step parity parity && step parity-older older_code ;;
     golden) step golden golden ;;
     oracle) for shape in ${ORACLE_SHAPES:-7b}; do step "oracle-$shape" oracle "$shape"; done ;;
     sanitizer) step sanitizer sanitizer ;;
+    appliance) step appliance tests/gpu/appliance.sh ;;
     bench) step bench tests/bench/run.sh "$OUT/bench" ;;
     *) echo "unknown step $s" >&2; exit 2 ;;
     esac

@@ -1,63 +1,6 @@
 /* The four runs of transformers + PEFT, reproduced from their first adapters. */
 #include "tests/unit/engine_util.h"
-
-#define GOLDEN "../shared/golden/peft"
-#define MODEL  "../shared/models/stories260K"
-
-static json_t *load(const char *path)
-{
-    json_t *v = NULL;
-    MUST(json_parse_file(AT_FDCWD, path, 1 << 24, &v, &e));
-    return v;
-}
-
-static struct dtx_rows encoded(void)
-{
-    struct buf b = BUF_INIT;
-    MUST(fd_read_file(AT_FDCWD, GOLDEN "/encoded.jsonl", 1 << 24, &b, &e));
-    struct dtx_rows r = {.ids = calloc(1 << 18, 4), .labels = calloc(1 << 18, 4), .start = calloc(10000, 8)};
-    for (char *line = strtok(b.p, "\n"); line; line = strtok(NULL, "\n")) {
-        json_t *v = NULL;
-        MUST(json_parse_text("encoded", line, strlen(line), &v, &e));
-        json_t *ids = json_object_get(v, "input_ids"), *labels = json_object_get(v, "labels");
-        for (size_t i = 0; i < json_array_size(ids); i++) {
-            r.ids[r.start[r.n] + i] = (int32_t)json_integer_value(json_array_get(ids, i));
-            r.labels[r.start[r.n] + i] = (int32_t)json_integer_value(json_array_get(labels, i));
-        }
-        r.start[r.n + 1] = r.start[r.n] + json_array_size(ids);
-        r.n++;
-        json_decref(v);
-    }
-    buf_release(&b);
-    return r;
-}
-
-static struct dtx_train_params params_of(const json_t *c)
-{
-    struct dtx_train_params p = {
-        .learning_rate = json_num(c, "lr", 0),
-        .weight_decay = json_num(c, "wd", 0),
-        .max_grad_norm = json_num(c, "clip", 0),
-        .warmup_ratio = json_num(c, "warmup_ratio", 0),
-        .epochs = json_num(c, "epochs", 0),
-        .batch_size = (int)json_int(c, "batch", 0),
-        .grad_acc_steps = (int)json_int(c, "accum", 0),
-        .block_size = 512,
-        .rank = (int)json_int(c, "r", 0),
-        .alpha = json_num(c, "alpha", 0),
-        .rslora = json_flag(c, "rslora", 0),
-        .seed = 42,
-    };
-    const char *s = json_str(c, "scheduler", ""), *o = json_str(c, "optimizer", "");
-    p.schedule = strcmp(s, "cosine") == 0 ? DTX_COSINE : strcmp(s, "linear") == 0 ? DTX_LINEAR : DTX_CONSTANT;
-    p.optimizer = strcmp(o, "sgd") == 0 ? DTX_SGD : DTX_ADAMW;
-    const json_t *targets = json_object_get(c, "targets");
-    for (size_t i = 0; i < json_array_size(targets); i++)
-        for (int t = 0; t < DTX_TARGETS; t++)
-            if (strcmp(json_string_value(json_array_get(targets, i)), dtx_target_names[t]) == 0)
-                p.targets |= 1u << t;
-    return p;
-}
+#include "tests/unit/golden.h"
 
 static double relative(double got, double want)
 {
@@ -155,15 +98,14 @@ static void run_case(const char *name)
     struct dtx_job *j;
     struct dtx_adapter *a;
     struct dtx_tokenizer *t;
-    struct dtx_rows rows = encoded();
-    snprintf(path, sizeof path, GOLDEN "/%s/case.json", name);
-    json_t *c = load(path);
-    snprintf(path, sizeof path, GOLDEN "/%s/steps.json", name);
-    json_t *steps = load(path);
-    snprintf(path, sizeof path, GOLDEN "/%s/eval.json", name);
-    json_t *eval = load(path);
+    struct dtx_rows rows;
+    struct dtx_err e = {0};
+    MUST(golden_rows(&rows, &e));
+    json_t *c = golden_json(name, "case.json", &e), *steps = golden_json(name, "steps.json", &e),
+           *eval = golden_json(name, "eval.json", &e);
+    ck_assert_msg(c && steps && eval, "%s", e.msg);
     snprintf(path, sizeof path, GOLDEN "/%s/init", name);
-    struct dtx_train_params p = params_of(c);
+    struct dtx_train_params p = golden_params(c);
     MUST(dtx_device_open("cpu", 2, &d, &e));
     MUST(dtx_base_load(d, AT_FDCWD, MODEL, &b, &e));
     MUST(dtx_tokenizer_load(AT_FDCWD, MODEL, &t, &e));
@@ -182,7 +124,7 @@ static void run_case(const char *name)
     json_decref(c);
     json_decref(steps);
     json_decref(eval);
-    util_rows_free(&rows);
+    golden_rows_free(&rows);
 }
 
 START_TEST(all_cosine)

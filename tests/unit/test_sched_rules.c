@@ -3,7 +3,7 @@
 
 #include "scheduler/internal.h"
 
-static const char *const groups[] = {"good-a", "good-b", "slow", "hold", "slow-unsaved", NULL};
+static const char *const groups[] = {"good-a", "good-b", "slow", "hold", NULL};
 
 static void setup(void)
 {
@@ -202,7 +202,10 @@ START_TEST(a_thousand_jobs)
     buf_adds(&b, "]}");
     ck_assert_int_eq(put("experiments/big.json", b.p), 0);
     wait_text("experiments/big.status", "PROCESSING", 10);
-    wait_text("experiments/big/status", "16 FINETUNE", 10);
+    wait_text("devices/cpu0/status", "jobs: 256", 20); /* as many as memory, here without end, lets it have */
+    wait_text("devices/cpu1/status", "jobs: 256", 20);
+    wait_text("experiments/big/jobs/1000-slow-s999/status", "waits for a device: cpu0 has 256 jobs on tiny",
+              5);
     ck_assert(text_has("experiments/big/jobs/LIST.tsv", "1000-slow-s999\tPENDING"));
     ck_assert_int_eq(word("experiments/big/control", "cancel"), 6);
     ck_assert(text_has("experiments/big.status", "CANCELLED"));
@@ -244,44 +247,6 @@ static pid_t worker_pid(void)
     return pid;
 }
 
-/* Jobs that are not saved for a long time are together again as soon as they are past the place. */
-START_TEST(suspects_past_the_step)
-{
-    open_sched("cpu:1");
-    put_basics(groups);
-    put("experiments/s.json", EXPERIMENT("tiny", "\"slow-unsaved\"", ",\"seeds\":[1,2]"));
-    wait_text("devices/cpu0/status", "jobs: 2", 5);
-    wait_text("experiments/s/jobs/02-slow-unsaved-s2/progress", "step", 5);
-    kill(worker_pid(), SIGKILL);
-    wait_text("experiments/s/jobs/02-slow-unsaved-s2/status", "alone: its worker ended", 5);
-    wait_text("devices/cpu0/status", "jobs: 2", 10);
-    ck_assert(!text_has("experiments/s/jobs/01-slow-unsaved-s1/status", "alone:"));
-    ck_assert(!text_has("experiments/s/jobs/02-slow-unsaved-s2/status", "alone:"));
-    ck_assert_int_eq(word("experiments/s/control", "cancel"), 6);
-}
-END_TEST
-
-/* It gets past the place each time, and kills its worker before it is saved: not for ever. */
-START_TEST(no_circles)
-{
-    open_sched("cpu:1");
-    put_basics(groups);
-    put("experiments/s.json", EXPERIMENT("tiny", "\"slow-unsaved\"", ""));
-    for (int i = 0; i < 2; i++) {
-        wait_text("experiments/s/jobs/01-slow-unsaved/progress", "step", 5);
-        if (i)
-            wait_text("experiments/s/jobs/01-slow-unsaved/status", "FINETUNE", 5);
-        for (int tries = 0;
-             i && tries < 500 && text_has("experiments/s/jobs/01-slow-unsaved/status", "alone:"); tries++)
-            usleep(10000);
-        kill(worker_pid(), SIGKILL);
-        usleep(300000);
-    }
-    wait_text("experiments/s.status", "FAILED\n", 10);
-    ck_assert(text_has("experiments/s/jobs/01-slow-unsaved/status", "ended twice"));
-}
-END_TEST
-
 START_TEST(hung_worker_is_killed)
 {
     struct buf log = BUF_INIT;
@@ -309,6 +274,85 @@ START_TEST(hung_worker_is_killed)
 }
 END_TEST
 
+static bool log_has(const char *words)
+{
+    struct buf b = BUF_INIT;
+    bool has;
+
+    ck_assert_int_eq(fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL), 0);
+    has = strstr(b.p, words) != NULL;
+    buf_release(&b);
+    return has;
+}
+
+/* A job that does not fit there keeps others away from its device, and goes to one that becomes idle. */
+START_TEST(memory_decides)
+{
+    static const char *const names[] = {"slow", "wait", NULL};
+
+    open_sched("cpu:2");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    put("experiments/b.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    wait_text("devices/cpu1/status", "jobs: 1", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ",\"seeds\":[1,2,3,4,5,6,7,8,9,10,11,12]"));
+    wait_text("experiments/w/jobs/01-wait-s1/status", "reason: waits for 1.0 GiB of device memory", 5);
+    wait_text("experiments/w/jobs/12-wait-s12/status", " of them without memory", 5);
+    ck_assert_int_eq(word("experiments/a/control", "cancel"), 6);
+    wait_text("experiments/w/status", "1 FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/b/control", "cancel"), 6);
+    wait_text("experiments/w/status", "2 FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/w/control", "cancel"), 6);
+}
+END_TEST
+
+/* One waits on a busy device while another device becomes idle: it is called back and goes there. */
+START_TEST(called_back_for_an_idle_device)
+{
+    static const char *const names[] = {"slow", "wait", "good", NULL};
+
+    open_sched("cpu:2");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    put("experiments/b.json", EXPERIMENT("tiny", "\"slow\"", ",\"seeds\":[1,2]"));
+    wait_text("devices/cpu1/status", "jobs: 1", 5);
+    wait_text("devices/cpu0/status", "jobs: 2", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/w/jobs/01-wait/status", "device: cpu1", 5);
+    put("experiments/x.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/x/jobs/01-wait/status", "device: cpu0", 5);
+    ck_assert_int_eq(word("experiments/w/control", "cancel"), 6);
+    ck_assert_int_eq(word("experiments/b/control", "cancel"), 6);
+    wait_text("experiments/x/jobs/01-wait/status", "device: cpu1", 5);
+    wait_text("experiments/x.status", "PROCESSING", 5);
+    wait_text("experiments/x/status", "1 FINETUNE", 5);
+    ck_assert(log_has("job x/01-wait: back from cpu0, where it waits for memory: another device is idle"));
+    ck_assert(text_has("experiments/a/status", "1 FINETUNE"));
+}
+END_TEST
+
+/* The one that waits for memory makes way for a more important one, which is then the next to get some. */
+START_TEST(priority_before_memory)
+{
+    static const char *const names[] = {"slow", "wait", NULL};
+
+    open_sched("cpu:1");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/w/jobs/01-wait/status", "device: cpu0", 5);
+    put("experiments/vip.json", EXPERIMENT("tiny", "\"wait\"", ",\"priority\":5"));
+    wait_text("experiments/vip/jobs/01-wait/status", "device: cpu0", 5);
+    ck_assert(log_has("job w/01-wait: back from cpu0, where it waits for memory: another one has a higher"));
+    ck_assert_int_eq(word("experiments/a/control", "cancel"), 6);
+    wait_text("experiments/vip/status", "1 FINETUNE", 5);
+    ck_assert(text_has("experiments/w/jobs/01-wait/status", "PENDING"));
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     Suite *suite = suite_create("sched_rules");
@@ -327,9 +371,10 @@ int main(int argc, char **argv)
     tcase_add_test(t, rm_r_of_an_experiment);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
-    tcase_add_test(t, suspects_past_the_step);
-    tcase_add_test(t, no_circles);
     tcase_add_test(t, hung_worker_is_killed);
+    tcase_add_test(t, memory_decides);
+    tcase_add_test(t, called_back_for_an_idle_device);
+    tcase_add_test(t, priority_before_memory);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
     srunner_run_all(r, CK_NORMAL);
