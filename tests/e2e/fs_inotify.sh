@@ -79,6 +79,24 @@ for i in $(seq 30); do change "k$i"; done
 stop_dtxd
 check "changes until the end: unmounted in order" hasnt "$T/dtxd.log" 'detaching'
 
+# the mount outlives dtxd, and so does a watch
+start_dtxd || exit 1
+if [ -n "$(child_pid)" ]; then
+    change s
+    "$IW" $((20 * SLOW)) "$P/LIST.tsv" all >"$T/outlives" &
+    iw=$!
+    wait_for 5 grep -q watching "$T/outlives"
+    kill_child
+    : >"$T/outlives"
+    change after
+    check "dtxd is killed: the same watch goes on" wait_for 10 grep -q ' modify' "$T/outlives"
+    kill $iw
+    check "one helper" test "$(helper | wc -l)" = 1
+else
+    skip "dtxd is killed: the same watch goes on" "the mount does not outlive it here"
+fi
+stop_dtxd
+
 # a job
 start_dtxd || exit 1
 group q "$(steps 40)"
