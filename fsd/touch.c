@@ -302,15 +302,15 @@ static void note_answer(struct touch *t, struct item *p, int rc, int64_t last, i
     p->due_ms = now + AGAIN_MS;
     if (rc == -EAGAIN || rc == -EPIPE)
         return;
-    if (looked ? p->last_ms < t->shown_ms : p->last_ms == last)
+    if (looked ? p->last_ms < __atomic_load_n(&t->shown_ms, __ATOMIC_ACQUIRE) : p->last_ms == last)
         p->first_ms = 0;
     else
         p->first_ms = p->last_ms;
     if (rc)
         return;
     p->listed &= p->first_ms != 0;
-    p->told_ns = t->shown_ns;
-    p->told_size = t->shown_size;
+    p->told_ns = __atomic_load_n(&t->shown_ns, __ATOMIC_ACQUIRE);
+    p->told_size = __atomic_load_n(&t->shown_size, __ATOMIC_ACQUIRE);
     p->cost_ms = took < 2 * p->cost_ms + 1 ? took : 2 * p->cost_ms + 1;
     p->due_ms = now + (p->cost_ms * FILE_SHARE > TOUCH_MIN_MS ? p->cost_ms * FILE_SHARE : TOUCH_MIN_MS);
 }
