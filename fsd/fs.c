@@ -259,6 +259,24 @@ void fs_reply_err(fuse_req_t req, int rc)
     fuse_reply_err(req, -rc);
 }
 
+int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node)
+{
+    char *save = NULL;
+    int rc = nodes_get(f->nodes, NODE_ROOT, node);
+
+    *parent = 0;
+    for (char *part = strtok_r(path, "/", &save); part; part = strtok_r(NULL, "/", &save)) {
+        if (rc) {
+            *parent = 0;
+            return -ENOTDIR;
+        }
+        *parent = node->id;
+        *name = part;
+        rc = nodes_find(f->nodes, node->id, part, node);
+    }
+    return rc;
+}
+
 /* ---- listing ---- */
 
 static void add_literal(void *arg, const struct layout_entry *child, const char *name)

@@ -42,6 +42,7 @@ struct fs {
     bool root;   /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
+    struct touch *touch; /* atomic; NULL: no inotify events for what DTX changes */
 };
 
 /* Takes over what a process before had open. sched must be open. */
@@ -110,6 +111,9 @@ void fs_unlock_names(struct fs *f, uint64_t a, uint64_t b);
 void fs_lock_lookup(struct fs *f, uint64_t parent);
 void fs_unlock_lookup(struct fs *f, uint64_t parent);
 void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
+/* The node of a path (which is cut up), as far as lookups have bound it.  *parent and *name (in path) are
+ * those of the last component; when one before that is not bound, *parent is 0 and the result -ENOTDIR. */
+int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node);
 /* Names in a folder, as a caller sees them. */
 int fs_list(struct fs *f, uint64_t id, struct listing *l);
 
@@ -190,6 +194,7 @@ void fs_linger_round(struct fs *f); /* once a second */
 int fs_linger_new(struct fs *f);
 void fs_linger_free(struct fs *f);
 /* ops_text.c: generated files */
+void fs_touch_open(fuse_req_t req, struct fuse_file_info *fi);
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off);
 void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in);

@@ -15,6 +15,7 @@
 #include "fsd/kept.h"
 #include "fsd/mount.h"
 #include "fsd/session.h"
+#include "fsd/touch.h"
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/log.h"
 
@@ -443,8 +444,11 @@ int main(int argc, char **argv)
     struct options o = {.store = DEFAULT_STORE};
     struct starter nobody = {.fd = -1};
     struct dtx_err e;
-    int rc = parse_options(argc, argv, &o);
+    int rc;
 
+    if (argc == 3 && strcmp(argv[1], "--touch") == 0)
+        return touch_helper_main(argv[2]);
+    rc = parse_options(argc, argv, &o);
     if (rc)
         return rc < 0 ? 2 : 0;
     if (resolve_paths(&o, &e)) {

@@ -968,7 +968,7 @@ bool nodes_known(struct nodes *n, uint64_t id)
     return known;
 }
 
-size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max)
+size_t nodes_own_children(struct nodes *n, uint64_t folder, struct node_info *out, size_t max)
 {
     struct node *node;
     size_t k = 0;
@@ -976,8 +976,8 @@ size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids,
     pthread_mutex_lock(&n->mu);
     node = node_by_id(n, folder);
     for (struct name *p = node ? node->children : NULL; p && k < max; p = p->next)
-        if (p->node->info.owner == NODE_GENERATED && is_known(p->node))
-            ids[k++] = p->node->info.id;
+        if (p->node->info.owner != NODE_USER && is_known(p->node))
+            out[k++] = p->node->info;
     pthread_mutex_unlock(&n->mu);
     return k;
 }

@@ -89,8 +89,8 @@ void nodes_use(struct nodes *n, uint64_t id);
 bool nodes_unuse(struct nodes *n, uint64_t id);
 bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up, or may it have? */
 
-/* Ids of the generated nodes in a folder that the kernel knows. */
-size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max);
+/* DTX's own nodes (generated, or of the store) in a folder that the kernel knows. */
+size_t nodes_own_children(struct nodes *n, uint64_t folder, struct node_info *out, size_t max);
 
 int nodes_sync(struct nodes *n, struct dtx_err *e);
 uint64_t nodes_count(struct nodes *n);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "fsd/fs.h"
+#include "fsd/touch.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
 enum { COPY_MAX = 64 << 20 };
@@ -125,6 +126,10 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
     if (fs_opened_before(req, fi)) {
         fuse_reply_open(req, fi);
+        return;
+    }
+    if (!rc && node.owner != NODE_USER && writes(fi->flags) && touch_asks(f, req)) {
+        fs_touch_open(req, fi);
         return;
     }
     if (!rc && node.owner == NODE_GENERATED) {

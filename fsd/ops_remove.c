@@ -176,12 +176,18 @@ static int rmdir_own(fuse_req_t req, const struct place *p, uint64_t parent, con
     bool again = fs_again(req);
     int rc = fs_lookup_name(f, parent, name, FS_TYPE_ONLY, &node, &a);
 
-    if (!rc)
-        rc = node.is_dir ? check_empty(f, p, node.id) : -ENOTDIR;
+    if (!rc && !node.is_dir)
+        rc = -ENOTDIR;
+    if (!rc &&
+        p->m.entry->object != OBJ_JOB) /* rmdir of a job cancels it: nothing of it needs to go before */
+        rc = check_empty(f, p, node.id);
     if (!rc)
         rc = sched_rmdir(f->sched, &p->m, &who);
-    if (!rc)
+    if (!rc) {
         keep_hidden(f, p->path.p, &who, true);
+        nodes_unbind(f->nodes, parent,
+                     name); /* the kernel holds it for dead: should it come back, it is another */
+    }
     return rc == -ENOENT && again ? 0 : rc;
 }
 

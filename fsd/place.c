@@ -77,10 +77,10 @@ static int check_object_name(const struct place *p, const struct place *folder, 
 {
     const struct layout_match *m = &p->m;
 
-    if (folder->m.entry->reader == LR_EXPERIMENTS && S_ISDIR(type))
-        return -EPERM; /* NAME.json makes experiments/NAME/ */
     if (name_is_leftover(name))
         return 0;
+    if (folder->m.entry->reader == LR_EXPERIMENTS && S_ISDIR(type))
+        return -EPERM; /* NAME.json makes experiments/NAME/ */
     return name_check(m->rest || !m->nargs || m->entry->object == OBJ_NONE ? name : m->arg[m->nargs - 1],
                       NULL);
 }

@@ -259,6 +259,18 @@ void render_cache_tidy(struct render_cache *c)
     pthread_mutex_unlock(&c->mu);
 }
 
+int64_t render_cache_checked(struct render_cache *c, uint64_t id)
+{
+    struct entry *p = enter(c, id);
+    int64_t at;
+
+    if (!p)
+        return 0;
+    at = p->now ? p->checked_ms : 0;
+    leave(c, p);
+    return at;
+}
+
 void render_cache_forget(struct render_cache *c, uint64_t id)
 {
     struct entry **q, *p;

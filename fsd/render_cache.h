@@ -54,6 +54,8 @@ int snapshot_fd(struct snapshot *s);
 struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns);
 /* Drop the texts that nobody asked for in RENDER_IDLE_MS (what they were is remembered for their mtime). */
 void render_cache_tidy(struct render_cache *c);
+/* When the text was last found to be what it is (CLOCK_MONOTONIC, ms); 0: there is none. */
+int64_t render_cache_checked(struct render_cache *c, uint64_t id);
 void render_cache_forget(struct render_cache *c, uint64_t id);
 
 #endif

@@ -19,6 +19,7 @@ struct session {
     struct fuse_session *se;
     struct channel channel;
     const char *mountpoint;
+    struct notify *notify;
     bool left; /* to a process after this one; atomic */
     pthread_t main_thread, signal_thread;
     bool ended; /* atomic: the loop is over */
@@ -48,8 +49,10 @@ static void end_loop(struct session *s)
  * write back what they mapped, detach, and end the loop. */
 static void unmount(struct session *s)
 {
-    int fd, rc = mount_remove(s->mountpoint, 0);
+    int fd, rc;
 
+    notify_quiet(s->notify);
+    rc = mount_remove(s->mountpoint, 0);
     if (rc == 0)
         return; /* the loop sees the end of the connection */
     log_line("unmounting %s: %s; detaching it", s->mountpoint, strerror(-rc));
@@ -66,6 +69,7 @@ static void unmount(struct session *s)
 static void leave(struct session *s)
 {
     log_line("SIGHUP: leaving the mount to another process");
+    notify_quiet(s->notify);
     __atomic_store_n(&s->left, true, __ATOMIC_RELEASE);
     end_loop(s);
 }
@@ -129,10 +133,11 @@ static int serve_mounted(struct fs *f, struct session *s, struct dtx_err *e)
     int rc = channel_begin(&s->channel, s->se, e);
 
     if (!rc)
-        rc = notify_new(f, s->se, &notify, e);
+        rc = notify_new(f, s->se, s->mountpoint, &notify, e);
     if (rc)
         return rc;
     channel_resend(&s->channel, s->se);
+    s->notify = notify;
     s->main_thread = pthread_self();
     prepare_signals();
     if (pthread_create(&s->signal_thread, NULL, signal_main, s)) {

@@ -120,6 +120,23 @@ static mode_t experiment_privacy(struct sched *s, const struct experiment *x)
     return closed | privacy_of_path(s->tree_fd, path);
 }
 
+/* The group may steer what its owner lets it write: the spec; once that is gone, the folder. */
+static mode_t control_closed(struct sched *s, const struct subject *it)
+{
+    const char *collection = it->exp ? "experiments" : "services";
+    const char *name = it->exp ? it->exp->name : it->object->name;
+    char path[PATH_MAX];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/%s.json", collection, name);
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW)) {
+        path[strlen(path) - 5] = '\0';
+        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW))
+            return 020;
+    }
+    return ~st.st_mode & 020;
+}
+
 int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr *attr)
 {
     struct subject it;
@@ -140,6 +157,8 @@ int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr 
         if (!it.job && (m->entry->object == OBJ_EXPERIMENT || m->entry->reader == LR_OBJECT_STATUS))
             attr->closed = experiment_privacy(s, it.exp);
     }
+    if (there && m->entry->kind == LK_CONTROL)
+        attr->closed |= control_closed(s, &it);
     pthread_mutex_unlock(&s->mutex);
     return there ? 0 : -ENOENT;
 }
@@ -214,7 +233,7 @@ static int may(struct sched *s, const struct layout_match *m, const struct calle
     struct sched_attr attr;
     int rc = sched_stat(s, m, &attr);
 
-    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, m->entry->mode) ? 0 : -EPERM;
+    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, m->entry->mode & ~attr.closed) ? 0 : -EPERM;
 }
 
 /* ---- control ---- */

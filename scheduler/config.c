@@ -12,10 +12,10 @@
 #include "scheduler/internal.h"
 
 /* admins: user names or numbers who may change what is not theirs.  memory: what DTX may use of the devices.
- * roots: folders that datasets may name,
- * hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts and
- * only checked here. */
-static const char *const keys[] = {"admins", "memory", "roots", "hosts", "quotas"};
+ * worker_timeout: seconds after which a worker that says nothing is killed.  roots: folders that datasets may
+ * name, hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts
+ * and only checked here. */
+static const char *const keys[] = {"admins", "memory", "worker_timeout", "roots", "hosts", "quotas"};
 enum { KEYS = sizeof(keys) / sizeof(keys[0]) };
 
 static int check_keys(const json_t *v, const char *text, size_t n, const char *path, struct dtx_err *e)
@@ -35,11 +35,11 @@ static int check_keys(const json_t *v, const char *text, size_t n, const char *p
             continue;
         json_locate(text, n, key, 1, &line, &column);
         near = text_nearest(key, keys, KEYS);
-        return dtx_fail(
-            e, -EINVAL,
-            "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, memory, roots, hosts or quotas", path,
-            line, column, key, near < 0 ? "" : "; did you mean \"", near < 0 ? "" : keys[near],
-            near < 0 ? "" : "\"?");
+        return dtx_fail(e, -EINVAL,
+                        "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, memory, worker_timeout, "
+                        "roots, hosts or quotas",
+                        path, line, column, key, near < 0 ? "" : "; did you mean \"",
+                        near < 0 ? "" : keys[near], near < 0 ? "" : "\"?");
     }
     return 0;
 }
@@ -77,6 +77,21 @@ static int read_admins(const json_t *all, struct settings *out, struct dtx_err *
             rc = one_admin(v, &out->admins[out->nadmins++], e);
     }
     return rc;
+}
+
+static int read_worker_timeout(const json_t *all, struct settings *out, struct dtx_err *e)
+{
+    const json_t *v = json_object_get(all, "worker_timeout");
+    json_int_t n = json_integer_value(v);
+
+    if (!v)
+        return 0;
+    if (!json_is_integer(v) || n < 0 || n > 86400 || (n && n < 5))
+        return dtx_fail(e, -EINVAL,
+                        "worker_timeout: expected seconds, 5 to 86400, or 0 for never (default %d)",
+                        WORKER_TIMEOUT_S);
+    out->worker_timeout = n ? (int)n : -1;
+    return 0;
 }
 
 /* "40 GiB", "800M", or a number of bytes. */
@@ -145,7 +160,8 @@ void config_load(struct sched *s)
         rc = json_parse_text(s->config_path, text.p ? text.p : "", text.len, &all, &e);
     if (rc == 0)
         rc = check_keys(all, text.p, text.len, s->config_path, &e);
-    if (rc == 0 && ((rc = read_admins(all, &now, &e)) || (rc = read_memory(all, &now, &e))))
+    if (rc == 0 && ((rc = read_admins(all, &now, &e)) || (rc = read_memory(all, &now, &e)) ||
+                    (rc = read_worker_timeout(all, &now, &e))))
         dtx_fail_context(&e, "%s", s->config_path);
     buf_release(&text);
     json_decref(all);

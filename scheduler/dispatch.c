@@ -139,7 +139,7 @@ static bool needs_are_there(struct sched *s, struct job *j)
         snprintf(words, sizeof(words), "waiting for: model tuned/%s", j->init);
     if (words[0] && (!j->reason || strcmp(j->reason, words) != 0)) {
         set_text(&j->reason, words);
-        sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+        job_changed(s, j, false);
     }
     return !words[0];
 }

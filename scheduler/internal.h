@@ -39,7 +39,9 @@ enum {
     MAX_AHEAD = 4,      /* of them, those that do not compute yet: it prepares their data */
     MAX_WORKERS = 64,
     MAX_CHECKS = 2, /* checks at the same time */
-    HIDDEN_S = 60,  /* how long an unlinked generated file stays away */
+    WORKER_TIMEOUT_S =
+        600,       /* a worker that says nothing for so long hangs, if the configuration says nothing else */
+    HIDDEN_S = 60, /* how long an unlinked generated file stays away */
 };
 #define SECOND_NS ((int64_t)1000000000)
 
@@ -164,6 +166,7 @@ struct intake {
     bool dirty;             /* changed since it was last taken */
     bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
     int64_t maybe_at;       /* mono: not before */
+    bool meta;              /* with maybe: nothing but chmod, chown or utimes came, through the mount */
     bool gone;              /* the root was removed */
     bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
     bool success;           /* complete because of _SUCCESS */
@@ -205,6 +208,8 @@ struct worker { /* protected by s->mutex */
     bool quitting;
     bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
     int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
+    int64_t heard_at;        /* mono: it last said something (every second, unless a step takes longer) */
+    bool hung;               /* it was killed because it said nothing */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
@@ -234,7 +239,8 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
-    uint64_t memory; /* bytes of each device that DTX may use; 0: all but a twentieth */
+    int worker_timeout; /* s; 0: not given, -1: never */
+    uint64_t memory;    /* bytes of each device that DTX may use; 0: all but a twentieth */
     struct device_memory {
         char label[32];
         uint64_t bytes;
@@ -292,6 +298,10 @@ void slow_begin(struct sched *s);     /* loop thread: let go of the mutex for so
 void slow_end(struct sched *s);
 void sched_wake(struct sched *s);
 void sched_changed(struct sched *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* changes.c: every path that shows it; listed: what its folder lists has changed too */
+void object_changed(struct sched *s, const struct object *o, bool listed);
+void experiment_changed(struct sched *s, const struct experiment *x, bool listed);
+void job_changed(struct sched *s, const struct job *j, bool listed);
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
 void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
 void set_json(json_t **field, json_t *value);              /* decref, steal */
@@ -314,6 +324,7 @@ int catalog_put_object(struct catalog *c, struct object *o, enum state to, const
 int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err *e);
 int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
                            struct dtx_err *e);
+int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -439,9 +450,11 @@ int experiment_delete(struct sched *s, struct experiment *x);
  * one. */
 int gone_note(struct sched *s, const char *name, const char *stamp);
 const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+/* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
+int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
 void gone_free(struct sched *s);
-/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash
- * left. */
+/* Once no worker of an earlier dtxd is left: files of deleted experiments, cancelled and successful jobs that
+ * a crash left. */
 void experiments_sweep(struct sched *s);
 
 /* jobs.c */
@@ -451,6 +464,7 @@ void job_pin_data(struct sched *s, struct job *j);
 int rows_expand(struct sched *s, struct experiment *x); /* fills x->rows */
 void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, size_t n);
 void job_remove_files(struct sched *s, struct job *j);
+void job_remove_work(struct sched *s, const struct job *j); /* training state, token caches */
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
 
 /* dispatch.c */

@@ -37,8 +37,10 @@ static int finish_job(struct sched *s, struct job *j, json_t *body)
             return rc;
     }
     rc = job_event(s, j, EV_DONE, NULL);
-    if (rc == 0)
+    if (rc == 0) {
         job_release(s, j);
+        job_remove_work(s, j); /* after the catalog has it: nothing goes on from there any more */
+    }
     return rc;
 }
 
@@ -132,8 +134,7 @@ static int on_progress(struct sched *s, struct worker *w, json_t *body)
     set_json(&j->progress, json_incref(body));
     j->progress_at = clock_mono_ns();
     j->changed = j->exp->changed = clock_wall_ns();
-    sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
-    sched_changed(s, "experiments/%s", j->exp->name);
+    job_changed(s, j, false);
     return 0;
 }
 

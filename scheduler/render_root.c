@@ -167,13 +167,11 @@ json_t *appliance_json(struct sched *s)
 int render_status_json(struct sched *s, const struct layout_match *m, struct buf *out)
 {
     json_t *v = appliance_json(s);
-    char *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
 
-    json_decref(v);
-    if (!text)
+    if (!v)
         return -ENOMEM;
-    buf_addf(out, "%s\n", text);
-    free(text);
+    json_print_buf(v, out);
+    json_decref(v);
     return 0;
 }
 

@@ -43,7 +43,8 @@ int sched_open(const struct sched_config *c, struct sched **out, struct dtx_err 
 /* Orderly end: jobs are saved, workers end.  Frees s. */
 void sched_close(struct sched *s);
 /* Called (from any thread) when generated files or links under `path` may have changed or vanished, so that
- * the file system can invalidate the kernel's copies.  path "" = anything. */
+ * the file system can invalidate the kernel's copies.  path "" = anything; "folder/" = also which names it
+ * has. */
 void sched_on_change(struct sched *s, void (*fn)(void *arg, const char *path), void *arg);
 
 /* ---- what callers do to backed (user-owned) paths; called after the operation succeeded ---- */

@@ -217,6 +217,7 @@ static void found(struct sched *s, const char *path, int64_t now)
         return;
     age = clock_wall_ns() - st.newest;
     i->maybe = true;
+    i->meta = false;
     i->behind = st.success ? DROP_RENAMED_IN : DROP_WRITE;
     i->found_age = age > 0 ? age : 0;
 }

@@ -250,8 +250,9 @@ static void start_worker(struct sched *s, struct worker *w, int64_t now)
         return;
     }
     w->state = WS_STARTING;
-    w->started = now;
+    w->started = w->heard_at = now;
     w->eof_at = 0;
+    w->hung = false;
     w->njobs = w->asks = 0;
     w->base[0] = '\0';
     buf_clear(&w->in);
@@ -261,11 +262,32 @@ static void start_worker(struct sched *s, struct worker *w, int64_t now)
 
 /* ---- ending ---- */
 
+static int worker_timeout(const struct sched *s)
+{
+    return s->settings.worker_timeout ? s->settings.worker_timeout : WORKER_TIMEOUT_S;
+}
+
+/* A worker speaks every second, between steps.  One that does not hangs: in a driver, on a dead disk. */
+static void end_hung(struct sched *s, struct worker *w, int64_t now)
+{
+    int limit = worker_timeout(s);
+
+    if (w->held_body) /* it is we who do not listen */
+        w->heard_at = now;
+    if (limit < 0 || w->hung || w->eof_at || now - w->heard_at < limit * SECOND_NS)
+        return;
+    log_line("%s: worker %d has said nothing for %d s: killed", w->label, (int)w->pid, limit);
+    w->hung = true;
+    kill(w->pid, SIGKILL);
+}
+
 static void worker_ended(struct sched *s, struct worker *w, int status, int64_t now)
 {
     char why[200];
 
-    if (WIFSIGNALED(status))
+    if (w->hung)
+        snprintf(why, sizeof(why), "it said nothing for %d s and was killed", worker_timeout(s));
+    else if (WIFSIGNALED(status))
         snprintf(why, sizeof(why), "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status) == 127 && w->state == WS_STARTING)
         snprintf(why, sizeof(why), "the program %.150s cannot be started", s->worker_path);
@@ -372,6 +394,7 @@ void worker_input(struct sched *s, struct worker *w, int64_t now)
             break;
         }
         w->in.len += (size_t)n;
+        w->heard_at = now;
         act(s, w, now);
     }
 }
@@ -397,6 +420,7 @@ void workers_round(struct sched *s, int64_t now)
             }
             if (w->eof_at && now - w->eof_at > SECOND_NS)
                 kill(w->pid, SIGKILL);
+            end_hung(s, w, now);
             if (waitpid(w->pid, &status, WNOHANG) == w->pid) {
                 worker_input(s, w, now); /* what it said before it ended */
                 worker_ended(s, w, status, now);

@@ -238,6 +238,42 @@ START_TEST(suspects_one_by_one)
 }
 END_TEST
 
+static pid_t worker_pid(void)
+{
+    char *t = text_of("devices/cpu0/status"), *p = strstr(t, "pid: ");
+    pid_t pid = p ? (pid_t)atoi(p + 5) : 0;
+
+    free(t);
+    return pid;
+}
+
+START_TEST(hung_worker_is_killed)
+{
+    struct buf log = BUF_INIT;
+    pid_t pid;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("experiments/s/jobs/01-slow/progress", "step", 5);
+    pthread_mutex_lock(&fake_sched->mutex);
+    fake_sched->settings.worker_timeout = 1;
+    pthread_mutex_unlock(&fake_sched->mutex);
+    pid = worker_pid();
+    kill(pid, SIGSTOP);
+    for (int i = 0; i < 3000 && (worker_pid() == pid || !worker_pid()); i++)
+        usleep(10000);
+    ck_assert_int_ne(worker_pid(), pid);
+    ck_assert_int_eq(
+        fd_read_file(sched_tree_fd(fake_sched), "experiments/s/jobs/01-slow/log", 1 << 16, &log, NULL), 0);
+    ck_assert_ptr_nonnull(strstr(log.p, "it said nothing for 1 s and was killed"));
+    buf_release(&log);
+    wait_text("experiments/s/jobs/01-slow/status", "FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/s/control", "stop"), 4);
+    wait_text("experiments/s.status", "SUCCESS\n", 10);
+}
+END_TEST
+
 static bool log_has(const char *words)
 {
     struct buf b = BUF_INIT;
@@ -335,6 +371,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, rm_r_of_an_experiment);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
+    tcase_add_test(t, hung_worker_is_killed);
     tcase_add_test(t, memory_decides);
     tcase_add_test(t, called_back_for_an_idle_device);
     tcase_add_test(t, priority_before_memory);
