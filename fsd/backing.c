@@ -88,6 +88,20 @@ const char *backing_proc_path(int fd, char out[40])
     return out;
 }
 
+int backing_kill_setid(int fd)
+{
+    char path[40];
+    struct stat st;
+    mode_t gone;
+
+    if (fstat(fd, &st))
+        return -errno;
+    gone = S_ISUID | (st.st_mode & S_IXGRP ? S_ISGID : 0);
+    if (!S_ISREG(st.st_mode) || !(st.st_mode & gone))
+        return 0;
+    return chmod(backing_proc_path(fd, path), st.st_mode & 07777 & ~gone) ? -errno : 1;
+}
+
 int backing_reopen(int path_fd, int flags)
 {
     char path[40];
@@ -269,6 +283,20 @@ void backing_pin(struct backing *b, uint64_t id)
         pthread_mutex_unlock(&b->mu);
         backing_put(b, &f);
     }
+}
+
+void backing_pin_fd(struct backing *b, uint64_t id, int fd)
+{
+    char path[40];
+    int copy = open(backing_proc_path(fd, path), O_PATH | O_CLOEXEC); /* no writer, whatever fd is */
+    struct backing_fd f;
+
+    if (copy < 0 || take_new(b, id, copy, true, &f))
+        return;
+    pthread_mutex_lock(&b->mu);
+    f.entry->pinned = f.entry->cached;
+    pthread_mutex_unlock(&b->mu);
+    backing_put(b, &f);
 }
 
 void backing_drop(struct backing *b, uint64_t id)

@@ -34,6 +34,8 @@ void backing_put(struct backing *b, struct backing_fd *f);
 
 /* Keep the node's descriptor until backing_drop (call before unlinking a file that the kernel knows). */
 void backing_pin(struct backing *b, uint64_t id);
+/* The same with a descriptor that is at hand, duplicated: the file may have lost its name already. */
+void backing_pin_fd(struct backing *b, uint64_t id, int fd);
 void backing_drop(struct backing *b, uint64_t id);
 /* Close what was idle for a minute. */
 void backing_tidy(struct backing *b);
@@ -42,6 +44,9 @@ void backing_tidy(struct backing *b);
 int backing_stat(const struct backing *b, int dirfd, const char *name, struct stat *st, struct node_key *key);
 /* Open what an O_PATH descriptor means.  Only regular files and folders: anything else is -EINVAL. */
 int backing_reopen(int path_fd, int flags);
+/* Take set-user-id, and set-group-id of what a group may execute, from a file, as Linux does when it is
+ * written. */
+int backing_kill_setid(int fd); /* 1: it had some */
 /* "/proc/self/fd/N", for the calls that take no descriptor. */
 const char *backing_proc_path(int fd, char out[40]);
 

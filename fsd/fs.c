@@ -1,4 +1,5 @@
 /* The file system object, and the small things that the operations share. */
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 
 #include <fcntl.h>
@@ -60,36 +61,89 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
         return rc;
     if (snprintf(path, sizeof(path), "%s/nodes.db", store) >= (int)sizeof(path))
         return dtx_fail(e, -ENAMETOOLONG, "the store's path is too long");
-    rc = nodes_open(path, &f->nodes, e);
+    rc = nodes_open(path, &f->kept->shared->changes, f->kept->mount_fd >= 0, &f->nodes, e);
     if (rc)
         return rc;
     rc = backing_new(f->tree_fd, f->nodes, raise_descriptor_limit(), &f->backing);
     if (rc)
         return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
     f->renders = render_cache_new();
-    f->handles = handles_new();
-    if (!f->renders || !f->handles)
+    f->handles = handles_new(f->nodes, f->kept);
+    f->pass = passthrough_new();
+    if (!f->renders || !f->handles || !f->pass || fs_linger_new(f))
         return dtx_fail(e, -ENOMEM, "out of memory");
-    return space_new(f->sched, sched_store_fd(f->sched), &f->space, e); /* last: see space.h */
+    return space_new(f->sched, sched_store_fd(f->sched), &f->space, e);
 }
 
-int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e)
+/* ---- what a process before had open ---- */
+
+static int restore_handle(struct fs *f, struct keeper_item *item)
+{
+    struct buf path = BUF_INIT;
+    struct caller who;
+    struct handle *h;
+    size_t n;
+    int rc = handles_restore(f->handles, item, &h, &who);
+
+    if (!rc && h->kind == HANDLE_FILE) {
+        backing_pin_fd(f->backing, h->id, h->fd);
+        rc = passthrough_restore(f->pass, h->id, h->pass);
+    }
+    if (!rc && h->writer && nodes_path(f->nodes, h->id, &path) == 0 && path.p) {
+        if (!h->remote)
+            sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, &who);
+        if (h->pass.mode != PASS_CACHED) /* what is written past us goes on */
+            sched_drop_event(f->sched, DROP_WRITE, path.p, &who);
+        h->path = buf_detach(&path, &n);
+    }
+    buf_release(&path);
+    return rc;
+}
+
+static int restore_all(struct fs *f, struct dtx_err *e)
+{
+    struct kept *k = f->kept;
+    size_t handles = 0;
+    int rc = 0;
+
+    for (size_t i = 0; !rc && i < k->items; i++) {
+        if (k->item[i].kind == KEEPER_HANDLE) {
+            rc = restore_handle(f, &k->item[i]);
+            handles++;
+        } else if (k->item[i].kind == KEEPER_HIDDEN) {
+            fs_restore_hidden(f, &k->item[i]);
+        }
+    }
+    if (rc)
+        return dtx_fail(e, rc, "cannot take over what was open: %s", strerror(-rc));
+    if (k->mount_fd >= 0)
+        log_line("taking the mount over: %zu open files", handles);
+    return 0;
+}
+
+int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *store, struct dtx_err *e)
 {
     int rc;
 
-    *f = (struct fs){.sched = sched, .tree_fd = sched_tree_fd(sched), .root = geteuid() == 0};
+    *f = (struct fs){.sched = sched, .kept = kept, .tree_fd = sched_tree_fd(sched), .root = geteuid() == 0};
     for (int i = 0; i < FS_DIR_LOCKS; i++)
         pthread_rwlock_init(&f->dir_lock[i], NULL);
     rc = open_parts(f, store, e);
-    if (rc)
+    if (!rc)
+        rc = restore_all(f, e);
+    if (rc) {
+        sched_on_usage(sched, NULL, NULL); /* it lives on */
         fs_release(f);
+    }
     return rc;
 }
 
 void fs_release(struct fs *f)
 {
     space_free(f->space);
+    fs_linger_free(f);
     handles_free(f->handles);
+    passthrough_free(f->pass);
     render_cache_free(f->renders);
     backing_free(f->backing);
     nodes_close(f->nodes);
@@ -116,6 +170,11 @@ void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path
     sched_drop_event(f->sched, ev, path, &who);
 }
 
+bool fs_again(fuse_req_t req)
+{
+    return kept_begin(fs_of(req)->kept, 0).again;
+}
+
 void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id)
 {
     struct buf path = BUF_INIT;
@@ -123,6 +182,16 @@ void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id
     if (nodes_path(f->nodes, id, &path) == 0 && path.p) /* an unlinked file concerns nobody */
         fs_event(f, req, ev, path.p);
     buf_release(&path);
+}
+
+int fs_kill_setid(struct fs *f, uint64_t id, int fd)
+{
+    int rc = channel_kills_setid() ? backing_kill_setid(fd) : 0;
+
+    if (rc <= 0)
+        return rc;
+    fuse_lowlevel_notify_inval_inode(f->se, id, -1, 0); /* the kernel keeps a mode for a second */
+    return 0;
 }
 
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id)
@@ -191,6 +260,24 @@ void fs_unlock_lookup(struct fs *f, uint64_t parent)
 void fs_reply_err(fuse_req_t req, int rc)
 {
     fuse_reply_err(req, -rc);
+}
+
+int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node)
+{
+    char *save = NULL;
+    int rc = nodes_get(f->nodes, NODE_ROOT, node);
+
+    *parent = 0;
+    for (char *part = strtok_r(path, "/", &save); part; part = strtok_r(NULL, "/", &save)) {
+        if (rc) {
+            *parent = 0;
+            return -ENOTDIR;
+        }
+        *parent = node->id;
+        *name = part;
+        rc = nodes_find(f->nodes, node->id, part, node);
+    }
+    return rc;
 }
 
 /* ---- listing ---- */

@@ -16,7 +16,9 @@
 
 #include "fsd/backing.h"
 #include "fsd/handles.h"
+#include "fsd/kept.h"
 #include "fsd/nodes.h"
+#include "fsd/passthrough.h"
 #include "fsd/render_cache.h"
 #include "fsd/space.h"
 #include "mnt-layout/layout.h"
@@ -26,21 +28,25 @@ enum { FS_DIR_LOCKS = 64, FS_NAME_MAX = 255 };
 
 struct fs {
     struct sched *sched;
+    struct kept *kept; /* borrowed */
     struct nodes *nodes;
     struct backing *backing;
     struct render_cache *renders;
     struct handles *handles;
     struct space *space;
+    struct passthrough *pass;
+    struct fuse_session *se; /* borrowed; NULL before session_serve */
+    struct linger *linger;   /* ops_pass.c */
+    bool want_passthrough;   /* set before session_serve */
     int tree_fd; /* borrowed */
     bool root;   /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
-    void (*started)(void *arg); /* called once, when the kernel has begun to talk to us */
-    void *started_arg;
+    struct touch *touch; /* atomic; NULL: no inotify events for what DTX changes */
 };
 
-/* f->sched must be open. */
-int fs_init(struct fs *f, struct sched *sched, const char *store, struct dtx_err *e);
+/* Takes over what a process before had open. sched must be open. */
+int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *store, struct dtx_err *e);
 void fs_release(struct fs *f);
 extern const struct fuse_lowlevel_ops fs_ops; /* userdata: struct fs */
 
@@ -55,6 +61,7 @@ struct place {
 /* All give -ENOENT where the layout knows no such path; release the place in any case. */
 int place_of_node(struct fs *f, uint64_t id, struct place *p);
 int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place *p);
+int place_of_path(const char *path, struct place *p);
 void place_release(struct place *p);
 /* May a caller create an object of this type (S_IFMT) of this name here?  Fills p. */
 int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p);
@@ -89,6 +96,10 @@ struct caller fs_caller(fuse_req_t req);
 /* Tell the scheduler about a user-owned path. */
 void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path);
 void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id);
+/* A change that must not be made twice begins: was it begun by a process before? (kept.h) */
+bool fs_again(fuse_req_t req);
+/* If the request that this thread works on says so, take the set-id bits of a node's file away. */
+int fs_kill_setid(struct fs *f, uint64_t id, int fd);
 /* 0, or -EPERM while a job holds it. */
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
@@ -100,6 +111,9 @@ void fs_unlock_names(struct fs *f, uint64_t a, uint64_t b);
 void fs_lock_lookup(struct fs *f, uint64_t parent);
 void fs_unlock_lookup(struct fs *f, uint64_t parent);
 void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
+/* The node of a path (which is cut up), as far as lookups have bound it.  *parent and *name (in path) are
+ * those of the last component; when one before that is not bound, *parent is 0 and the result -ENOTDIR. */
+int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node);
 /* Names in a folder, as a caller sees them. */
 int fs_list(struct fs *f, uint64_t id, struct listing *l);
 
@@ -150,6 +164,9 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 /* ops_remove.c */
 void fs_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+/* Hide a generated file (rm -r), also from a process after this one. */
+int fs_hide(struct fs *f, const struct place *p, const struct caller *who);
+void fs_restore_hidden(struct fs *f, const struct keeper_item *item);
 /* ops_rename.c */
 void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
                   const char *newname, unsigned int flags);
@@ -167,15 +184,33 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
                            fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
                            int flags);
 void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+/* If a process before has carried this very open out: its handle goes into fi. */
+struct handle *fs_opened_before(fuse_req_t req, struct fuse_file_info *fi);
 /* A handle was made for a writer: the scheduler is told now, and again when it is closed. */
 void fs_writer_opened(fuse_req_t req, struct handle *h);
 void fs_writer_wrote(fuse_req_t req, struct handle *h);
+/* Something was renamed: who writes in it writes there from now on. */
+void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange);
 /* Forget a handle, telling the scheduler if it was a writer's. */
 void fs_close_handle(fuse_req_t req, uint64_t fh);
 /* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no
  * memory. */
-struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi);
+struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd,
+                              struct fuse_file_info *fi);
+/* ops_pass.c: past us or through us (passthrough.h) */
+/* How the handle's file is opened; it is given to the keeper as it is then.  Fills fi and arms the reply,
+ * which must follow in this thread. */
+int fs_pass_open(fuse_req_t req, struct handle *h, struct fuse_file_info *fi);
+/* The same for a file that is open already. */
+void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi);
+/* The handle of a writer is being closed: can its file still be written, through a mapping?  Then its release
+ * is told later. */
+bool fs_pass_lingers(fuse_req_t req, const struct handle *h);
+void fs_linger_round(struct fs *f); /* once a second */
+int fs_linger_new(struct fs *f);
+void fs_linger_free(struct fs *f);
 /* ops_text.c: generated files */
+void fs_touch_open(fuse_req_t req, struct fuse_file_info *fi);
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi);
 void fs_text_read(fuse_req_t req, struct handle *h, size_t size, off_t off);
 void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in);

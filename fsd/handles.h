@@ -1,6 +1,9 @@
 /*
- * Open files and folders.  The kernel holds a number, never a pointer: it is made of the daemon's start (high
- * half) and a counter, so that a number from before a restart is recognised as such.
+ * Open files and folders.  The kernel holds a number, never a pointer: it is made of the process's start
+ * (high half) and a counter, so that no number is given twice while a mount lives.
+ *
+ * Files outlive this process: the keeper has each handle's descriptor, or the text of a generated file.  An
+ * open folder has nothing to keep: its listing can be made again, and cookies mean the same there.
  */
 #ifndef DTX_FSD_HANDLES_H
 #define DTX_FSD_HANDLES_H
@@ -9,8 +12,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fsd/kept.h"
 #include "fsd/listing.h"
+#include "fsd/passthrough.h"
 #include "fsd/render_cache.h"
+#include "scheduler/sched.h"
 
 enum handle_kind {
     HANDLE_FILE,    /* a file of the store: fd */
@@ -24,11 +30,20 @@ struct handle {
     uint64_t fh;
     enum handle_kind kind;
     uint64_t id;
-    int fd;      /* HANDLE_FILE; else -1 */
-    bool writer; /* opened for writing by a caller, in a user-owned folder */
-    bool remote; /* opened by an NFS server */
-    bool wrote;  /* atomic */
-    char *path;  /* of a writer, when it was opened; owned; NULL: none */
+    int fd;          /* HANDLE_FILE; else -1 */
+    bool writer;     /* opened for writing by a caller, in a user-owned folder */
+    bool remote;     /* opened by an NFS server */
+    bool append;     /* O_APPEND */
+    bool rdwr;       /* may be mapped writable */
+    bool judged;     /* a spec's writer: FLUSH says whether it is right */
+    bool wrote;      /* atomic */
+    bool restored;   /* opened by a process before this one */
+    uint64_t unique; /* the request that opened it */
+    char *path; /* of a writer, as it was opened or renamed since; owned; NULL: none; protected by the table's
+                   mutex */
+    struct pass_grant pass; /* HANDLE_FILE */
+    struct node_info node;  /* as it was opened */
+    struct caller who;
 
     pthread_mutex_t mu;        /* protects what follows */
     struct snapshot *snapshot; /* HANDLE_TEXT, HANDLE_CONTROL */
@@ -37,15 +52,43 @@ struct handle {
     bool listed;
 };
 
+/* What a handle is made of. */
+struct handle_spec {
+    enum handle_kind kind;
+    struct node_info node;
+    int fd;
+    struct snapshot *snapshot;
+    bool writer, remote, append, rdwr;
+    struct caller who;
+};
+
 struct handles;
 
-struct handles *handles_new(void);
+struct handles *handles_new(struct nodes *nodes, struct kept *kept);
 void handles_free(struct handles *t);
-/* A new handle with fd and snapshot (both taken over, also on failure: NULL). */
-struct handle *handles_add(struct handles *t, enum handle_kind kind, uint64_t id, int fd,
-                           struct snapshot *snapshot);
+/* A new handle with spec's fd and snapshot (both taken over, also on failure: NULL); its node is in use from
+ * now on.  A HANDLE_FILE is given to the keeper by handles_keep, before the reply. */
+struct handle *handles_add(struct handles *t, const struct handle_spec *spec);
+void handles_keep(struct handles *t, const struct handle *h);
 /* NULL: not one of ours.  Valid until handles_remove, which the kernel asks for after everything else. */
 struct handle *handles_get(struct handles *t, uint64_t fh);
-void handles_remove(struct handles *t, uint64_t fh);
+/* That of an open folder, made again if a process before gave this number out. NULL: no memory, or no
+ * folder's. */
+struct handle *handles_get_dir(struct handles *t, uint64_t fh, uint64_t id);
+/* Of a request that a process before carried out but did not answer; NULL: there is none. */
+struct handle *handles_of_request(struct handles *t, uint64_t unique);
+/* id: its node, if nothing needs that any more; else 0. */
+uint64_t handles_remove(struct handles *t, uint64_t fh);
+/* Take over an item of a process before (its descriptor too); tells whose it is. */
+int handles_restore(struct handles *t, struct keeper_item *item, struct handle **out, struct caller *who);
+
+/* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
+bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);
+void handles_set_path(struct handles *t, struct handle *h, char *path);
+/* Writers of `from` or below it write below `to` from now on; fn is told of each (with the table locked: it
+ * may only note). */
+typedef void (*handles_moved_fn)(void *arg, const struct handle *h, const char *was);
+void handles_move(struct handles *t, const char *from, const char *to, bool exchange, handles_moved_fn fn,
+                  void *arg);
 
 #endif

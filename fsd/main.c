@@ -11,19 +11,25 @@
 #include <unistd.h>
 
 #include "fsd/fs.h"
+#include "fsd/keeper.h"
+#include "fsd/kept.h"
 #include "fsd/mount.h"
 #include "fsd/session.h"
+#include "fsd/touch.h"
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/log.h"
 
 #define DTX_VERSION   "0.1"
 #define DEFAULT_STORE "/var/lib/dtx"
 
+enum { LOCK_TRIES = 500 }; /* of 20 ms */
+
 struct options {
     const char *store, *config, *devices, *worker, *log, *mountpoint;
-    bool foreground;
+    const char *kept; /* this is the child of a keeper */
+    bool foreground, remount, no_passthrough;
     char store_path[PATH_MAX], worker_path[PATH_MAX], mount_path[PATH_MAX], log_path[PATH_MAX],
-        config_path[PATH_MAX];
+        config_path[PATH_MAX], program[PATH_MAX];
 };
 
 /* Tells the parent (or, in the foreground, nobody) how the start went. */
@@ -37,19 +43,27 @@ static const char usage_text[] =
     "  --store DIR      where everything is kept (default " DEFAULT_STORE ")\n"
     "  --config FILE    the administrator's configuration (JSON)\n"
     "  --devices WHAT   cpu, cpu:N (N workers), cuda, cuda:0,1 (default: cuda if there is one, else cpu)\n"
+    "  --no-passthrough large files go through dtxd even where the kernel could read and write them itself\n"
     "  --foreground     stay in the foreground, log to stderr\n"
     "  --worker PATH    the dtx-worker program (default: beside dtxd)\n"
     "  --log FILE       the daemon's log (default: STORE/log)\n"
+    "  --remount        after a crash, mount anew rather than take the mount over\n"
     "  --help, --version\n"
-    "Without --foreground it returns when the mount is live.  SIGTERM unmounts and ends it.\n";
+    "Without --foreground it returns when the mount is live.  SIGTERM unmounts and ends it; SIGHUP starts it "
+    "again\n"
+    "from the program on disk, and programs with open files only see a pause.\n";
 
 static const struct option long_options[] = {
     {"store", required_argument, NULL, 's'},
     {"config", required_argument, NULL, 'c'},
     {"devices", required_argument, NULL, 'd'},
     {"foreground", no_argument, NULL, 'f'},
+    {"no-passthrough", no_argument, NULL, 'P'},
     {"worker", required_argument, NULL, 'w'},
     {"log", required_argument, NULL, 'l'},
+    {"remount", no_argument, NULL, 'r'},
+    {"kept", required_argument, NULL, 'k'},  /* of the keeper, to its child */
+    {"takes", required_argument, NULL, 't'}, /* of the keeper, to a program that it might start */
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
     {NULL, 0, NULL, 0},
@@ -74,12 +88,23 @@ static int parse_options(int argc, char **argv, struct options *o)
         case 'f':
             o->foreground = true;
             break;
+        case 'P':
+            o->no_passthrough = true;
+            break;
         case 'w':
             o->worker = optarg;
             break;
         case 'l':
             o->log = optarg;
             break;
+        case 'r':
+            o->remount = true;
+            break;
+        case 'k':
+            o->kept = optarg;
+            break;
+        case 't':
+            return atoi(optarg) == KEEPER_VERSION ? 1 : -EINVAL;
         case 'h':
             fputs(usage_text, stdout);
             return 1;
@@ -108,20 +133,20 @@ static bool is_inside(const char *path, const char *folder)
     return strncmp(path, folder, n) == 0 && (path[n] == '\0' || path[n] == '/');
 }
 
-static int find_worker(struct options *o, struct dtx_err *e)
+static int find_programs(struct options *o, struct dtx_err *e)
 {
     char self[PATH_MAX];
-    ssize_t n;
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
+    if (n < 0)
+        return dtx_fail_errno(e, "cannot find the program's own path (is /proc mounted?)");
+    self[n] = '\0';
+    memcpy(o->program, self, (size_t)n + 1);
     if (o->worker) {
         if (!realpath(o->worker, o->worker_path))
             return dtx_fail_errno(e, "--worker %s", o->worker);
         return 0;
     }
-    n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n < 0)
-        return dtx_fail_errno(e, "cannot find the program's own path (is /proc mounted?)");
-    self[n] = '\0';
     if (snprintf(o->worker_path, sizeof(o->worker_path), "%s/dtx-worker", dirname(self)) >= PATH_MAX)
         return dtx_fail(e, -ENAMETOOLONG, "the program's path is too long");
     return 0;
@@ -157,7 +182,7 @@ static int resolve_paths(struct options *o, struct dtx_err *e)
         rc = dtx_fail(e, -ENAMETOOLONG, "the store's path is too long");
     if (!rc && o->config)
         rc = absolute(o->config, o->config_path, e);
-    return rc ? rc : find_worker(o, e);
+    return rc ? rc : find_programs(o, e);
 }
 
 /* ---- starting ---- */
@@ -194,20 +219,38 @@ static int open_log(const struct options *o, struct dtx_err *e)
     return 0;
 }
 
-/* Signals are taken by one thread of session.c: every thread that is started inherits this. */
+/* Signals are taken by one thread of session.c, or by the keeper's loop: every thread that is started
+ * inherits this. */
 static void block_signals(void)
 {
     sigset_t set;
 
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
+    signal(SIGIO, SIG_IGN); /* somebody opens a file while passthrough_is_written looks at it */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-static int serve(struct options *o, struct starter *starter, struct dtx_err *e)
+/* ---- the child: dtxd proper ---- */
+
+/* The keeper has the store for itself: who has its lock now is a child that was killed and has not quite
+ * ended. */
+static int open_sched(const struct sched_config *config, struct sched **sched, struct dtx_err *e)
+{
+    int rc = sched_open(config, sched, e);
+
+    for (int i = 0; rc == -EBUSY && i < LOCK_TRIES; i++) {
+        usleep(20000);
+        rc = sched_open(config, sched, e);
+    }
+    return rc;
+}
+
+/* 1: left to another process. */
+static int serve(struct options *o, struct kept *kept, struct dtx_err *e)
 {
     struct sched_config config = {.store = o->store_path,
                                   .config = o->config ? o->config_path : NULL,
@@ -216,23 +259,108 @@ static int serve(struct options *o, struct starter *starter, struct dtx_err *e)
                                   .version = DTX_VERSION};
     struct sched *sched;
     struct fs fs;
-    int rc = sched_open(&config, &sched, e);
+    int rc = open_sched(&config, &sched, e);
 
     if (rc)
         return rc;
-    rc = mount_prepare(o->mount_path, e);
+    if (kept->mount_fd < 0)
+        rc = mount_prepare(o->mount_path, e);
     if (!rc)
-        rc = fs_init(&fs, sched, o->store_path, e);
+        rc = fs_init(&fs, sched, kept, o->store_path, e);
     if (rc) {
         sched_close(sched);
         return rc;
     }
-    fs.started = mount_is_live;
-    fs.started_arg = starter;
+    fs.want_passthrough = !o->no_passthrough;
     rc = session_serve(&fs, o->mount_path, e);
-    log_line("unmounted");
+    if (!rc)
+        log_line("unmounted");
     sched_close(sched);
     fs_release(&fs);
+    return rc;
+}
+
+static int run_child(struct options *o)
+{
+    struct kept *kept = NULL;
+    struct dtx_err e = {0};
+    int rc = kept_open(o->kept, &kept, &e);
+
+    block_signals();
+    umask(0);
+    if (!rc)
+        rc = open_log(o, &e);
+    if (!rc)
+        rc = serve(o, kept, &e);
+    if (rc < 0 && kept)
+        kept_failed(kept, e.msg);
+    kept_close(kept);
+    return rc < 0 ? 1 : rc ? KEEPER_AGAIN : 0;
+}
+
+/* ---- the keeper ---- */
+
+/* As long as it lives nobody else takes the store, also while no child has it. */
+static int lock_store(const struct options *o, struct dtx_err *e)
+{
+    int dir = open(o->store_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd;
+
+    if (dir < 0)
+        return dtx_fail_errno(e, "cannot open the store %s", o->store_path);
+    fd = fd_lock_file(dir, "keeper.lock", e);
+    close(dir);
+    return fd == -EBUSY ? dtx_fail(e, -EBUSY, "another dtxd runs on the store %s", o->store_path) : fd;
+}
+
+static void add_option(char **argv, int *n, const char *name, const char *value)
+{
+    argv[(*n)++] = (char *)name;
+    if (value)
+        argv[(*n)++] = (char *)value;
+}
+
+/* What the child is started with: the same options, with absolute paths. */
+static void child_arguments(struct options *o, char *argv[24])
+{
+    int n = 0;
+
+    argv[n++] = (char *)"dtxd";
+    add_option(argv, &n, "--store", o->store_path);
+    add_option(argv, &n, "--worker", o->worker_path);
+    if (o->config)
+        add_option(argv, &n, "--config", o->config_path);
+    if (o->devices)
+        add_option(argv, &n, "--devices", o->devices);
+    if (o->log)
+        add_option(argv, &n, "--log", o->log_path);
+    if (o->foreground)
+        add_option(argv, &n, "--foreground", NULL);
+    if (o->no_passthrough)
+        add_option(argv, &n, "--no-passthrough", NULL);
+    argv[n++] = o->mount_path;
+    argv[n] = NULL;
+}
+
+static int keep(struct options *o, struct starter *starter, struct dtx_err *e)
+{
+    char *argv[24];
+    struct keeper_config config = {.program = o->program,
+                                   .argv = argv,
+                                   .mountpoint = o->mount_path,
+                                   .remount = o->remount,
+                                   .started = mount_is_live,
+                                   .started_arg = starter};
+    sigset_t set;
+    int lock = lock_store(o, e), rc;
+
+    if (lock < 0)
+        return lock;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    child_arguments(o, argv);
+    rc = keeper_run(&config, e);
+    close(lock);
     return rc;
 }
 
@@ -242,9 +370,8 @@ static int run(struct options *o, struct starter *starter)
     int rc = open_log(o, &e);
 
     block_signals();
-    umask(0);
     if (!rc)
-        rc = serve(o, starter, &e);
+        rc = keep(o, starter, &e);
     if (rc) {
         if (!o->foreground || o->log)
             log_line("dtxd: %s", e.msg);
@@ -317,8 +444,11 @@ int main(int argc, char **argv)
     struct options o = {.store = DEFAULT_STORE};
     struct starter nobody = {.fd = -1};
     struct dtx_err e;
-    int rc = parse_options(argc, argv, &o);
+    int rc;
 
+    if (argc == 3 && strcmp(argv[1], "--touch") == 0)
+        return touch_helper_main(argv[2]);
+    rc = parse_options(argc, argv, &o);
     if (rc)
         return rc < 0 ? 2 : 0;
     if (resolve_paths(&o, &e)) {
@@ -326,5 +456,7 @@ int main(int argc, char **argv)
         return 1;
     }
     nobody.mountpoint = o.mount_path;
+    if (o.kept)
+        return run_child(&o);
     return o.foreground ? run(&o, &nobody) : run_as_daemon(&o);
 }

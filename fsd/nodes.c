@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fsd/change_log.h"
 #include "fsd/nodes_db.h"
 #include "scheduler/base/clock.h"
 #include "scheduler/base/log.h"
@@ -35,7 +36,9 @@ struct node {
     struct node_info info; /* .parent is kept up to date with names */
     struct name *names;
     struct name *children;
-    uint64_t lookups; /* the kernel's */
+    uint64_t lookups; /* the kernel's, as far as this process counted them */
+    uint64_t uses;    /* open handles */
+    bool maybe_known; /* the kernel may have looked it up before this process began */
     bool stored;      /* in the database, or queued for it */
 };
 
@@ -48,6 +51,8 @@ struct nodes {
     uint64_t generation, next_id, end_id; /* ids [next_id, end_id) are reserved */
     uint64_t spare_id, spare_end;         /* the block after that, once reserved */
     struct nodes_change *queue, **queue_end;
+    struct change_log *log; /* the queue, and what is just being written; NULL: none */
+    bool taken_over;
     bool stop;
     pthread_cond_t wake; /* the flusher */
 
@@ -315,6 +320,7 @@ static void queue_change(struct nodes *n, enum nodes_op op, const struct node_in
         pthread_cond_signal(&n->wake);
     *n->queue_end = c;
     n->queue_end = &c->next;
+    change_log_add(n->log, c);
 }
 
 static void store_node(struct nodes *n, struct node *node)
@@ -339,6 +345,11 @@ static void free_changes(struct nodes_change *c)
     }
 }
 
+static bool is_known(const struct node *node)
+{
+    return node->lookups || node->uses || node->maybe_known;
+}
+
 /* Take the name away; the node and what is below it go with its last one. */
 static void remove_name(struct nodes *n, struct name *name)
 {
@@ -358,7 +369,7 @@ static void remove_name(struct nodes *n, struct name *name)
     while (node->children)
         remove_name(n, node->children);
     unstore_node(n, node);
-    if (node->lookups == 0)
+    if (!is_known(node))
         free_node(n, node);
 }
 
@@ -411,22 +422,25 @@ static int write_queue(struct nodes *n, bool durable, struct dtx_err *e)
     end = n->queue_end;
     n->queue = NULL;
     n->queue_end = &n->queue;
+    change_log_take(n->log);
     pthread_mutex_unlock(&n->mu);
     rc = reserve_block(n, e);
     if (rc == 0 && (list || (durable && n->undurable)))
         rc = nodes_db_apply(n->db, list, durable, e);
     if (rc == 0 && (list || durable))
         n->undurable = !durable;
+    pthread_mutex_lock(&n->mu);
     if (rc && list) { /* put them back in front, in their order */
-        pthread_mutex_lock(&n->mu);
         *end = n->queue;
         if (n->queue_end == &n->queue)
             n->queue_end = end;
         n->queue = list;
-        pthread_mutex_unlock(&n->mu);
-    } else {
-        free_changes(list);
+        list = NULL;
+    } else if (!rc) {
+        change_log_committed(n->log);
     }
+    pthread_mutex_unlock(&n->mu);
+    free_changes(list);
     pthread_mutex_unlock(&n->db_mu);
     return rc;
 }
@@ -478,9 +492,11 @@ static int load_node(void *arg, const struct node_info *info)
     if (info->id == 0 || node_by_id(n, info->id))
         return 0;
     node = add_node(n, info);
-    if (node)
-        node->stored = true;
-    return node ? 0 : -ENOMEM;
+    if (!node)
+        return -ENOMEM;
+    node->stored = true;
+    node->maybe_known = n->taken_over;
+    return 0;
 }
 
 static int load_name(void *arg, uint64_t parent, const char *text, uint64_t id)
@@ -532,6 +548,22 @@ static void free_nodes(struct nodes *n)
     free(n);
 }
 
+/* What a process before had no time to write. */
+static int apply_log(struct nodes *n, struct dtx_err *e)
+{
+    struct nodes_change *list;
+    int rc = change_log_read(n->log, &list);
+
+    if (rc)
+        dtx_fail(e, rc, "the changes of node ids that the dtxd before left cannot be read");
+    else if (list)
+        rc = nodes_db_apply(n->db, list, false, e);
+    free_changes(list);
+    if (!rc)
+        change_log_clear(n->log);
+    return rc;
+}
+
 static int load_all(struct nodes *n, const char *path, struct dtx_err *e)
 {
     uint64_t first;
@@ -539,6 +571,8 @@ static int load_all(struct nodes *n, const char *path, struct dtx_err *e)
 
     if (!rc)
         rc = nodes_db_open(path, &n->db, &n->generation, e);
+    if (!rc && n->log)
+        rc = apply_log(n, e);
     if (!rc)
         rc = nodes_db_load(n->db, load_node, load_name, n, e);
     if (!rc)
@@ -550,7 +584,8 @@ static int load_all(struct nodes *n, const char *path, struct dtx_err *e)
     return reserve_block(n, e);
 }
 
-int nodes_open(const char *db_path, struct nodes **out, struct dtx_err *e)
+int nodes_open(const char *db_path, struct change_log *log, bool taken_over, struct nodes **out,
+               struct dtx_err *e)
 {
     struct nodes *n = calloc(1, sizeof(*n));
     pthread_condattr_t attr;
@@ -559,6 +594,8 @@ int nodes_open(const char *db_path, struct nodes **out, struct dtx_err *e)
     if (!n)
         return dtx_fail(e, -ENOMEM, "out of memory");
     n->queue_end = &n->queue;
+    n->log = log;
+    n->taken_over = taken_over;
     pthread_mutex_init(&n->mu, NULL);
     pthread_mutex_init(&n->db_mu, NULL);
     pthread_condattr_init(&attr);
@@ -672,7 +709,7 @@ static int bind_locked(struct nodes *n, uint64_t parent, const char *text, const
     *out = node->info;
     if (!count || rc)
         node->lookups--;
-    if (rc && !node->names && node->lookups == 0)
+    if (rc && !node->names && !is_known(node))
         free_node(n, node);
     return rc;
 }
@@ -840,6 +877,55 @@ void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t
     pthread_mutex_unlock(&n->mu);
 }
 
+int nodes_restore(struct nodes *n, const struct node_info *info)
+{
+    struct node *node;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, info->id);
+    if (!node)
+        node = add_node(n, info);
+    if (node)
+        node->maybe_known = true;
+    pthread_mutex_unlock(&n->mu);
+    return node ? 0 : -ENOMEM;
+}
+
+/* Is a node unknown to the kernel now?  Then one without a name goes (mu held). */
+static bool settle(struct nodes *n, struct node *node)
+{
+    if (node && is_known(node))
+        return false;
+    if (node && !node->names && node->info.id != NODE_ROOT)
+        free_node(n, node);
+    return true;
+}
+
+void nodes_use(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    if (node)
+        node->uses++;
+    pthread_mutex_unlock(&n->mu);
+}
+
+bool nodes_unuse(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool gone;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    if (node && node->uses)
+        node->uses--;
+    gone = settle(n, node);
+    pthread_mutex_unlock(&n->mu);
+    return gone;
+}
+
 int nodes_count_lookup(struct nodes *n, uint64_t id)
 {
     struct node *node;
@@ -859,11 +945,13 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count)
 
     pthread_mutex_lock(&n->mu);
     node = node_by_id(n, id);
-    gone = !node || node->lookups <= count;
-    if (node)
-        node->lookups = gone ? 0 : node->lookups - count;
-    if (node && gone && !node->names && id != NODE_ROOT)
-        free_node(n, node);
+    if (node && node->lookups <= count) {
+        node->lookups = 0;
+        node->maybe_known = false; /* it forgets all at once, also what we did not count */
+    } else if (node) {
+        node->lookups -= count;
+    }
+    gone = settle(n, node);
     pthread_mutex_unlock(&n->mu);
     return gone;
 }
@@ -875,12 +963,12 @@ bool nodes_known(struct nodes *n, uint64_t id)
 
     pthread_mutex_lock(&n->mu);
     node = node_by_id(n, id);
-    known = node && node->lookups > 0;
+    known = node && is_known(node);
     pthread_mutex_unlock(&n->mu);
     return known;
 }
 
-size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max)
+size_t nodes_own_children(struct nodes *n, uint64_t folder, struct node_info *out, size_t max)
 {
     struct node *node;
     size_t k = 0;
@@ -888,8 +976,8 @@ size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids,
     pthread_mutex_lock(&n->mu);
     node = node_by_id(n, folder);
     for (struct name *p = node ? node->children : NULL; p && k < max; p = p->next)
-        if (p->node->info.owner == NODE_GENERATED && p->node->lookups)
-            ids[k++] = p->node->info.id;
+        if (p->node->info.owner != NODE_USER && is_known(p->node))
+            out[k++] = p->node->info;
     pthread_mutex_unlock(&n->mu);
     return k;
 }

@@ -49,8 +49,12 @@ struct node_info {
 };
 
 struct nodes;
+struct change_log;
 
-int nodes_open(const char *db_path, struct nodes **out, struct dtx_err *e);
+/* log: where changes are until they are in the database (change_log.h), or NULL; what is in it is applied
+ * first. taken_over: the kernel may know any of the nodes, from a process before this one. */
+int nodes_open(const char *db_path, struct change_log *log, bool taken_over, struct nodes **out,
+               struct dtx_err *e);
 /* Everything is written durably.  Frees n. */
 void nodes_close(struct nodes *n);
 
@@ -73,14 +77,20 @@ void nodes_rename(struct nodes *n, uint64_t parent, const char *name, uint64_t n
 void nodes_exchange(struct nodes *n, uint64_t parent, const char *name, uint64_t newparent,
                     const char *newname);
 
+/* The kernel knows this node, from a process before: if it is not there, it has no name any more. */
+int nodes_restore(struct nodes *n, const struct node_info *info);
+
 /* The kernel learns the node by its id: its lookup count goes up by one. -ESTALE */
 int nodes_count_lookup(struct nodes *n, uint64_t id);
 /* The kernel has dropped `count` lookups; true: it knows the node no more. */
 bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count);
-bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up? */
+/* An open handle needs the node, and does no more; true: the kernel knows it no more. */
+void nodes_use(struct nodes *n, uint64_t id);
+bool nodes_unuse(struct nodes *n, uint64_t id);
+bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up, or may it have? */
 
-/* Ids of the generated nodes in a folder that the kernel knows. */
-size_t nodes_generated_children(struct nodes *n, uint64_t folder, uint64_t *ids, size_t max);
+/* DTX's own nodes (generated, or of the store) in a folder that the kernel knows. */
+size_t nodes_own_children(struct nodes *n, uint64_t folder, struct node_info *out, size_t max);
 
 int nodes_sync(struct nodes *n, struct dtx_err *e);
 uint64_t nodes_count(struct nodes *n);

@@ -8,7 +8,13 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "fsd/channel.h"
 #include "fsd/fs.h"
+#include "fsd/touch.h"
+
+enum {
+    TIMES = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW
+};
 
 void fs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
@@ -34,7 +40,10 @@ static int set_owner(int fd, const struct stat *attr, int to_set)
 static int set_size(struct handle *h, int path_fd, off_t size)
 {
     char path[40];
+    int rc = channel_kills_setid() ? backing_kill_setid(path_fd) : 0;
 
+    if (rc < 0)
+        return rc;
     if (h && h->kind == HANDLE_FILE && h->writer)
         return ftruncate(h->fd, size) ? -errno : 0;
     return truncate(backing_proc_path(path_fd, path), size) ? -errno : 0;
@@ -76,8 +85,7 @@ static int set_backed(int fd, const struct stat *attr, int to_set, struct handle
         rc = -errno;
     if (!rc && (to_set & FUSE_SET_ATTR_SIZE))
         rc = set_size(h, fd, attr->st_size);
-    if (!rc && (to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
-                          FUSE_SET_ATTR_MTIME_NOW)))
+    if (!rc && (to_set & TIMES))
         rc = set_times(fd, attr, to_set);
     return rc;
 }
@@ -139,6 +147,18 @@ static int setattr_generated(struct fs *f, uint64_t id, int to_set)
     return rc;
 }
 
+/* Our own helper, for inotify's sake: nothing is set, and the reply tells how it is. */
+static void reply_touch(fuse_req_t req, uint64_t id)
+{
+    struct fs_attr a;
+    int rc = touch_attr(fs_of(req), id, &a);
+
+    if (rc)
+        fs_reply_err(req, rc);
+    else
+        fuse_reply_attr(req, &a.st, a.attr_timeout);
+}
+
 void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
     struct fs *f = fs_of(req);
@@ -146,6 +166,10 @@ void fs_op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set
     struct node_info node;
     int rc = nodes_get(f->nodes, ino, &node);
 
+    if (!rc && (to_set & ~(TIMES | FUSE_SET_ATTR_CTIME)) == 0 && touch_asks(f, req)) {
+        reply_touch(req, ino);
+        return;
+    }
     if (!rc && node.owner == NODE_GENERATED)
         rc = setattr_generated(f, ino, to_set);
     else if (!rc)
@@ -256,7 +280,10 @@ void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = setxattr(path, name, value, size, flags) ? -errno : 0;
+        if (rc == -EEXIST && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);
@@ -270,7 +297,10 @@ void fs_op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
     int rc = writable_xattrs(f, ino) ? xattr_target(f, ino, name, &file, path) : -EPERM;
 
     if (!rc) {
+        bool again = fs_again(req);
         rc = removexattr(path, name) ? -errno : 0;
+        if (rc == -ENODATA && again)
+            rc = 0;
         backing_put(f->backing, &file);
     }
     fs_reply_err(req, rc);

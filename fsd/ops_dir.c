@@ -64,7 +64,8 @@ void fs_op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *f
 void fs_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct fs *f = fs_of(req);
-    struct handle *h = handles_add(f->handles, HANDLE_DIR, ino, -1, NULL);
+    struct handle_spec spec = {.kind = HANDLE_DIR, .node.id = ino, .fd = -1};
+    struct handle *h = handles_add(f->handles, &spec);
 
     if (!h) {
         fs_reply_err(req, -ENOMEM);
@@ -150,10 +151,11 @@ static void fill(fuse_req_t req, struct handle *h, off_t off, bool plus, struct 
     }
 }
 
-static void read_folder(fuse_req_t req, struct fuse_file_info *fi, size_t size, off_t off, bool plus)
+static void read_folder(fuse_req_t req, uint64_t ino, struct fuse_file_info *fi, size_t size, off_t off,
+                        bool plus)
 {
     struct fs *f = fs_of(req);
-    struct handle *h = handles_get(f->handles, fi->fh);
+    struct handle *h = handles_get_dir(f->handles, fi->fh, ino);
     struct reply r = {.buf = malloc(size), .size = size};
     int rc;
 
@@ -176,12 +178,12 @@ static void read_folder(fuse_req_t req, struct fuse_file_info *fi, size_t size, 
 
 void fs_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
-    read_folder(req, fi, size, off, false);
+    read_folder(req, ino, fi, size, off, false);
 }
 
 void fs_op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
-    read_folder(req, fi, size, off, true);
+    read_folder(req, ino, fi, size, off, true);
 }
 
 void fs_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

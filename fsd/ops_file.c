@@ -2,11 +2,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "fsd/fs.h"
+#include "fsd/touch.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
 enum { COPY_MAX = 64 << 20 };
@@ -14,62 +16,6 @@ enum { COPY_MAX = 64 << 20 };
 static bool writes(int flags)
 {
     return (flags & O_ACCMODE) != O_RDONLY;
-}
-
-struct handle *fs_file_handle(struct fs *f, const struct node_info *node, int fd, struct fuse_file_info *fi)
-{
-    struct handle *h = handles_add(f->handles, HANDLE_FILE, node->id, fd, NULL);
-
-    if (!h)
-        return NULL;
-    h->writer = writes(fi->flags);
-    fi->fh = h->fh;
-    fi->keep_cache = 1; /* the kernel drops its pages when size or mtime change (AUTO_INVAL_DATA) */
-    fi->noflush = !h->writer;
-    return h;
-}
-
-static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
-{
-    struct fs *f = fs_of(req);
-    struct backing_fd file;
-    int rc = 0;
-
-    if (writes(flags) || (flags & O_TRUNC))
-        rc = node->owner == NODE_STORE ? -EPERM : fs_may_change_node(f, req, node->id);
-    if (!rc)
-        rc = backing_get(f->backing, node->id, &file);
-    if (rc)
-        return rc;
-    rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_APPEND | O_SYNC | O_DSYNC | O_NOATIME));
-    backing_put(f->backing, &file);
-    return rc;
-}
-
-void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    struct fs *f = fs_of(req);
-    struct node_info node;
-    struct handle *h;
-    int fd, rc = nodes_get(f->nodes, ino, &node);
-
-    if (!rc && node.owner == NODE_GENERATED) {
-        fs_text_open(req, &node, fi);
-        return;
-    }
-    fd = rc ? rc : open_backed(req, &node, fi->flags);
-    h = fd < 0 ? NULL : fs_file_handle(f, &node, fd, fi);
-    if (!h) {
-        fs_reply_err(req, fd < 0 ? fd : -ENOMEM);
-        return;
-    }
-    if (fi->flags & O_TRUNC) {
-        fs_event_node(f, req, DROP_CREATE, ino);
-        space_note(f->space, fd, NULL);
-    }
-    fs_writer_opened(req, h);
-    if (fuse_reply_open(req, fi) == -ENOENT)
-        fs_close_handle(req, h->fh);
 }
 
 static bool kernel_thread_is_nfsd(pid_t pid)
@@ -101,39 +47,197 @@ static bool is_nfs_server(pid_t pid)
     return strncmp(strrchr(program, '/') ? strrchr(program, '/') + 1 : program, "ganesha.nfsd", 12) == 0;
 }
 
+static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
+{
+    fi->fh = h->fh;
+    fi->keep_cache = 1; /* the kernel drops its pages when size or mtime change (AUTO_INVAL_DATA) */
+    fi->noflush = !h->judged;
+    fs_pass_fill(h, fi);
+}
+
+/* A close of anything inside an object's folder says nothing at FLUSH that RELEASE does not say. */
+static bool is_judged(struct fs *f, uint64_t id)
+{
+    struct place p;
+    bool inside = place_of_node(f, id, &p) == 0 && p.m.entry->kind == LK_USER_ANY && p.m.nargs > 0;
+
+    place_release(&p);
+    return !inside;
+}
+
+struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, struct fuse_file_info *fi)
+{
+    struct handle_spec spec = {.kind = HANDLE_FILE,
+                               .node = *node,
+                               .fd = fd,
+                               .writer = writes(fi->flags),
+                               .remote = writes(fi->flags) && is_nfs_server(fuse_req_ctx(req)->pid),
+                               .append = (fi->flags & O_APPEND) != 0,
+                               .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
+                               .who = fs_caller(req)};
+    struct handle *h = handles_add(fs_of(req)->handles, &spec);
+
+    if (!h)
+        return NULL;
+    h->judged = h->writer && is_judged(fs_of(req), node->id);
+    fill_file_info(h, fi);
+    return h;
+}
+
+struct handle *fs_opened_before(fuse_req_t req, struct fuse_file_info *fi)
+{
+    struct handle *h = kept_resent() ? handles_of_request(fs_of(req)->handles, kept_unique()) : NULL;
+
+    if (h && h->kind == HANDLE_FILE) {
+        fill_file_info(h, fi);
+    } else if (h) {
+        fi->fh = h->fh;
+        fi->direct_io = 1;
+        fi->noflush = 1;
+    }
+    return h;
+}
+
+static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
+{
+    struct fs *f = fs_of(req);
+    struct backing_fd file;
+    int rc = 0;
+
+    if (writes(flags) || (flags & O_TRUNC))
+        rc = node->owner == NODE_STORE ? -EPERM : fs_may_change_node(f, req, node->id);
+    if (!rc)
+        rc = backing_get(f->backing, node->id, &file);
+    if (rc)
+        return rc;
+    fs_kill_setid(f, node->id, file.fd);
+    /* Without O_APPEND: a write that is sent again must not append again. */
+    rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME));
+    backing_put(f->backing, &file);
+    return rc;
+}
+
+void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct node_info node;
+    struct handle *h;
+    int fd, rc = nodes_get(f->nodes, ino, &node);
+
+    if (fs_opened_before(req, fi)) {
+        fuse_reply_open(req, fi);
+        return;
+    }
+    if (!rc && node.owner != NODE_USER && writes(fi->flags) && touch_asks(f, req)) {
+        fs_touch_open(req, fi);
+        return;
+    }
+    if (!rc && node.owner == NODE_GENERATED) {
+        fs_text_open(req, &node, fi);
+        return;
+    }
+    fd = rc ? rc : open_backed(req, &node, fi->flags);
+    h = fd < 0 ? NULL : fs_file_handle(req, &node, fd, fi);
+    if (!h) {
+        fs_reply_err(req, fd < 0 ? fd : -ENOMEM);
+        return;
+    }
+    fs_writer_opened(req, h);
+    if (fi->flags & O_TRUNC) {
+        fs_event_node(f, req, DROP_CREATE, ino);
+        space_note(f->space, h->fd, NULL);
+    }
+    rc = fs_pass_open(req, h, fi);
+    if (rc || fuse_reply_open(req, fi) == -ENOENT)
+        fs_close_handle(req, h->fh);
+    if (rc)
+        fs_reply_err(req, rc);
+}
+
 void fs_writer_opened(fuse_req_t req, struct handle *h)
 {
+    struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
     size_t n;
 
-    if (!h->writer || nodes_path(fs_of(req)->nodes, h->id, &path) || !path.p) {
+    if (!h->writer || nodes_path(f->nodes, h->id, &path) || !path.p) {
         buf_release(&path);
         return;
     }
-    h->remote = is_nfs_server(fuse_req_ctx(req)->pid);
     if (!h->remote)
-        fs_event(fs_of(req), req, DROP_OPEN_WRITE, path.p);
-    h->path = buf_detach(&path, &n);
+        fs_event(f, req, DROP_OPEN_WRITE, path.p);
+    handles_set_path(f->handles, h, buf_detach(&path, &n));
 }
 
 void fs_writer_wrote(fuse_req_t req, struct handle *h)
 {
-    if (!__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) && h->remote)
-        fs_event(fs_of(req), req, DROP_REMOTE_WRITER, h->path);
+    struct fs *f = fs_of(req);
+    struct buf path = BUF_INIT;
+
+    if (__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) || !h->remote)
+        return;
+    if (handles_writer_path(f->handles, h, &path) && path.p)
+        fs_event(f, req, DROP_REMOTE_WRITER, path.p);
+    buf_release(&path);
 }
 
-/* The release pairs with the open, under the name of then; where the file was renamed, the new place hears of
- * it too. */
+struct moves {
+    struct moved {
+        struct moved *next;
+        bool remote, wrote;
+        char *from, *to;
+    } * first;
+};
+
+static void note_move(void *arg, const struct handle *h, const char *was)
+{
+    struct moves *list = arg;
+    struct moved *m = calloc(1, sizeof(*m));
+
+    if (!m)
+        return;
+    *m = (struct moved){.next = list->first,
+                        .remote = h->remote,
+                        .wrote = __atomic_load_n(&h->wrote, __ATOMIC_RELAXED),
+                        .from = strdup(was),
+                        .to = strdup(h->path)};
+    list->first = m;
+}
+
+void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange)
+{
+    struct fs *f = fs_of(req);
+    struct moves list = {NULL};
+    struct moved *m;
+
+    handles_move(f->handles, from, to, exchange, note_move, &list);
+    while ((m = list.first)) {
+        list.first = m->next;
+        if (m->from && m->to &&
+            (m->wrote || !m->remote)) { /* first the new place: it shall not settle between */
+            fs_event(f, req, m->remote ? DROP_REMOTE_WRITER : DROP_OPEN_WRITE, m->to);
+            fs_event(f, req, m->remote ? DROP_REMOTE_RELEASE : DROP_RELEASE, m->from);
+        }
+        free(m->from);
+        free(m->to);
+        free(m);
+    }
+}
+
 static void writer_closed(fuse_req_t req, struct handle *h)
 {
     struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
 
+    if (!handles_writer_path(f->handles, h, &path) || !path.p) {
+        buf_release(&path);
+        return;
+    }
+    if (h->restored) /* a process before may have written through it: the stamp tells */
+        fs_event(f, req, DROP_SETATTR, path.p);
     if (!h->remote)
-        fs_event(f, req, DROP_RELEASE, h->path);
+        fs_event(f, req, DROP_RELEASE, path.p);
     else if (__atomic_load_n(&h->wrote, __ATOMIC_RELAXED))
-        fs_event(f, req, DROP_REMOTE_RELEASE, h->path);
-    if (nodes_path(f->nodes, h->id, &path) == 0 && path.p && strcmp(path.p, h->path) != 0)
         fs_event(f, req, DROP_REMOTE_RELEASE, path.p);
     buf_release(&path);
 }
@@ -153,12 +257,17 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
 {
     struct fs *f = fs_of(req);
     struct handle *h = handles_get(f->handles, fh);
+    uint64_t gone;
 
-    if (h && h->path)
+    if (h && h->kind == HANDLE_FILE)
+        passthrough_close(f->pass, h->id, h->pass);
+    if (h && h->writer && !fs_pass_lingers(req, h))
         writer_closed(req, h);
     if (h && h->writer)
         note_closed(f, h);
-    handles_remove(f->handles, fh);
+    gone = handles_remove(f->handles, fh);
+    if (gone)
+        backing_drop(f->backing, gone);
 }
 
 void fs_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -217,6 +326,17 @@ static void end_change(fuse_req_t req, struct handle *h, struct change *c, ssize
     }
 }
 
+/* Where a write goes.  The kernel knows the end of a file that is opened with O_APPEND, unless it grew behind
+ * the mount's back; a request that is sent again goes where it went. */
+static off_t place_to_write(const struct handle *h, off_t off)
+{
+    struct stat st;
+
+    if (!h->append || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
+        return off;
+    return st.st_size;
+}
+
 void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
                      struct fuse_file_info *fi)
 {
@@ -235,10 +355,12 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     }
     out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
     out.buf[0].fd = h->fd;
-    out.buf[0].pos = off;
-    n = begin_change(req, h, off, fuse_buf_size(in), &c);
+    out.buf[0].pos = place_to_write(h, off);
+    n = begin_change(req, h, out.buf[0].pos, fuse_buf_size(in), &c);
     if (!n) {
-        n = fuse_buf_copy(&out, in, 0);
+        n = fs_kill_setid(fs_of(req), h->id, h->fd);
+        if (!n)
+            n = fuse_buf_copy(&out, in, 0);
         end_change(req, h, &c, n);
     }
     buf_release(&c.path);
@@ -256,7 +378,7 @@ void fs_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct place p;
     int rc = 0;
 
-    if (h && h->kind == HANDLE_FILE && h->writer) {
+    if (h && h->kind == HANDLE_FILE && h->judged) {
         if (place_of_node(f, h->id, &p) == 0 && p.m.entry->kind == LK_USER_FILE)
             rc = sched_flush(f->sched, p.path.p);
         place_release(&p);
@@ -295,7 +417,9 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
     }
     rc = begin_change(req, h, off, shrinks || len < 0 ? 0 : (size_t)len, &c);
     if (!rc) {
-        rc = fallocate(h->fd, mode, off, len) ? -errno : 0;
+        rc = fs_kill_setid(fs_of(req), h->id, h->fd);
+        if (!rc && fallocate(h->fd, mode, off, len))
+            rc = -errno;
         end_change(req, h, &c, rc);
     }
     buf_release(&c.path);
@@ -317,6 +441,8 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
     }
     len = len > COPY_MAX ? COPY_MAX : len;
     n = begin_change(req, to, off_out, len, &c);
+    if (!n && (n = fs_kill_setid(f, to->id, to->fd)))
+        end_change(req, to, &c, n);
     if (!n) {
         n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, (unsigned)flags);
         if (n < 0)

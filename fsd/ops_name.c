@@ -87,6 +87,23 @@ static int adopt(struct fs *f, fuse_req_t req, struct spot *s, const char *name,
     return rc;
 }
 
+/* A name is there already: was it made by this very request, in a process before?  Then what kind it is of is
+ * right. */
+static bool made_before(const struct spot *s, const char *name, mode_t type, bool again)
+{
+    struct stat st;
+
+    return again && fstatat(s->dir.fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && (st.st_mode & S_IFMT) == type;
+}
+
+/* What a call that makes a name returned, seen so. */
+static int made(const struct spot *s, const char *name, mode_t type, bool again, int failed)
+{
+    int rc = failed ? -errno : 0;
+
+    return rc == -EEXIST && made_before(s, name, type, again) ? 0 : rc;
+}
+
 static void reply_entry(fuse_req_t req, int rc, const struct fuse_entry_param *e)
 {
     struct fs *f = fs_of(req);
@@ -103,6 +120,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
+    bool again;
     int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
 
     if (!rc)
@@ -111,11 +129,12 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
         fs_reply_err(req, rc);
         return;
     }
+    again = fs_again(req);
     if (!S_ISREG(mode) && s.p.m.entry->kind != LK_USER_ANY)
         rc = -EPERM; /* a spec is a file */
-    else if (mknodat(s.dir.fd, name, mode, 0))
-        rc = -errno;
     else
+        rc = made(&s, name, mode & S_IFMT, again, mknodat(s.dir.fd, name, mode, 0));
+    if (!rc)
         rc = adopt(f, req, &s, name, mode, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_CREATE, s.p.path.p);
@@ -129,13 +148,17 @@ void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
+    bool again;
     int rc = spot_begin(req, parent, name, S_IFDIR, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
         return;
     }
-    rc = mkdirat(s.dir.fd, name, mode & 07777) ? -errno : adopt(f, req, &s, name, mode | S_IFDIR, &e, &node);
+    again = fs_again(req);
+    rc = made(&s, name, S_IFDIR, again, mkdirat(s.dir.fd, name, mode & 07777));
+    if (!rc)
+        rc = adopt(f, req, &s, name, mode | S_IFDIR, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_MKDIR, s.p.path.p);
     spot_end(req, &s, rc);
@@ -148,17 +171,30 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
     struct fuse_entry_param e;
     struct node_info node;
     struct spot s;
+    bool again;
     int rc = spot_begin(req, parent, name, S_IFLNK, &s);
 
     if (rc) {
         fs_reply_err(req, rc);
         return;
     }
-    rc = symlinkat(link, s.dir.fd, name) ? -errno : adopt(f, req, &s, name, S_IFLNK, &e, &node);
+    again = fs_again(req);
+    rc = made(&s, name, S_IFLNK, again, symlinkat(link, s.dir.fd, name));
+    if (!rc)
+        rc = adopt(f, req, &s, name, S_IFLNK, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_LINK, s.p.path.p);
     spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
+}
+
+/* Is there a name of this very file already? */
+static bool is_name_of(int fd, int dirfd, const char *name)
+{
+    struct stat a, b;
+
+    return fstat(fd, &a) == 0 && fstatat(dirfd, name, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
 }
 
 /* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
@@ -173,7 +209,7 @@ static bool may_link(const struct caller *who, int path_fd)
            (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
 }
 
-static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name)
+static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name, bool again)
 {
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
@@ -187,6 +223,8 @@ static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const 
         rc = -EPERM;
     else if (linkat(AT_FDCWD, backing_proc_path(file.fd, path), s->dir.fd, name, AT_SYMLINK_FOLLOW))
         rc = -errno;
+    if (rc == -EEXIST && again && is_name_of(file.fd, s->dir.fd, name))
+        rc = 0;
     backing_put(f->backing, &file);
     return rc;
 }
@@ -208,7 +246,7 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
         fs_reply_err(req, rc);
         return;
     }
-    rc = link_backed(req, &s, ino, newname);
+    rc = link_backed(req, &s, ino, newname, fs_again(req));
     if (!rc)
         rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
     if (!rc) {
@@ -223,51 +261,84 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 
 /* The kernel saw no such name.  If there is one now, it has not checked permissions: -ESTALE makes it look
  * again. */
-static int create_file(const struct spot *s, const char *name, mode_t mode, int flags)
+static int create_file(const struct spot *s, const char *name, mode_t mode, int flags, bool again)
 {
-    int keep = flags & (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC);
+    int keep = flags & (O_ACCMODE | O_SYNC | O_DSYNC);
     int fd =
         openat(s->dir.fd, name, keep | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, mode & 07777);
 
+    if (fd < 0 && errno == EEXIST && made_before(s, name, S_IFREG, again))
+        fd = openat(s->dir.fd, name, keep | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY);
     if (fd >= 0)
         return fd;
     return errno == EEXIST && !(flags & O_EXCL) ? -ESTALE : -errno;
+}
+
+/* A process before had made the file and opened it: only the reply is missing. */
+static void reply_created_before(fuse_req_t req, const struct handle *h, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct fs_attr a;
+    int rc = nodes_get(f->nodes, h->id, &node);
+
+    if (!rc)
+        rc = fs_attr_of(f, h->id, &a);
+    if (!rc)
+        rc = nodes_count_lookup(f->nodes, h->id);
+    if (rc) {
+        fs_close_handle(req, h->fh);
+        fs_reply_err(req, rc);
+        return;
+    }
+    fs_fill_entry(&node, &a, &e);
+    fs_again(req); /* it is answered now */
+    fs_event_node(f, req, DROP_CREATE, h->id);
+    fuse_reply_create(req, &e, fi);
 }
 
 void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
     struct fs *f = fs_of(req);
     struct fuse_entry_param e;
-    struct handle *h = NULL;
+    struct handle *h = fs_opened_before(req, fi);
     struct node_info node;
     struct spot s;
-    int fd, rc = spot_begin(req, parent, name, S_IFREG, &s);
+    int fd, rc;
 
+    if (h) {
+        reply_created_before(req, h, fi);
+        return;
+    }
+    rc = spot_begin(req, parent, name, S_IFREG, &s);
     if (rc) {
         fs_reply_err(req, rc);
         return;
     }
-    fd = rc = create_file(&s, name, mode, fi->flags);
+    fd = rc = create_file(&s, name, mode, fi->flags, fs_again(req));
     if (fd >= 0)
         rc = adopt(f, req, &s, name, mode | S_IFREG, &e, &node);
     if (fd >= 0 && rc)
         close(fd);
     if (!rc) {
-        h = fs_file_handle(f, &node, fd, fi);
+        h = fs_file_handle(req, &node, fd, fi);
         if (!h) {
             rc = -ENOMEM;
             fs_forget(f, node.id, 1);
         }
     }
     if (h) {
-        fs_event(f, req, DROP_CREATE, s.p.path.p);
         fs_writer_opened(req, h);
+        fs_event(f, req, DROP_CREATE, s.p.path.p);
     }
     spot_end(req, &s, rc);
-    if (rc)
-        fs_reply_err(req, rc);
-    else if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+    if (h)
+        rc = fs_pass_open(req, h, fi);
+    if (h && (rc || fuse_reply_create(req, &e, fi) == -ENOENT)) {
         fs_close_handle(req, h->fh);
         fs_forget(f, e.ino, 1);
     }
+    if (rc)
+        fs_reply_err(req, rc);
 }

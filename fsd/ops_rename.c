@@ -14,6 +14,7 @@ struct rename {
     unsigned flags;
     struct backing_fd dir, newdir;
     bool replaces; /* newname exists */
+    bool made;     /* a process before has made it already */
 };
 
 /* An NFS client hides an open file that it removes: that is an unlink. */
@@ -22,9 +23,13 @@ static int rename_own(fuse_req_t req, const struct rename *r)
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
 
+    bool again = fs_again(req);
+    int rc;
+
     if (r->parent != r->newparent || strncmp(r->newname, ".nfs", 4) != 0 || (r->flags & RENAME_EXCHANGE))
         return -EPERM;
-    return sched_unlink(f->sched, &r->from.m, &who);
+    rc = fs_hide(f, &r->from, &who);
+    return rc == -ENOENT && again ? 0 : rc;
 }
 
 /* May the thing at one end go to the other? */
@@ -60,8 +65,33 @@ static int check_holders(fuse_req_t req, const struct rename *r)
     return rc;
 }
 
+/* Was this very request carried out by a process before?  While it waits, nobody else can use these names: so
+ * the name is gone (and the new one there), or, exchanged, means another file than at the first time. */
+static bool was_made(fuse_req_t req, const struct rename *r)
+{
+    struct stat from, to;
+    bool there = fstatat(r->dir.fd, r->name, &from, AT_SYMLINK_NOFOLLOW) == 0;
+    struct kept_turn turn = kept_begin(fs_of(req)->kept, there ? from.st_ino : 0);
+
+    if (!turn.again)
+        return false;
+    if (r->flags & RENAME_EXCHANGE)
+        return there && turn.note && from.st_ino != turn.note;
+    return !there && fstatat(r->newdir.fd, r->newname, &to, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
 static void rename_nodes(struct fs *f, const struct rename *r)
 {
+    struct node_info node;
+    struct node_key key;
+    struct stat st;
+
+    /* Not a second time. */
+    if (r->made &&
+        (nodes_find(f->nodes, r->parent, r->name, &node) ||
+         ((r->flags & RENAME_EXCHANGE) && backing_stat(f->backing, r->dir.fd, r->name, &st, &key) == 0 &&
+          memcmp(&key, &node.key, sizeof(key)) == 0)))
+        return;
     if (r->flags & RENAME_EXCHANGE)
         nodes_exchange(f->nodes, r->parent, r->name, r->newparent, r->newname);
     else
@@ -87,9 +117,12 @@ static int rename_backed(struct fs *f, const struct rename *r)
 
     fs_lock_names(f, r->parent, r->newparent);
     held = r->replaces ? fs_hold(r->newdir.fd, r->newname) : -1;
-    if (nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 && nodes_known(f->nodes, over.id))
+    if (!r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
+        nodes_known(f->nodes, over.id))
         backing_pin(f->backing, over.id);
-    rc = renameat2(r->dir.fd, r->name, r->newdir.fd, r->newname, r->flags) ? -errno : 0;
+    rc = 0;
+    if (!r->made && renameat2(r->dir.fd, r->name, r->newdir.fd, r->newname, r->flags))
+        rc = -errno;
     if (!rc)
         rename_nodes(f, r);
     fs_unlock_names(f, r->parent, r->newparent);
@@ -111,8 +144,12 @@ static int rename_user(fuse_req_t req, struct rename *r)
         backing_put(f->backing, &r->dir);
         return rc;
     }
-    rc = check_ends(f, r);
-    if (!rc)
+    r->made = was_made(req, r);
+    if (r->made) /* it was allowed then */
+        rc = place_of_child(f, r->newparent, r->newname, &r->to);
+    else
+        rc = check_ends(f, r);
+    if (!rc && !r->made)
         rc = check_holders(req, r);
     if (!rc)
         rc = rename_backed(f, r);
@@ -120,6 +157,7 @@ static int rename_user(fuse_req_t req, struct rename *r)
     backing_put(f->backing, &r->newdir);
     if (rc)
         return rc;
+    fs_writers_moved(req, r->from.path.p, r->to.path.p, r->flags & RENAME_EXCHANGE);
     if (r->flags & RENAME_EXCHANGE)
         fs_event(f, req, DROP_RENAMED_IN, r->from.path.p);
     else

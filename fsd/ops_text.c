@@ -11,31 +11,40 @@
 /* One write(2) to a control file takes a few words. */
 enum { CONTROL_MAX = 64 << 10 };
 
-static int open_text(struct fs *f, const struct node_info *node, int flags, struct handle **h)
+static int open_text(fuse_req_t req, const struct node_info *node, int flags, struct handle **h)
 {
+    struct handle_spec spec = {.node = *node, .fd = -1, .who = fs_caller(req)};
+    struct fs *f = fs_of(req);
     bool read = (flags & O_ACCMODE) != O_WRONLY, write = (flags & O_ACCMODE) != O_RDONLY;
-    struct snapshot *s = NULL;
     struct place p;
     int rc = place_of_node(f, node->id, &p);
 
     if (!rc && (write || (flags & O_TRUNC)) && p.m.entry->kind != LK_CONTROL)
         rc = -EPERM;
     if (!rc && read)
-        rc = fs_render(f, node->id, &p, RENDER_FOR_OPEN, &s);
+        rc = fs_render(f, node->id, &p, RENDER_FOR_OPEN, &spec.snapshot);
     if (!rc) {
-        *h = handles_add(f->handles, p.m.entry->kind == LK_CONTROL ? HANDLE_CONTROL : HANDLE_TEXT, node->id,
-                         -1, s);
+        spec.kind = p.m.entry->kind == LK_CONTROL ? HANDLE_CONTROL : HANDLE_TEXT;
+        *h = handles_add(f->handles, &spec);
         rc = *h ? 0 : -ENOMEM;
     }
     place_release(&p);
     return rc;
 }
 
+/* Our own helper opens and closes it, so that the kernel says IN_CLOSE_WRITE: there is nothing behind it, not
+ * even a handle. */
+void fs_touch_open(fuse_req_t req, struct fuse_file_info *fi)
+{
+    fi->fh = 0;
+    fi->direct_io = fi->keep_cache = fi->noflush = 1;
+    fuse_reply_open(req, fi);
+}
+
 void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file_info *fi)
 {
-    struct fs *f = fs_of(req);
     struct handle *h;
-    int rc = open_text(f, node, fi->flags, &h);
+    int rc = open_text(req, node, fi->flags, &h);
 
     if (rc) {
         fs_reply_err(req, rc);
@@ -45,7 +54,7 @@ void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file
     fi->direct_io = 1;
     fi->noflush = 1;
     if (fuse_reply_open(req, fi) == -ENOENT)
-        handles_remove(f->handles, h->fh);
+        fs_close_handle(req, h->fh);
 }
 
 /* Who starts again from the beginning a second or more after taking a snapshot (a poller that seeks back, an
@@ -103,6 +112,7 @@ void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in)
     struct caller who = fs_caller(req);
     size_t n = fuse_buf_size(in);
     struct fuse_bufvec out = FUSE_BUFVEC_INIT(n);
+    struct kept_turn turn;
     ssize_t rc;
 
     if (n > CONTROL_MAX || !(out.buf[0].mem = malloc(n + 1))) {
@@ -112,7 +122,9 @@ void fs_text_write(fuse_req_t req, struct handle *h, struct fuse_bufvec *in)
     rc = fuse_buf_copy(&out, in, 0);
     if (rc >= 0) {
         ((char *)out.buf[0].mem)[rc] = '\0';
-        rc = take_words(f, h, out.buf[0].mem, (size_t)rc, &who);
+        turn = kept_begin(f->kept, 0);
+        rc = turn.done ? turn.rc : take_words(f, h, out.buf[0].mem, (size_t)rc, &who);
+        kept_done(f->kept, (int)rc);
     }
     free(out.buf[0].mem);
     if (rc < 0)

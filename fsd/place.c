@@ -60,6 +60,13 @@ int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place
     return look_up(p);
 }
 
+int place_of_path(const char *path, struct place *p)
+{
+    buf_init(&p->path);
+    buf_adds(&p->path, path);
+    return look_up(p);
+}
+
 void place_release(struct place *p)
 {
     buf_release(&p->path);
@@ -70,10 +77,10 @@ static int check_object_name(const struct place *p, const struct place *folder, 
 {
     const struct layout_match *m = &p->m;
 
-    if (folder->m.entry->reader == LR_EXPERIMENTS && S_ISDIR(type))
-        return -EPERM; /* NAME.json makes experiments/NAME/ */
     if (name_is_leftover(name))
         return 0;
+    if (folder->m.entry->reader == LR_EXPERIMENTS && S_ISDIR(type))
+        return -EPERM; /* NAME.json makes experiments/NAME/ */
     return name_check(m->rest || !m->nargs || m->entry->object == OBJ_NONE ? name : m->arg[m->nargs - 1],
                       NULL);
 }

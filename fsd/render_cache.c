@@ -4,8 +4,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 
 enum { BUCKETS = 4096 };
 
@@ -63,9 +67,50 @@ struct snapshot *snapshot_ref(struct snapshot *s)
 void snapshot_put(struct snapshot *s)
 {
     if (s && __atomic_sub_fetch(&s->refs, 1, __ATOMIC_ACQ_REL) == 0) {
+        if (s->fd >= 0)
+            close(s->fd);
         free(s->data);
         free(s);
     }
+}
+
+int snapshot_fd(struct snapshot *s)
+{
+    int fd = __atomic_load_n(&s->fd, __ATOMIC_ACQUIRE), none = -1;
+
+    if (fd >= 0)
+        return fd;
+    fd = memfd_create("dtxd-text", MFD_CLOEXEC);
+    if (fd >= 0 && fd_write_all(fd, s->data, s->size)) {
+        close(fd);
+        return -1;
+    }
+    if (fd >= 0 &&
+        !__atomic_compare_exchange_n(&s->fd, &none, fd, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        close(fd); /* another thread was faster */
+        fd = none;
+    }
+    return fd;
+}
+
+struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns)
+{
+    struct snapshot *s = calloc(1, sizeof(*s));
+    struct stat st;
+
+    if (s && fstat(fd, &st) == 0 && st.st_size <= RENDER_MAX && (s->data = malloc((size_t)st.st_size + 1)) &&
+        fd_pread_all(fd, s->data, (size_t)st.st_size, 0) == 0) {
+        s->size = (size_t)st.st_size;
+        s->data[s->size] = '\0';
+        s->mtime_ns = mtime_ns;
+        s->refs = 1;
+        s->fd = -1;
+        return s;
+    }
+    if (s)
+        free(s->data);
+    free(s);
+    return NULL;
 }
 
 static void free_entry(struct entry *p)
@@ -172,6 +217,7 @@ static int advance(struct entry *p, render_fn make, void *arg, int64_t now)
     s->data = buf_detach(&text, &s->size);
     s->mtime_ns = p->mtime_ns;
     s->refs = 1;
+    s->fd = -1;
     snapshot_put(p->now);
     p->now = s;
     return 0;
@@ -211,6 +257,18 @@ void render_cache_tidy(struct render_cache *c)
                 p->now = NULL;
             }
     pthread_mutex_unlock(&c->mu);
+}
+
+int64_t render_cache_checked(struct render_cache *c, uint64_t id)
+{
+    struct entry *p = enter(c, id);
+    int64_t at;
+
+    if (!p)
+        return 0;
+    at = p->now ? p->checked_ms : 0;
+    leave(c, p);
+    return at;
 }
 
 void render_cache_forget(struct render_cache *c, uint64_t id)

@@ -27,6 +27,7 @@ struct snapshot {
     size_t size;
     int64_t mtime_ns; /* wall clock */
     unsigned refs;    /* atomic */
+    int fd;           /* of snapshot_fd; -1: not made; atomic */
 };
 
 struct render_cache;
@@ -47,8 +48,14 @@ int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, r
                      struct snapshot **out);
 struct snapshot *snapshot_ref(struct snapshot *s); /* NULL is allowed, in both */
 void snapshot_put(struct snapshot *s);
+/* A file with the same text, for another process; it is the snapshot's.  -1: there is none. */
+int snapshot_fd(struct snapshot *s);
+/* The snapshot that such a file was made of; NULL: no memory, or it cannot be read. */
+struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns);
 /* Drop the texts that nobody asked for in RENDER_IDLE_MS (what they were is remembered for their mtime). */
 void render_cache_tidy(struct render_cache *c);
+/* When the text was last found to be what it is (CLOCK_MONOTONIC, ms); 0: there is none. */
+int64_t render_cache_checked(struct render_cache *c, uint64_t id);
 void render_cache_forget(struct render_cache *c, uint64_t id);
 
 #endif

@@ -1,6 +1,5 @@
 #include "fsd/session.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +19,8 @@ struct session {
     struct fuse_session *se;
     struct channel channel;
     const char *mountpoint;
-    bool detached; /* by unmount() */
+    struct notify *notify;
+    bool left; /* to a process after this one; atomic */
     pthread_t main_thread, signal_thread;
     bool ended; /* atomic: the loop is over */
 };
@@ -36,12 +36,23 @@ static void interrupt(int sig)
 {
 }
 
+static void end_loop(struct session *s)
+{
+    fuse_session_exit(s->se);
+    while (!__atomic_load_n(&s->ended, __ATOMIC_ACQUIRE)) { /* it may not have begun to wait yet */
+        pthread_kill(s->main_thread, SIGUSR1);
+        usleep(20000);
+    }
+}
+
 /* Unmount in order, so that nothing that the kernel still holds is lost; if programs have files open there,
  * write back what they mapped, detach, and end the loop. */
 static void unmount(struct session *s)
 {
-    int fd, rc = mount_remove(s->mountpoint, 0);
+    int fd, rc;
 
+    notify_quiet(s->notify);
+    rc = mount_remove(s->mountpoint, 0);
     if (rc == 0)
         return; /* the loop sees the end of the connection */
     log_line("unmounting %s: %s; detaching it", s->mountpoint, strerror(-rc));
@@ -50,12 +61,17 @@ static void unmount(struct session *s)
         syncfs(fd);
         close(fd);
     }
-    s->detached = mount_remove(s->mountpoint, 1) == 0;
-    fuse_session_exit(s->se);
-    while (!__atomic_load_n(&s->ended, __ATOMIC_ACQUIRE)) { /* it may not have begun to wait yet */
-        pthread_kill(s->main_thread, SIGUSR1);
-        usleep(20000);
-    }
+    mount_remove(s->mountpoint, 1);
+    end_loop(s);
+}
+
+/* Leave the mount and everything that is open there. */
+static void leave(struct session *s)
+{
+    log_line("SIGHUP: leaving the mount to another process");
+    notify_quiet(s->notify);
+    __atomic_store_n(&s->left, true, __ATOMIC_RELEASE);
+    end_loop(s);
 }
 
 static void *signal_main(void *arg)
@@ -67,12 +83,17 @@ static void *signal_main(void *arg)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR2); /* the loop is over */
     sigwait(&set, &sig);
     if (sig == SIGUSR2)
         return NULL;
-    log_line("%s: ending", sig == SIGTERM ? "SIGTERM" : "SIGINT");
-    unmount(s);
+    if (sig == SIGHUP) {
+        leave(s);
+    } else {
+        log_line("%s: ending", sig == SIGTERM ? "SIGTERM" : "SIGINT");
+        unmount(s);
+    }
     do
         sigwait(&set, &sig);
     while (sig != SIGUSR2);
@@ -109,10 +130,14 @@ static int run_loop(struct session *s)
 static int serve_mounted(struct fs *f, struct session *s, struct dtx_err *e)
 {
     struct notify *notify;
-    int rc = notify_new(f, s->se, &notify, e);
+    int rc = channel_begin(&s->channel, s->se, e);
 
+    if (!rc)
+        rc = notify_new(f, s->se, s->mountpoint, &notify, e);
     if (rc)
         return rc;
+    channel_resend(&s->channel, s->se);
+    s->notify = notify;
     s->main_thread = pthread_self();
     prepare_signals();
     if (pthread_create(&s->signal_thread, NULL, signal_main, s)) {
@@ -131,28 +156,24 @@ static int serve_mounted(struct fs *f, struct session *s, struct dtx_err *e)
     return rc < 0 ? rc : 0;
 }
 
-/* Is the connection over?  Then the mountpoint is not ours any more. */
-static bool connection_over(int fd)
-{
-    struct pollfd p = {.fd = fd};
-
-    return poll(&p, 1, 0) == 1 && (p.revents & POLLERR);
-}
-
 static int serve_channel(struct fs *f, struct session *s, struct dtx_err *e)
 {
-    int fd = channel_mount(s->mountpoint, e), rc;
+    int fd = f->kept->mount_fd, rc;
 
-    if (fd < 0)
-        return fd;
-    rc = channel_attach(&s->channel, s->se, fd, e);
+    if (fd < 0) {
+        fd = channel_mount(s->mountpoint, e);
+        if (fd < 0)
+            return fd;
+        kept_put(f->kept, KEEPER_MOUNT, 0, NULL, 0, fd);
+    }
+    s->channel.passthrough = f->pass;
+    s->channel.stack_depth = f->want_passthrough ? passthrough_depth(f->tree_fd) : 0;
+    rc = channel_attach(&s->channel, s->se, f->kept, fd, e);
     if (rc)
         close(fd);
     else
         rc = serve_mounted(f, s, e);
-    if (!s->detached && !connection_over(fd))
-        mount_remove(s->mountpoint, 1);
-    return rc;
+    return rc ? rc : __atomic_load_n(&s->left, __ATOMIC_ACQUIRE);
 }
 
 int session_serve(struct fs *f, const char *mountpoint, struct dtx_err *e)
@@ -163,6 +184,7 @@ int session_serve(struct fs *f, const char *mountpoint, struct dtx_err *e)
     int rc;
 
     fuse_opt_free_args(&args);
+    f->se = s.se;
     if (!s.se)
         return dtx_fail(e, -ENOMEM, "cannot make a FUSE session");
     rc = serve_channel(f, &s, e);

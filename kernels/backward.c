@@ -1,8 +1,8 @@
 /*
  * The backward pass: forward.c's lines in reverse, with the gradient of the residual stream in ws.dres.
  * Frozen weights get no gradient; adapters get theirs inside ops->linear_back.  Norm outputs and swiglu are
- * computed again instead of being kept.  Below the lowest layer nothing is trained, so the gradient of the
- * embedding is not computed.
+ * computed again instead of being kept; of the layers below ws.recompute all but x is.  Below the lowest
+ * layer nothing is trained, so the gradient of the embedding is not computed.
  */
 #include "kernels/model.h"
 
@@ -45,6 +45,8 @@ void backward(struct dtx_base *b, const struct op_pack *p)
     struct workspace *ws = b->ws;
     b->ops->rmsnorm_back(b->dev, p, ws->dx, ws->x_last, b->norm, ws->rstd_last, c->hidden, NULL, ws->dres);
     for (int layer = c->layers - 1; layer >= 0; layer--) {
+        if (layer < ws->recompute)
+            forward_again(b, p, layer);
         backward_mlp(b, p, layer);
         backward_attention(b, p, layer);
     }

@@ -29,7 +29,8 @@ struct dtx_device;
 struct dtx_device_info {
     char name[96];         /* "cpu: Intel(R) Xeon(R)", "cuda:0 NVIDIA H100 80GB HBM3" */
     char fingerprint[256]; /* build, library versions and device type: equal fingerprints give equal bytes */
-    uint64_t mem_total, mem_used; /* bytes */
+    uint64_t mem_total, mem_used; /* bytes; used by whom ever */
+    uint64_t mem_own;             /* of mem_used, what this process took for models and jobs */
     int threads;                  /* CPU threads the device uses; 0 on a GPU */
 };
 
@@ -95,7 +96,7 @@ struct dtx_base; /* the frozen weights on a device; read-only, shared by all job
 int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_base **out, struct dtx_err *e);
 void dtx_base_free(struct dtx_base *b);
 const struct dtx_model_config *dtx_base_config(const struct dtx_base *b);
-uint64_t dtx_base_bytes(const struct dtx_base *b);
+uint64_t dtx_base_bytes(const struct dtx_base *b); /* of the weights */
 
 /* ---------------------------------------------------------------- training data */
 
@@ -146,14 +147,6 @@ struct dtx_step_result {
     struct dtx_err error;
 };
 
-/* Bytes a job will need on the device beside the base, known before it starts: adapters, gradients, optimizer
- * state, and activations of its largest micro-batch. */
-uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p,
-                      const struct dtx_rows *rows);
-/* The same with a device's number formats (dtx_job_plan takes the CPU's). */
-uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
-                         const struct dtx_train_params *p, const struct dtx_rows *rows);
-
 /* New job.  rows must live as long as the job; rows longer than block_size must have been cut before.  init:
  * folder of a PEFT adapter to go on from (its rank, alpha and targets must equal the params'), or NULL for
  * the usual A ~ U(-1/sqrt(in), 1/sqrt(in)) keyed by seed, B = 0. */
@@ -163,6 +156,7 @@ void dtx_job_free(struct dtx_job *j);
 int64_t dtx_job_total_steps(const struct dtx_job *j);
 int64_t dtx_job_steps_done(const struct dtx_job *j);
 int64_t dtx_job_steps_per_epoch(const struct dtx_job *j);
+/* Bytes that it takes beside the base: its own, and the activations that it shares with the others. */
 uint64_t dtx_job_bytes(const struct dtx_job *j);
 
 /* One optimizer step of each of n jobs, all on b, their tokens together through each frozen product.
@@ -181,9 +175,54 @@ int dtx_job_restore(struct dtx_job *j, int dirfd, const char *path, struct dtx_e
 int dtx_job_export(const struct dtx_job *j, int dirfd, const char *dir, const char *base_name,
                    struct dtx_err *e);
 
+/* ---------------------------------------------------------------- the memory plan
+ *
+ * Bytes of device memory, known before anything is allocated (plan.c).
+ */
+
+struct dtx_job_size { /* what the plan must know of a job */
+    int rank;
+    unsigned targets;
+    bool moments, eval; /* eval: it has rows to evaluate on while it trains */
+    int tokens;         /* of its largest pass */
+    int longest;        /* tokens of its longest row */
+};
+struct dtx_job_size dtx_job_size(const struct dtx_train_params *p, const struct dtx_rows *rows, bool eval);
+/* What the job has to itself: adapter, gradient, moments, the copy that is evaluated. */
+uint64_t dtx_job_state_bytes(const struct dtx_device *d, const struct dtx_model_config *c,
+                             const struct dtx_job_size *s);
+
+struct dtx_plan {          /* of all jobs that train on a base, together */
+    int jobs, longest;     /* how many; tokens of their longest row */
+    int rows, rank;        /* of the shared workspace: rows of a pack, the highest rank */
+    int recompute, layers; /* layers whose activations are computed again in backward, of how many */
+    uint64_t adapters;     /* what the jobs have to themselves */
+    uint64_t activations;  /* the shared workspace */
+    uint64_t scratch;      /* of operations, beyond what serving takes */
+    uint64_t total;
+};
+/* The fastest plan of at most `budget` bytes beside the base.  -ENOSPC: none fits, *p is the smallest. */
+int dtx_plan_make(const struct dtx_device *d, const struct dtx_model_config *c,
+                  const struct dtx_job_size *jobs, int n, uint64_t budget, struct dtx_plan *p);
+/* Takes the shared workspace as planned, between two steps; what was there before goes first.  A plan of no
+ * jobs gives it back.  -ENOMEM: the device did not have it after all, and there is none now. */
+int dtx_base_plan_training(struct dtx_base *b, const struct dtx_plan *p, struct dtx_err *e);
+
+/* A base model with what serving needs beside it, before it is loaded; and what it holds now, the workspace
+ * of training too. */
+uint64_t dtx_base_plan(const struct dtx_device *d, const struct dtx_model_config *c);
+uint64_t dtx_base_held(const struct dtx_base *b);
+uint64_t dtx_base_training_bytes(const struct dtx_base *b); /* of that, the workspace of training */
+struct dtx_adapter; /* a LoRA adapter on the device, for evaluation and generation */
+/* An adapter loaded for serving. */
+uint64_t dtx_adapter_plan(const struct dtx_device *d, const struct dtx_model_config *c, int rank,
+                          unsigned targets);
+uint64_t dtx_adapter_bytes(const struct dtx_adapter *a);
+/* Keys and values of so many positions. */
+uint64_t dtx_cache_bytes(const struct dtx_device *d, const struct dtx_model_config *c, int positions);
+
 /* ---------------------------------------------------------------- adapters for serving */
 
-struct dtx_adapter; /* a LoRA adapter on the device, for evaluation and generation */
 int dtx_adapter_load(struct dtx_base *b, int dirfd, const char *dir, struct dtx_adapter **out,
                      struct dtx_err *e);
 /* A copy of a job's current adapter. */
@@ -216,6 +255,8 @@ struct dtx_seq; /* one sequence being generated, with its KV cache */
 int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dtx_tokenizer *t,
                 const int32_t *prompt, size_t n_prompt, const struct dtx_sampling *s, struct dtx_seq **out,
                 struct dtx_err *e);
+/* Bytes that it will take. */
+uint64_t dtx_seq_plan(const struct dtx_base *b, size_t n_prompt, const struct dtx_sampling *s);
 void dtx_seq_free(struct dtx_seq *s);
 /* One step of all n sequences together: a new one is prefilled and gives its first token, the others one
  * token each; finished ones are passed over. */

@@ -6,7 +6,8 @@
  *      xn = norm(x)                                     (the head belongs to the caller: loss or logits)
  *
  * every W with the adapters of the pack.  With training each layer keeps its struct layer_acts for
- * backward.c; without, all layers share one, and x_last is the same buffer as every layer's x.
+ * backward.c, or its x alone, from which forward_again makes the rest; without, all layers share one, and
+ * x_last is the same buffer as every layer's x.
  */
 #include <math.h>
 
@@ -75,35 +76,36 @@ static void attend(struct dtx_base *b, const struct op_pack *p, int layer, bool 
         o->attention(b->dev, p, &at, a->qkv, a->o, train ? a->lse : NULL);
 }
 
-static void decode_layer(struct dtx_base *b, const struct op_pack *p, int layer, void *x_out)
+struct op_layer layer_of(const struct dtx_base *b, int layer)
 {
     const struct layer_weights *w = &b->layer[layer];
     const struct layer_acts *a = &b->ws->layer[layer];
-    struct op_layer l = {.qkv = linear_of(b, layer, H_QKV),
-                         .out = linear_of(b, layer, H_O),
-                         .gate_up = linear_of(b, layer, H_GATE_UP),
-                         .down = linear_of(b, layer, H_DOWN),
-                         .attention = attention_of(b, layer),
-                         .norm1 = w->norm1,
-                         .norm2 = w->norm2,
-                         .rope = b->rope,
-                         .eps = b->config.rms_eps,
-                         .x = a->x,
-                         .xn = b->ws->xn,
-                         .qkv_y = a->qkv,
-                         .o = a->o,
-                         .x2 = a->x2,
-                         .gu = a->gu,
-                         .a = b->ws->a,
-                         .x_out = x_out,
-                         .h_qkv = a->h[H_QKV],
-                         .h_out = a->h[H_O],
-                         .h_gate_up = a->h[H_GATE_UP],
-                         .h_down = a->h[H_DOWN]};
-    b->ops->decode_layer(b->dev, p, &l);
+    return (struct op_layer){.qkv = linear_of(b, layer, H_QKV),
+                             .out = linear_of(b, layer, H_O),
+                             .gate_up = linear_of(b, layer, H_GATE_UP),
+                             .down = linear_of(b, layer, H_DOWN),
+                             .attention = attention_of(b, layer),
+                             .norm1 = w->norm1,
+                             .norm2 = w->norm2,
+                             .rope = b->rope,
+                             .eps = b->config.rms_eps,
+                             .x = a->x,
+                             .xn = b->ws->xn,
+                             .qkv_y = a->qkv,
+                             .o = a->o,
+                             .x2 = a->x2,
+                             .gu = a->gu,
+                             .a = b->ws->a,
+                             .x_out =
+                                 layer + 1 < b->config.layers ? b->ws->layer[layer + 1].x : b->ws->x_last,
+                             .h_qkv = a->h[H_QKV],
+                             .h_out = a->h[H_O],
+                             .h_gate_up = a->h[H_GATE_UP],
+                             .h_down = a->h[H_DOWN]};
 }
 
-static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer, bool train, void *x_out)
+/* A layer but for its last product. */
+static void forward_inside(struct dtx_base *b, const struct op_pack *p, int layer, bool train)
 {
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
@@ -111,15 +113,28 @@ static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer
     struct workspace *ws = b->ws;
     struct layer_acts *a = &ws->layer[layer];
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O),
-                     gate_up = linear_of(b, layer, H_GATE_UP), down = linear_of(b, layer, H_DOWN);
+                     gate_up = linear_of(b, layer, H_GATE_UP);
     o->rmsnorm(b->dev, p, a->x, w->norm1, c->hidden, c->rms_eps, ws->xn, train ? a->rstd1 : NULL);
     o->linear(b->dev, p, &qkv, ws->xn, NULL, a->qkv, a->h[H_QKV]);
     attend(b, p, layer, train);
     o->linear(b->dev, p, &out, a->o, a->x, a->x2, a->h[H_O]);
     o->rmsnorm(b->dev, p, a->x2, w->norm2, c->hidden, c->rms_eps, ws->xn, train ? a->rstd2 : NULL);
     o->linear(b->dev, p, &gate_up, ws->xn, NULL, a->gu, a->h[H_GATE_UP]);
-    o->swiglu(b->dev, p, a->gu, c->ffn, ws->a);
-    o->linear(b->dev, p, &down, ws->a, a->x2, x_out, a->h[H_DOWN]);
+}
+
+void forward_again(struct dtx_base *b, const struct op_pack *p, int layer)
+{
+    forward_inside(b, p, layer, true);
+}
+
+static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer, bool train, void *x_out)
+{
+    struct workspace *ws = b->ws;
+    struct layer_acts *a = &ws->layer[layer];
+    struct op_linear down = linear_of(b, layer, H_DOWN);
+    forward_inside(b, p, layer, train);
+    b->ops->swiglu(b->dev, p, a->gu, b->config.ffn, ws->a);
+    b->ops->linear(b->dev, p, &down, ws->a, a->x2, x_out, a->h[H_DOWN]);
 }
 
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)
@@ -130,13 +145,9 @@ int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_
         return rc;
     struct workspace *ws = b->ws;
     b->ops->embed(b->dev, p, b->embed, c->hidden, ws->layer[0].x);
-    bool fused = p->decode && b->ops->decode_layer && p->n_seqs && p->seqs[0].kv;
     for (int i = 0; i < c->layers; i++) {
         void *x_out = i + 1 < c->layers ? ws->layer[i + 1].x : ws->x_last;
-        if (fused)
-            decode_layer(b, p, i, x_out);
-        else
-            forward_layer(b, p, i, train, x_out);
+        forward_layer(b, p, i, train, x_out);
     }
     b->ops->rmsnorm(b->dev, p, ws->x_last, b->norm, c->hidden, c->rms_eps, ws->xn,
                     train ? ws->rstd_last : NULL);

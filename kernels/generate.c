@@ -2,30 +2,15 @@
  * Generation of many sequences together, each with its own adapter.
  *
  * A step first takes the new sequences: their prompts go through the model as segments of one pack (in groups
- * of about ops->pack_rows rows), filling their caches.  The others go as a decode pack, one row each.  Then
- * every one of them gets a token.  A sequence's numbers depend on itself alone: a prompt is a segment, a
+ * of about SERVE_ROWS rows), filling their caches, and each gets its first token.  The others get one more
+ * token each in a step of decode.c.  A sequence's numbers depend on itself alone: a prompt is a segment, a
  * decode row its own.
- *
- * n_cached counts the positions in the cache; the last token chosen is not there yet.
  */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/model.h"
-#include "kernels/sample.h"
-
-struct dtx_seq {
-    struct dtx_base *base;
-    const struct dtx_adapter *adapter; /* NULL: the bare base */
-    const struct dtx_tokenizer *tokenizer;
-    struct dtx_sampling sampling;
-    int32_t *ids; /* [cap] prompt, then new tokens */
-    int n_prompt, n, cap;
-    int n_cached;
-    void *kv; /* device, act [layers][2][cap][kv_dim] */
-    enum dtx_finish finish;
-};
+#include "kernels/seq.h"
 
 static int check_prompt(const struct dtx_base *b, const int32_t *prompt, size_t n,
                         const struct dtx_sampling *s, struct dtx_err *e)
@@ -55,12 +40,16 @@ int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dt
 {
     const struct dtx_model_config *c = &b->config;
     int rc = check_prompt(b, prompt, n_prompt, s, e);
+    if (rc == 0) /* now, so that no step has to ask for memory */
+        rc = workspace_need(b, pack_padded(b, (int)n_prompt), a ? a->rank : 0, false, e);
     if (rc < 0)
         return rc;
     size_t cap = n_prompt + (size_t)s->max_new_tokens;
     cap = cap < (size_t)c->max_positions ? cap : (size_t)c->max_positions;
-    size_t bytes =
-        (size_t)c->layers * 2 * cap * (size_t)(c->kv_heads * c->head_dim) * (size_t)b->ops->act_bytes;
+    size_t bytes = dtx_cache_bytes(b->device, c, (int)cap);
+    rc = base_need_positions(b, (int)cap, e);
+    if (rc < 0)
+        return rc;
     struct dtx_seq *q = calloc(1, sizeof *q);
     if (!q)
         return dtx_fail(e, -ENOMEM, "out of memory");
@@ -87,6 +76,7 @@ void dtx_seq_free(struct dtx_seq *s)
 {
     if (!s)
         return;
+    decode_forget(s->base, s);
     s->base->ops->free(s->base->dev, s->kv);
     free(s->ids);
     free(s);
@@ -103,7 +93,16 @@ const int32_t *dtx_seq_tokens(const struct dtx_seq *s, size_t *n)
     return s->ids + s->n_prompt;
 }
 
-static void add_token(struct dtx_seq *s, int32_t id)
+struct op_choice seq_choice(const struct dtx_seq *s)
+{
+    return (struct op_choice){.temperature = s->sampling.temperature,
+                              .top_p = s->sampling.top_p,
+                              .top_k = s->sampling.top_k,
+                              .seed = s->sampling.seed,
+                              .number = (uint64_t)(s->n - s->n_prompt)};
+}
+
+void seq_add_token(struct dtx_seq *s, int32_t id)
 {
     s->n_cached = s->n;
     if (s->tokenizer && dtx_tokenizer_is_stop(s->tokenizer, id)) {
@@ -115,52 +114,35 @@ static void add_token(struct dtx_seq *s, int32_t id)
         s->finish = DTX_LENGTH;
 }
 
-/* Tokens for sequences from their logits on the device. */
-static int choose(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct dtx_err *e)
-{
-    size_t vocab = (size_t)b->config.vocab, row = vocab * sizeof(float);
-    int32_t *best = malloc((size_t)n * sizeof *best);
-    float *host = malloc(row);
-    struct sample_room room = {0};
-    int rc = best && host && sample_room_need(&room, b->config.vocab) == 0
-                 ? 0
-                 : dtx_fail(e, -ENOMEM, "out of memory");
-    if (rc == 0) {
-        b->ops->argmax(b->dev, b->logits, n, b->config.vocab, b->greedy);
-        rc = b->ops->download(b->dev, best, b->greedy, (size_t)n * sizeof *best);
-    }
-    for (int i = 0; rc == 0 && i < n; i++) {
-        struct dtx_seq *s = seqs[i];
-        if (s->sampling.temperature > 0) {
-            rc = b->ops->download(b->dev, host, b->logits + (size_t)i * vocab, row);
-            if (rc == 0)
-                best[i] =
-                    sample_token(&room, host, b->config.vocab, &s->sampling, (uint64_t)(s->n - s->n_prompt));
-        }
-        if (rc == 0)
-            add_token(s, best[i]);
-    }
-    if (rc < 0 && best && host && room.c)
-        dtx_fail(e, rc, "device: %s", b->ops->error(b->dev));
-    sample_room_free(&room);
-    free(best);
-    free(host);
-    return rc;
-}
-
 /* A token for each sequence of a pack that went forward; last[i]: the row that predicts it. */
-static int next_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last,
-                       struct dtx_err *e)
+static int first_tokens(struct dtx_base *b, struct dtx_seq *const *seqs, int n, const int32_t *last,
+                        struct dtx_err *e)
 {
     int rc = base_need_logits(b, n, e);
     if (rc < 0)
         return rc;
-    b->ops->logits(b->dev, b->ws->xn, last, n, b->head, b->config.vocab, b->config.hidden, b->logits);
-    return choose(b, seqs, n, e);
+    int32_t *tokens = malloc((size_t)n * sizeof *tokens);
+    struct op_choice *choice = malloc((size_t)n * sizeof *choice);
+    if (tokens && choice) {
+        for (int i = 0; i < n; i++)
+            choice[i] = seq_choice(seqs[i]);
+        b->ops->logits(b->dev, b->ws->xn, last, n, b->head, b->config.vocab, b->config.hidden, b->logits);
+        b->ops->choose(b->dev, b->logits, n, b->config.vocab, choice, b->tokens);
+        rc = b->ops->download(b->dev, tokens, b->tokens, (size_t)n * sizeof *tokens);
+        if (rc < 0)
+            dtx_fail(e, rc, "device: %s", b->ops->error(b->dev));
+    } else {
+        rc = dtx_fail(e, -ENOMEM, "out of memory");
+    }
+    for (int i = 0; rc == 0 && i < n; i++)
+        seq_add_token(seqs[i], tokens[i]);
+    free(choice);
+    free(tokens);
+    return rc;
 }
 
-/* The tokens of n sequences that are not cached yet, in one pass: prompts, or one row each. */
-static int run(struct dtx_base *b, struct dtx_seq *const *seqs, int n, bool decode, struct dtx_err *e)
+/* The prompts of n sequences in one pass. */
+static int prefill(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct dtx_err *e)
 {
     struct pack_room room = {.segs = n, .seqs = n};
     struct op_pack p;
@@ -168,13 +150,13 @@ static int run(struct dtx_base *b, struct dtx_seq *const *seqs, int n, bool deco
     if (!last)
         return dtx_fail(e, -ENOMEM, "out of memory");
     for (int i = 0; i < n; i++)
-        room.rows += decode ? 1 : pack_padded(b, seqs[i]->n - seqs[i]->n_cached);
-    int rc = pack_new(&p, b, room, decode, e);
+        room.rows += pack_padded(b, seqs[i]->n);
+    int rc = pack_new(&p, b, room, false, e);
     for (int i = 0; rc == 0 && i < n; i++) {
         struct dtx_seq *s = seqs[i];
         struct op_adapter a = s->adapter ? adapter_op(s->adapter) : (struct op_adapter){0};
         pack_segment(&p, b, s->adapter ? &a : NULL, 0, 0);
-        struct op_seq *q = pack_sequence(&p, s->ids + s->n_cached, NULL, s->n - s->n_cached, s->n_cached);
+        struct op_seq *q = pack_sequence(&p, s->ids, NULL, s->n, 0);
         q->kv = s->kv;
         q->kv_cap = s->cap;
         last[i] = q->row0 + q->rows - 1;
@@ -184,7 +166,7 @@ static int run(struct dtx_base *b, struct dtx_seq *const *seqs, int n, bool deco
         if (rc == 0)
             rc = forward(b, &p, false, e);
         if (rc == 0)
-            rc = next_tokens(b, seqs, n, last, e);
+            rc = first_tokens(b, seqs, n, last, e);
         pack_free(&p, b);
     }
     free(last);
@@ -206,21 +188,21 @@ int dtx_seq_step(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct 
         if (decoding[i] || seqs[i]->finish != DTX_RUNNING)
             continue;
         int r = pack_padded(b, seqs[i]->n);
-        if (k && rows + r > b->ops->pack_rows) {
-            rc = run(b, group, k, false, e);
+        if (k && rows + r > SERVE_ROWS) {
+            rc = prefill(b, group, k, e);
             k = rows = 0;
         }
         group[k++] = seqs[i];
         rows += r;
     }
     if (rc == 0 && k)
-        rc = run(b, group, k, false, e);
+        rc = prefill(b, group, k, e);
     k = 0;
     for (int i = 0; rc == 0 && i < n; i++)
         if (decoding[i] && seqs[i]->finish == DTX_RUNNING)
             group[k++] = seqs[i];
     if (rc == 0 && k)
-        rc = run(b, group, k, true, e);
+        rc = decode_step(b, group, k, e);
     free(decoding);
     free(group);
     return rc;

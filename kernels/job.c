@@ -51,33 +51,6 @@ static int check_rows(const struct dtx_model_config *c, const struct dtx_rows *r
     return 0;
 }
 
-static uint64_t plan(const struct dtx_model_config *c, const struct dtx_train_params *p,
-                     const struct dtx_rows *rows, int act_bytes, int row_align)
-{
-    struct lora_dims d = lora_dims_of(c);
-    struct workspace size = {0};
-    int largest = (largest_chunk(p, rows) + row_align - 1) / row_align * row_align;
-    uint64_t floats = lora_floats(&d, p->targets, p->rank) * (p->optimizer == DTX_SGD ? 2 : 4);
-    return floats * sizeof(float) + workspace_layout(&size, c, act_bytes, largest, p->rank, true);
-}
-
-uint64_t dtx_job_plan(const struct dtx_model_config *c, const struct dtx_train_params *p,
-                      const struct dtx_rows *rows)
-{
-    return plan(c, p, rows, 4, 32);
-}
-
-uint64_t dtx_job_plan_on(const struct dtx_device *d, const struct dtx_model_config *c,
-                         const struct dtx_train_params *p, const struct dtx_rows *rows)
-{
-    struct lora_dims dims = lora_dims_of(c);
-    size_t scratch =
-        d->ops->scratch_bytes
-            ? d->ops->scratch_bytes(&dims, c->hidden, c->vocab, largest_chunk(p, rows), p->rank, p->targets)
-            : 0;
-    return plan(c, p, rows, d->ops->act_bytes, d->ops->row_align) + scratch;
-}
-
 static void hash_number(struct sha256 *s, const char *name, double v)
 {
     char line[96];
@@ -200,7 +173,7 @@ int dtx_job_new(struct dtx_base *b, const struct dtx_train_params *p, const stru
     struct dtx_job *j = calloc(1, sizeof *j);
     if (!j)
         return dtx_fail(e, -ENOMEM, "out of memory");
-    *j = (struct dtx_job){.base = b, .params = *p, .rows = rows};
+    *j = (struct dtx_job){.base = b, .params = *p, .rows = rows, .size = dtx_job_size(p, rows, false)};
     j->n = lora_floats(&b->dims, p->targets, p->rank);
     j->steps_per_epoch = schedule_steps_per_epoch(p, rows->n);
     j->total_steps = schedule_total(p, rows->n);
@@ -244,7 +217,7 @@ int64_t dtx_job_steps_per_epoch(const struct dtx_job *j)
 
 uint64_t dtx_job_bytes(const struct dtx_job *j)
 {
-    return dtx_job_plan_on(j->base->device, &j->base->config, &j->params, j->rows);
+    return dtx_job_state_bytes(j->base->device, &j->base->config, &j->size) + j->base->spaces[1].bytes;
 }
 
 struct op_adapter job_op(const struct dtx_job *j, bool grad)

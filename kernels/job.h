@@ -22,6 +22,7 @@ struct dtx_job {
     struct dtx_base *base;
     struct dtx_train_params params;
     const struct dtx_rows *rows;
+    struct dtx_job_size size;
     int64_t total_steps, steps_per_epoch, warmup;
     size_t n;             /* floats of the adapter */
     float *w, *g, *m, *v; /* device [n]; m, v NULL for SGD */

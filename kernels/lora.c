@@ -57,8 +57,8 @@ static int adapter_new(struct dtx_base *b, const struct dtx_train_params *p, str
     *a = (struct dtx_adapter){.base = b, .rank = p->rank, .targets = p->targets, .scale = lora_scale(p)};
     a->n = lora_floats(&b->dims, p->targets, p->rank);
     a->w = base_alloc(b, a->n * sizeof *a->w, e);
-    if (!a->w) {
-        free(a);
+    if (!a->w || workspace_need(b, SERVE_ROWS, p->rank, false, e) < 0) {
+        dtx_adapter_free(a);
         return -ENOMEM;
     }
     *out = a;
@@ -95,6 +95,11 @@ int dtx_adapter_from_job(const struct dtx_job *j, struct dtx_adapter **out, stru
     if (rc == 0)
         j->base->ops->copy(j->base->dev, (*out)->w, j->w, j->n * sizeof *j->w);
     return rc;
+}
+
+uint64_t dtx_adapter_bytes(const struct dtx_adapter *a)
+{
+    return dtx_adapter_plan(a->base->device, &a->base->config, a->rank, a->targets);
 }
 
 void dtx_adapter_free(struct dtx_adapter *a)

@@ -11,6 +11,7 @@
 
 #include "kernels/model.h"
 #include "kernels/safetensors.h"
+#include "kernels/seq.h"
 
 enum { CONVERT = 1 << 20 };
 
@@ -158,6 +159,8 @@ int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_b
         b->layer = calloc((size_t)b->config.layers, sizeof *b->layer);
         l.files = files;
         rc = b->layer ? load_all(&l) : dtx_fail(e, -ENOMEM, "out of memory");
+        if (rc == 0)
+            rc = base_reserve(b, e);
     }
     st_close(files);
     free(l.buffer);
@@ -174,6 +177,7 @@ void dtx_base_free(struct dtx_base *b)
     if (!b)
         return;
     void (*release)(struct op_dev *, void *) = b->ops ? b->ops->free : NULL;
+    decode_free(b);
     for (int i = 0; b->layer && i < b->config.layers; i++) {
         struct layer_weights *w = &b->layer[i];
         void *all[] = {w->norm1, w->qkv, w->qkv_bias, w->o, w->norm2, w->gate_up, w->down};
@@ -189,7 +193,7 @@ void dtx_base_free(struct dtx_base *b)
         release(b->dev, b->loss);
         release(b->dev, b->outcome);
         release(b->dev, b->logits);
-        release(b->dev, b->greedy);
+        release(b->dev, b->tokens);
         workspace_free(b);
     }
     free(b->layer);
@@ -246,6 +250,7 @@ int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e)
     free(host);
     b->ops->free(b->dev, b->rope);
     b->rope = table;
+    b->moved++;
     b->rope_positions = (int)n;
     return 0;
 }
@@ -270,12 +275,13 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     if (rows <= b->gen_rows)
         return 0;
     b->ops->free(b->dev, b->logits);
-    b->ops->free(b->dev, b->greedy);
+    b->ops->free(b->dev, b->tokens);
     b->gen_rows = 0;
     b->logits = base_alloc(b, (size_t)rows * (size_t)b->config.vocab * sizeof *b->logits, e);
-    b->greedy = base_alloc(b, (size_t)rows * sizeof *b->greedy, e);
-    if (!b->logits || !b->greedy)
+    b->tokens = base_alloc(b, (size_t)rows * sizeof *b->tokens, e);
+    if (!b->logits || !b->tokens)
         return -ENOMEM;
     b->gen_rows = rows;
+    b->moved++;
     return 0;
 }

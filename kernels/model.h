@@ -25,7 +25,8 @@ struct layer_weights { /* weight type */
 
 enum { H_QKV, H_O, H_GATE_UP, H_DOWN, H_COUNT };
 
-/* What a layer's backward pass needs.  Without training all layers share one of these. */
+/* What a layer's backward pass needs.  Without training all layers share one of these; with training the
+ * layers up to workspace.recompute share one but for x and h[H_DOWN] (see workspace.c). */
 struct layer_acts {
     void *x;   /* act [R, hidden] residual stream coming in */
     void *qkv; /* act [R, (heads + 2 kv_heads) head_dim] after rope */
@@ -38,7 +39,9 @@ struct layer_acts {
 
 struct workspace { /* one allocation, cut up by workspace_layout */
     void *memory;
+    size_t bytes;
     int rows, rank;                     /* capacities */
+    int recompute;                      /* training: layers that run forward once more in backward */
     struct layer_acts *layer;           /* host array [layers] */
     void *x_last;                       /* act [R, hidden] residual stream after the last layer */
     void *xn;                           /* act [R, hidden] a norm's output */
@@ -57,17 +60,20 @@ struct dtx_base {
     void *embed, *norm, *head; /* [vocab, hidden], [hidden], [vocab, hidden] (embed itself if tied) */
     float *rope;               /* [rope_positions][head_dim] */
     int rope_positions;
-    uint64_t bytes;
+    uint64_t bytes;             /* of the weights */
     struct workspace spaces[2]; /* [train] */
     struct workspace *ws;       /* the one of the current pass */
+    unsigned moved; /* counts: a buffer of serving (workspace, rope, logits) is at another address now */
+    int pack_rows;              /* rows of a training pack; 0: ops->pack_rows, nothing was planned */
     /* of a step: [step_jobs] each */
     double *loss;
     struct op_outcome *outcome;
     int step_jobs;
     /* of a generation step: [gen_rows] each */
     float *logits; /* [gen_rows, vocab] */
-    int32_t *greedy;
+    int32_t *tokens;
     int gen_rows;
+    struct decode_run *run; /* decode.c */
 };
 
 /* model.c */
@@ -75,13 +81,26 @@ void *base_alloc(struct dtx_base *b, size_t bytes, struct dtx_err *e); /* NULL: 
 int base_need_positions(struct dtx_base *b, int positions, struct dtx_err *e);
 int base_need_step(struct dtx_base *b, int jobs, struct dtx_err *e);
 int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e);
+/* What serving and evaluation take of the device, so that they never have to ask for it later: passes over
+ * SERVE_ROWS rows, logits of SERVE_LOGITS sequences, positions.  Longer prompts and adapters of a higher rank
+ * ask for more when they are made (dtx_seq_new, dtx_adapter_load). */
+enum {
+    SERVE_ROWS = CHUNK_TOKENS,
+    SERVE_LOGITS = 64,
+    SERVE_RANK = 64,
+    SERVE_POSITIONS = 8192,
+    STEP_JOBS = 64
+};
+int base_reserve(struct dtx_base *b, struct dtx_err *e);
 
 /* workspace.c */
-/* Bytes of a workspace; with memory and layer set, its pointers are set too. */
-size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, int rows,
-                        int rank, bool train);
-/* Makes b->ws one with room for that. */
+/* Bytes of a workspace of w's rows, rank and recompute; with memory and layer set, its pointers are set too.
+ */
+size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, bool train);
+/* Makes b->ws one with room for that; it grows, and keeps its recompute. */
 int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e);
+/* The training workspace exactly so, whatever it was before; rows 0: none. */
+int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, struct dtx_err *e);
 void workspace_free(struct dtx_base *b);
 
 /* pack.c: makes packs on the host.  pack_new with the most there will be, then segments, each followed by its
@@ -90,6 +109,7 @@ struct pack_room {
     int rows, seqs, segs, labels; /* rows: with the padding of each segment */
 };
 int pack_padded(const struct dtx_base *b, int rows);
+int rows_padded(const struct dtx_ops *o, int rows);
 int pack_new(struct op_pack *p, const struct dtx_base *b, struct pack_room room, bool decode,
              struct dtx_err *e);
 void pack_segment(struct op_pack *p, const struct dtx_base *b, const struct op_adapter *a, int slot,
@@ -103,8 +123,11 @@ void pack_free(struct op_pack *p, struct dtx_base *b);
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e);
 /* After forward with train: ops->head_loss has put the gradient of ws.xn into ws.dx. */
 void backward(struct dtx_base *b, const struct op_pack *p);
+/* Once more what a layer computed up to its gate and up products, from its x: the same bytes. */
+void forward_again(struct dtx_base *b, const struct op_pack *p, int layer);
 struct op_linear linear_of(const struct dtx_base *b, int layer, int which);
 struct op_attention attention_of(const struct dtx_base *b, int layer);
+struct op_layer layer_of(const struct dtx_base *b, int layer); /* with the buffers of b->ws */
 
 /* lora.c */
 struct dtx_adapter {

@@ -157,6 +157,25 @@ struct op_layer {
     float *h_qkv, *h_out, *h_gate_up, *h_down;
 };
 
+struct op_choice {             /* how a row's token is chosen */
+    double temperature, top_p; /* 0: the likeliest; 1: off */
+    int32_t top_k;             /* 0: off */
+    uint64_t seed, number;     /* of the random number; number: of the token in its answer, from 0 */
+};
+
+enum { DECODE_AHEAD = 2 };
+
+struct op_decode {                /* a step over a decode pack, for decode_load */
+    const struct op_layer *layer; /* host memory [layers], read before the call returns */
+    int32_t layers, hidden, vocab;
+    const void *embed, *norm, *head; /* weight [vocab, hidden], [hidden], [vocab, hidden] */
+    float eps;
+    void *x, *x_last, *xn;          /* act [R, hidden]: into the first layer, out of the last, normed */
+    float *logits;                  /* [R, vocab] */
+    int32_t *tokens;                /* [R] */
+    const struct op_choice *choice; /* host memory [R], of the first step; number counts up */
+};
+
 struct op_optim {         /* one job's update; host memory, read before the call returns */
     float *w, *g, *m, *v; /* [n]; m and v NULL for SGD */
     size_t n;
@@ -221,7 +240,7 @@ struct dtx_ops {
      *      h_t = drop_t(x) A_t^T;   y[:, part t] += scale * h_t B_t^T
      * x act [R, in], y act [R, out], add act [R, out] or NULL (may be y).  h: linear_h_floats floats for this
      * pack, its layout private to the device; linear_back gets it back. drop_t(x)[r][i] = x[r][i] / (1 - p)
-     * if rng_u32(rng_dropout_key(seq.drop_key, seq.token0 + r - seq.row0, layer, t), i) >=
+     * if rng_dropout(rng_dropout_key(seq.drop_key, seq.token0 + r - seq.row0, layer, t), i) >=
      * rng_dropout_threshold(p), else 0. */
     void (*linear)(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const void *x,
                    const void *add, void *y, float *h);
@@ -283,11 +302,24 @@ struct dtx_ops {
      * the result depends on that row of x alone, for any n. */
     void (*logits)(struct op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W,
                    int32_t vocab, int32_t hidden, float *logits);
-    /* out int32 [n] = index of the largest of each row, the lowest of equal ones; NaN counts as -infinity. */
-    void (*argmax)(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+    /* out int32 [n]: the token of each row, chosen as how[i] (host memory, read before the call returns)
+     * says; kernels/choice.h has the rule. */
+    void (*choose)(struct op_dev *d, const float *logits, int32_t n, int32_t vocab,
+                   const struct op_choice *how, int32_t *out);
     /* Optional (NULL: the operations one by one): a layer over a decode pack whose sequences all have a
      * cache. */
     void (*decode_layer)(struct op_dev *d, const struct op_pack *p, const struct op_layer *l);
+    /* Decode steps of the same rows one after another, without the host between them.
+     * decode_load takes a decode pack (without pack_prepare) and what a step consists of, and drops steps
+     * queued for the pack before it; -ENOMEM: no room, nothing is loaded.  The pack's host tables belong to
+     * the device until the next load; adapters, caches and buffers must live until the queued steps are done
+     * (ops->free waits its turn). decode_step queues: embed, the layers, norm, logits, choose; then every
+     * row's token is its next input, at the next position.  At most DECODE_AHEAD steps are queued and not
+     * taken; no row may pass its kv_cap. decode_take waits for the oldest step not taken: tokens[i] is row
+     * i's. */
+    int (*decode_load)(struct op_dev *d, struct op_pack *p, const struct op_decode *s);
+    void (*decode_step)(struct op_dev *d);
+    int (*decode_take)(struct op_dev *d, int32_t *tokens);
     /* Optional (NULL: next to nothing): the most that operations allocate for themselves while a job trains,
      * beside what they are given: for passes over `rows` rows, all of them labelled. */
     size_t (*scratch_bytes)(const struct lora_dims *d, int32_t hidden, int32_t vocab, int32_t rows,
@@ -297,7 +329,8 @@ struct dtx_ops {
 struct dtx_device {
     const struct dtx_ops *ops;
     struct op_dev *dev;
-    void *library; /* dlopen handle of the CUDA library, NULL on the CPU */
+    void *library;        /* dlopen handle of the CUDA library, NULL on the CPU */
+    const void *decoding; /* whose steps are loaded (decode.c): bases share the device */
 };
 
 /* kernels/cpu/device.c */

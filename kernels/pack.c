@@ -3,10 +3,14 @@
 
 #include "kernels/model.h"
 
+int rows_padded(const struct dtx_ops *o, int rows)
+{
+    return (rows + o->row_align - 1) / o->row_align * o->row_align;
+}
+
 int pack_padded(const struct dtx_base *b, int rows)
 {
-    int a = b->ops->row_align;
-    return (rows + a - 1) / a * a;
+    return rows_padded(b->ops, rows);
 }
 
 int pack_new(struct op_pack *p, const struct dtx_base *b, struct pack_room room, bool decode,

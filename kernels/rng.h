@@ -49,11 +49,18 @@ RNG_FN uint32_t rng_u32(uint64_t key, uint32_t i)
     return x ^ (x >> 15);
 }
 
-/* Dropout keeps element i when rng_u32(key, i) >= this. */
+/* 16 random bits for element i of a row, half of what rng_u32 gives a pair of elements: dropout keeps those that are
+ * >= rng_dropout_threshold(p). */
+RNG_FN uint32_t rng_dropout(uint64_t key, uint32_t i)
+{
+    return rng_u32(key, i >> 1) >> (i & 1) * 16 & 0xffff;
+}
+
+/* p in steps of 2^-16; 0: everything is kept. */
 RNG_FN uint32_t rng_dropout_threshold(float p)
 {
-    double t = (double)p * 4294967296.0;
-    return t >= 4294967295.0 ? 4294967295u : (uint32_t)t;
+    double t = (double)p * 65536.0 + 0.5;
+    return t >= 65535.0 ? 65535u : (uint32_t)t;
 }
 
 /* Uniform in [0, 1) with 53 bits. */

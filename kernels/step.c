@@ -1,11 +1,11 @@
 /*
  * dtx_train_step: one optimizer step of each job, together.
  *
- *   windows   each job's rows of this step, cut into chunks (window.c); the number of label tokens of the
- * whole window scales the gradient, so that chunks and micro-batches simply add up passes    the m-th chunks
- * of all jobs go side by side through forward, head_loss and backward, in packs of about ops->pack_rows rows
- * (how they are grouped changes no number) update    one ops->optim over all jobs; what is not finite is not
- * applied, and that job fails alone
+ *   windows  each job's rows of this step, cut into chunks (window.c); the number of label tokens of the
+ *            whole window scales the gradient, so that chunks and micro-batches simply add up
+ *   passes   the m-th chunks of all jobs go side by side through forward, head_loss and backward, in packs of
+ *            about ops->pack_rows rows, or as many as were planned (how they are grouped changes no number)
+ *   update   one ops->optim over all jobs; what is not finite is not applied, and that job fails alone
  *
  * A job's gradient is the sum over its own chunks in order, so nothing of it depends on its neighbours.
  */
@@ -94,6 +94,7 @@ static int pass(const struct step *s, uint32_t m, int first, int end, struct dtx
 
 static int passes(const struct step *s, struct dtx_err *e)
 {
+    int limit = s->b->pack_rows ? s->b->pack_rows : s->b->ops->pack_rows;
     uint32_t most = 0;
     for (int i = 0; i < s->n; i++)
         most = s->windows[i].n_chunks > most ? s->windows[i].n_chunks : most;
@@ -102,7 +103,7 @@ static int passes(const struct step *s, struct dtx_err *e)
         for (int i = 0; i < s->n; i++) {
             struct pack_room one = {0};
             int n = m < s->windows[i].n_chunks ? rows_of_chunk(s, i, m, &one) : 0;
-            if (rows && n && rows + n > s->b->ops->pack_rows) {
+            if (rows && n && rows + n > limit) {
                 int rc = pass(s, m, first, i, e);
                 if (rc < 0)
                     return rc;

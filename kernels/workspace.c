@@ -38,17 +38,32 @@ static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_conf
     return a;
 }
 
-size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, int rows,
-                        int rank, bool train)
+/* Layers 0 .. recompute share one set of activations: forward overwrites it layer by layer, backward of layer
+ * `recompute` finds its own there, the layers below run forward again first.  Each keeps what that starts
+ * from (x), and h of the down projection, which is small and spares that product. */
+static struct layer_acts cut_next(struct cutter *k, const struct dtx_model_config *c,
+                                  const struct workspace *w, size_t act, int i, bool train,
+                                  struct layer_acts last)
+{
+    size_t rows = (size_t)w->rows;
+    if (i == 0 || (train && i > w->recompute))
+        return cut_layer(k, c, act, rows, (size_t)w->rank);
+    if (train) {
+        last.x = cut(k, rows, (size_t)c->hidden, act);
+        last.h[H_DOWN] = cut(k, rows, (size_t)w->rank, sizeof(float));
+    }
+    return last;
+}
+
+size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, bool train)
 {
     struct cutter k = {.base = w->memory};
-    rank = (rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
-    size_t act = (size_t)act_bytes, R = (size_t)rows, hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
+    size_t act = (size_t)act_bytes, R = (size_t)w->rows, hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {0};
+    w->rank = (w->rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
     for (int i = 0; i < c->layers; i++) {
-        if (i == 0 || train)
-            a = cut_layer(&k, c, act, R, (size_t)rank);
+        a = cut_next(&k, c, w, act, i, train, a);
         if (w->layer)
             w->layer[i] = a;
     }
@@ -63,7 +78,7 @@ size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, i
         w->dout = cut(&k, R, q, act);
         w->dqkv = cut(&k, R, q + 2 * kv, act);
     }
-    return k.used;
+    return w->bytes = k.used;
 }
 
 static void space_free(struct dtx_base *b, struct workspace *w)
@@ -79,25 +94,45 @@ void workspace_free(struct dtx_base *b)
     space_free(b, &b->spaces[1]);
 }
 
+/* b->spaces[train] as `n` says; the old one goes first, there may be no room for both. */
+static int space_new(struct dtx_base *b, struct workspace n, bool train, struct dtx_err *e)
+{
+    space_free(b, &b->spaces[train]);
+    b->moved += !train;
+    n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
+    if (!n.layer)
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    struct workspace size = {.rows = n.rows, .rank = n.rank, .recompute = n.recompute};
+    n.memory = base_alloc(b, workspace_layout(&size, &b->config, b->ops->act_bytes, train), e);
+    if (!n.memory) {
+        free(n.layer);
+        dtx_fail_context(e, "activations of %d tokens", n.rows);
+        return -ENOMEM;
+    }
+    workspace_layout(&n, &b->config, b->ops->act_bytes, train);
+    b->spaces[train] = n;
+    return 0;
+}
+
 int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e)
 {
     struct workspace *w = b->ws = &b->spaces[train];
     if (w->memory && rows <= w->rows && rank <= w->rank)
         return 0;
-    struct workspace n = {.rows = rows > w->rows ? rows : w->rows, .rank = rank > w->rank ? rank : w->rank};
-    space_free(b, w);
-    n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
-    if (!n.layer)
-        return dtx_fail(e, -ENOMEM, "out of memory");
-    struct workspace size = {0};
-    size_t bytes = workspace_layout(&size, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
-    n.memory = base_alloc(b, bytes, e);
-    if (!n.memory) {
-        free(n.layer);
-        dtx_fail_context(e, "activations of %d tokens", rows);
-        return -ENOMEM;
-    }
-    workspace_layout(&n, &b->config, b->ops->act_bytes, n.rows, n.rank, train);
-    *w = n;
+    struct workspace n = {.rows = rows > w->rows ? rows : w->rows,
+                          .rank = rank > w->rank ? rank : w->rank,
+                          .recompute = w->recompute};
+    return space_new(b, n, train, e);
+}
+
+int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, struct dtx_err *e)
+{
+    const struct workspace *w = &b->spaces[1];
+    int rounded = (rank + 15) / 16 * 16;
+    if (w->memory && w->rows == rows && w->rank == rounded && w->recompute == recompute)
+        return 0;
+    if (rows > 0)
+        return space_new(b, (struct workspace){.rows = rows, .rank = rank, .recompute = recompute}, true, e);
+    space_free(b, &b->spaces[1]);
     return 0;
 }

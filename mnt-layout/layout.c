@@ -25,7 +25,7 @@ struct candidate {
 /* The next component of a path or pattern; n is 0 at the end. */
 static struct component first_component(const char *path)
 {
-    return (struct component){path, strcspn(path, "/")};
+    return (struct component){path, (size_t)(strchrnul(path, '/') - path)};
 }
 
 static const char *after_component(struct component c)
@@ -128,18 +128,35 @@ static void bind(struct layout_match *m, struct component have, size_t bound)
     m->arg[m->nargs++][bound] = '\0';
 }
 
+/* Could this pattern fit a path that begins so?  Most rows begin with another literal: every request on the
+ * mount comes here, so they are left out at a glance. */
+static bool begins_so(const char *pattern, struct component have)
+{
+    return *pattern == '{' || *pattern == '*' ||
+           (strncmp(pattern, have.s, have.n) == 0 && (pattern[have.n] == '/' || pattern[have.n] == '\0'));
+}
+
+static size_t first_candidates(const char *path, struct candidate c[MAX_ROWS])
+{
+    struct component have = first_component(path);
+    size_t n = 0;
+
+    for (size_t i = 0; i < layout_count; i++)
+        if (begins_so(layout_table[i].pattern, have))
+            c[n++] = (struct candidate){&layout_table[i], layout_table[i].pattern};
+    return n;
+}
+
 /* Goes down the path one component at a time, never back: what fits a row better (a literal, a folder of
  * DTX's) hides what fits worse (**), also where it leads nowhere.  So a path below experiments/EXP/ is DTX's
  * or does not exist. */
 int layout_lookup(const char *path, struct layout_match *m)
 {
     struct candidate c[MAX_ROWS];
-    size_t n = layout_count, bound = 0;
+    size_t n = first_candidates(path, c), bound = 0;
 
     m->nargs = 0;
     m->rest = NULL;
-    for (size_t i = 0; i < n; i++)
-        c[i] = (struct candidate){&layout_table[i], layout_table[i].pattern};
     m->entry = &layout_table[0]; /* the root */
     while (*path) {
         struct component have = first_component(path);

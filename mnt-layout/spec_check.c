@@ -169,6 +169,28 @@ static int check_size(struct spec_ctx *c, const struct spec_key *key, const json
     return 0;
 }
 
+/* The same for all, or an object of sizes. */
+static int check_sizes(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
+{
+    const char *name;
+    json_t *size, *one = NULL;
+    int rc = 0;
+
+    if (!json_is_object(v))
+        return check_size(c, key, v, out);
+    *out = json_object();
+    json_object_foreach((json_t *)v, name, size)
+    {
+        size_t mark = spec_enter_key(c, name);
+        rc = check_size(c, key, size, &one);
+        spec_leave(c, mark);
+        if (rc)
+            return rc;
+        json_object_set_new(*out, name, one);
+    }
+    return 0;
+}
+
 static int check_user(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
 {
     if (json_is_integer(v) && in_range(key, json_number_value(v)))
@@ -287,6 +309,8 @@ static int check_typed(struct spec_ctx *c, const struct spec_key *key, const jso
         return check_free(c, key, v, out);
     case ST_SIZE:
         return check_size(c, key, v, out);
+    case ST_SIZES:
+        return check_sizes(c, key, v, out);
     case ST_USER:
         return check_user(c, key, v, out);
     }

@@ -27,6 +27,7 @@ enum spec_type {
     ST_MAP,      /* at most max keys (out of words, if there are words), values like sub[0] */
     ST_FREE,     /* an object that somebody else checks: a plugin's parameters */
     ST_SIZE,     /* min..max bytes: a number, or "50 GiB"; normalized to the number */
+    ST_SIZES,    /* a size, or an object of sizes by name: at most max bytes */
     ST_USER,     /* of this machine: a name, or a number from min to max */
 };
 

@@ -240,6 +240,14 @@ static const struct spec_key config_keys[] = {
      .help = "how long the log of the mount, of an experiment or of a job may grow; its older half then goes"},
     {.name = "work_days", .type = ST_NUMBER, .flags = SK_NULL | SK_ABOVE, .min = 0, .max = 36500,
      .help = "days after which the training state of a job that ended goes (a retry then begins anew); null: never"},
+    {.name = "memory", .type = ST_SIZES, .flags = SK_NULL, .min = 1, .max = 1e18, .example = "{\"gpu0\": \"60 GiB\"}",
+     .help = "what DTX may use of each device's memory, or of devices by their name in devices/; null: all but a twentieth, "
+             "less what other programs use; the workers of cpu:N share the machine's.  It holds for workers that start "
+             "afterwards.  What does not fit waits; what can never fit is refused"},
+    {.name = "worker_timeout", .type = ST_INT, .min = 0, .max = 86400, .value = "600",
+     .help = "seconds, at least 5, after which a worker that says nothing is taken to hang, and is killed; its jobs go on "
+             "from their last save.  A worker speaks once a second, but not within a training step or while it loads a "
+             "model; 0: never"},
     {.name = "roots", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",
      .help = "reserved: folders outside of the store that datasets may name"},
     {.name = "hosts", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",

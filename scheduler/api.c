@@ -108,6 +108,23 @@ static void match_path(const struct layout_match *m, char *out, size_t n)
 
 /* ---- reading ---- */
 
+/* The group may steer what its owner lets it write: the spec; once that is gone, the folder. */
+static mode_t control_closed(struct sched *s, const struct subject *it)
+{
+    const char *collection = it->exp ? "experiments" : "services";
+    const char *name = it->exp ? it->exp->name : it->object->name;
+    char path[PATH_MAX];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/%s.json", collection, name);
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW)) {
+        path[strlen(path) - 5] = '\0';
+        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW))
+            return 020;
+    }
+    return ~st.st_mode & 020;
+}
+
 int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr *attr)
 {
     struct subject it;
@@ -128,6 +145,8 @@ int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr 
         if (!it.job && (m->entry->object == OBJ_EXPERIMENT || m->entry->reader == LR_OBJECT_STATUS))
             attr->closed = experiment_closed(s, it.exp);
     }
+    if (there && m->entry->kind == LK_CONTROL)
+        attr->closed |= control_closed(s, &it);
     pthread_mutex_unlock(&s->mutex);
     return there ? 0 : -ENOENT;
 }
@@ -185,27 +204,12 @@ bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid,
            ((mode & 020) && caller_in_group(who, gid));
 }
 
-/* May the group change what NAME.json, or the folder NAME, says? */
-static mode_t group_bits(struct sched *s, const struct layout_match *m)
-{
-    const char *folder = begins(m->entry->pattern, "services/{name}") ? "services" : "experiments";
-    char path[PATH_MAX];
-    struct stat st;
-
-    snprintf(path, sizeof(path), "%s/%s.json", folder, m->arg[0]);
-    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
-        return st.st_mode & 020;
-    path[strlen(path) - 5] = '\0';
-    return fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 ? st.st_mode & 020 : 0;
-}
-
 static int may(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
-    mode_t mode = m->entry->kind == LK_CONTROL ? group_bits(s, m) : m->entry->mode;
     struct sched_attr attr;
     int rc = sched_stat(s, m, &attr);
 
-    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, mode) ? 0 : -EPERM;
+    return rc ? rc : caller_may(s, who, attr.uid, attr.gid, m->entry->mode & ~attr.closed) ? 0 : -EPERM;
 }
 
 /* ---- control ---- */

@@ -278,6 +278,13 @@ int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state t
     return put_row(c, Q_PUT_EXPERIMENT, &x->id, e);
 }
 
+int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e)
+{
+    bind_text(c->q[Q_PUT_GONE], 1, name);
+    bind_text(c->q[Q_PUT_GONE], 2, stamp);
+    return step(c, Q_PUT_GONE, e);
+}
+
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e)
 {
     int rc;
@@ -286,9 +293,7 @@ int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct
     rc = step(c, Q_DEL_EXPERIMENT, e);
     if (rc)
         return rc;
-    bind_text(c->q[Q_PUT_GONE], 1, x->name);
-    bind_text(c->q[Q_PUT_GONE], 2, x->stamp);
-    return step(c, Q_PUT_GONE, e);
+    return catalog_put_gone(c, x->name, x->stamp, e);
 }
 
 /* What the catalog keeps of a job beside its columns. */

@@ -364,7 +364,7 @@ static void finish(struct sched *s, struct object *o)
         return;
     asking_free(o->asking);
     o->asking = NULL;
-    sched_changed(s, "models/compare");
+    object_changed(s, o, true);
 }
 
 static void go_on(struct sched *s, struct object *o)
@@ -431,7 +431,7 @@ void asking_answer(struct sched *s, struct worker *w, json_t *body)
     a->worker = NULL;
     w->asks--;
     take_answer(s, o, a, json_deep_copy(body));
-    sched_changed(s, "%s", object_kind_collection(o->kind));
+    object_changed(s, o, false);
 }
 
 void asking_worker_lost(struct sched *s, struct worker *w)

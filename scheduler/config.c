@@ -71,6 +71,39 @@ static int read_quotas(const json_t *map, struct settings *out, struct dtx_err *
     return 0;
 }
 
+/* One size for each device, or sizes by the device's name. */
+static int read_memory(const json_t *v, struct settings *out, struct dtx_err *e)
+{
+    const char *label;
+    json_t *size;
+
+    if (!json_is_object(v)) {
+        out->memory = (uint64_t)json_integer_value(v);
+        return 0;
+    }
+    json_object_foreach((json_t *)v, label, size)
+    {
+        struct device_memory *m = &out->device_memory[out->ndevice_memory];
+        if (out->ndevice_memory == MAX_WORKERS || strlen(label) >= sizeof(m->label))
+            return dtx_fail(e, -EINVAL, "memory: expected names of devices/ like gpu0, found \"%.40s\"",
+                            label);
+        strcpy(m->label, label);
+        m->bytes = (uint64_t)json_integer_value(size);
+        out->ndevice_memory++;
+    }
+    return 0;
+}
+
+static int read_worker_timeout(long long n, struct settings *out, struct dtx_err *e)
+{
+    if (n && n < 5)
+        return dtx_fail(e, -EINVAL,
+                        "worker_timeout: expected seconds, 5 to 86400, or 0 for never (default %d)",
+                        WORKER_TIMEOUT_S);
+    out->worker_timeout = n ? (int)n : -1;
+    return 0;
+}
+
 static int read_settings(const json_t *doc, struct settings *out, struct dtx_err *e)
 {
     const json_t *days = json_object_get(doc, "work_days");
@@ -78,6 +111,10 @@ static int read_settings(const json_t *doc, struct settings *out, struct dtx_err
 
     if (rc == 0)
         rc = read_quotas(json_object_get(doc, "quotas"), out, e);
+    if (rc == 0)
+        rc = read_memory(json_object_get(doc, "memory"), out, e);
+    if (rc == 0)
+        rc = read_worker_timeout(json_int(doc, "worker_timeout", WORKER_TIMEOUT_S), out, e);
     out->store_max = size_or_none(json_object_get(doc, "store_max"));
     out->store_reserve = json_int(doc, "store_reserve", 0);
     out->log_max = json_int(doc, "log_max", 0);

@@ -79,7 +79,7 @@ static int retry_job(struct sched *s, struct job *j)
     if (j->state != ST_FAILED && j->state != ST_CANCELLED)
         return -EINVAL;
     j->suspect = j->stop_asked = false;
-    j->deaths_alone = 0;
+    j->deaths_alone = j->died_on = 0;
     set_json(&j->result, NULL);
     /* the experiment first: with no job to run it just ends again, a job of an ended one would wait for ever
      */

@@ -1,9 +1,13 @@
 /*
- * Which job goes to which worker.  Jobs of one base run together on a worker (up to MAX_TOGETHER), spread
- * over the workers.  Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
- * then the experiment with the fewest jobs running; then age.  A job that found no place keeps later ones of
- * lower priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
- * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened.
+ * Which job goes to which worker.  Jobs of one base run together on a worker, spread over the workers.  How
+ * many is a matter of memory, which the worker plans to the byte once it knows a job's rows: it is given a
+ * few jobs ahead, and more as they begin to compute; when one does not fit beside the others it says so, and
+ * gets no more. A job that waits there is called back for a worker that has nothing to do, and for a job of
+ * higher priority. Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
+ * then the experiment with the fewest running; then age.  A job that found no place keeps later ones of lower
+ * priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
+ * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened. One
+ * that dies twice alone on a device goes to another, if there is one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,19 +32,29 @@ static bool has_suspect(struct sched *s, const struct worker *w)
     return false;
 }
 
+/* No more jobs for it now, whatever they are. */
+static bool full(const struct worker *w)
+{
+    return w->njobs >= MAX_TOGETHER || w->ahead >= MAX_AHEAD || w->waiting > 0;
+}
+
 static bool fits(struct sched *s, const struct worker *w, const struct job *j)
 {
     if (w->state != WS_UP || w->quitting || w->let_go || w->eof_at || w->held_body)
         return false;
+    if (j->too_big >> w->index & 1)
+        return false;
+    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w))
+        return false; /* is it the job or the device?  The other one will tell */
     if (w->njobs == 0)
         return true;
-    return !j->suspect && w->njobs < MAX_TOGETHER && strcmp(w->job_base, j->base) == 0 && !has_suspect(s, w);
+    return !j->suspect && !full(w) && strcmp(w->job_base, j->base) == 0 && !has_suspect(s, w);
 }
 
 static bool any_room(struct sched *s)
 {
     for (int i = 0; i < s->nworkers; i++)
-        if (s->workers[i].state == WS_UP && s->workers[i].njobs < MAX_TOGETHER)
+        if (s->workers[i].state == WS_UP && (!s->workers[i].njobs || !full(&s->workers[i])))
             return true;
     return false;
 }
@@ -132,7 +146,7 @@ static bool needs_are_there(struct sched *s, struct job *j)
         space_used_up(s, j->exp->uid, words, sizeof(words));
     if (words[0] && (!j->reason || strcmp(j->reason, words) != 0)) {
         set_text(&j->reason, words);
-        sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+        job_changed(s, j, false);
     }
     return !words[0];
 }
@@ -176,6 +190,7 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
     set_text(&j->reason, NULL);
     set_json(&j->progress, NULL);
     w->njobs++;
+    w->ahead++;
     j->exp->running++;
     fair_present(&s->fair, j->exp->uid, 1);
     snprintf(w->job_base, sizeof(w->job_base), "%s", j->base);
@@ -183,6 +198,22 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
     log_line("job %s/%s: to %s%s", j->exp->name, j->name, w->label, j->suspect ? ", alone" : "");
     sched_changed(s, "devices/%s", w->label);
     return true;
+}
+
+static void count_on_workers(struct sched *s)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        s->workers[i].ahead = s->workers[i].waiting = 0;
+    for (int i = 0; i < s->nexps; i++) {
+        struct experiment *x = s->exps[i];
+        for (int k = 0; k < x->njobs + x->nrows; k++) {
+            struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
+            if (!j->worker)
+                continue;
+            j->worker->ahead += !j->begun;
+            j->worker->waiting += j->waits;
+        }
+    }
 }
 
 static int collect(struct sched *s, struct job ***out, int64_t now)
@@ -217,35 +248,110 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
     return n;
 }
 
+/* ---- jobs that wait ---- */
+
+static void waits_words(struct sched *s, struct buf *out)
+{
+    buf_adds(out, "waits for a device:");
+    for (int i = 0; i < s->nworkers; i++) {
+        const struct worker *w = &s->workers[i];
+        buf_addf(out, "%s %s ", i ? ";" : "", w->label);
+        if (w->state != WS_UP) {
+            buf_adds(out, "is not up");
+            continue;
+        }
+        buf_addf(out, "has %d job%s on %s", w->njobs, w->njobs == 1 ? "" : "s", w->job_base);
+        if (w->waiting)
+            buf_addf(out, ", %d of them without memory", w->waiting);
+        else if (w->ahead)
+            buf_addf(out, ", %d of them begin", w->ahead);
+    }
+}
+
+static void tell_waits(struct sched *s, struct job *j, struct buf *words)
+{
+    if (!words->len)
+        waits_words(s, words);
+    if (!words->p ||
+        (j->reason && (strcmp(j->reason, words->p) == 0 || strncmp(j->reason, "its worker", 10) == 0)))
+        return;
+    set_text(&j->reason, words->p);
+    sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+}
+
+static void recall(struct sched *s, struct job *j, const char *why)
+{
+    if (worker_send(s, j->worker, PM_JOB_STOP,
+                    json_pack("{so ss}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "how", "pause")))
+        return;
+    j->recalled = true;
+    log_line("job %s/%s: back from %s, where it waits for memory: %s", j->exp->name, j->name,
+             j->worker->label, why);
+}
+
+/* Jobs without memory go where there is some; and they make way for `blocked` if that has a higher priority.
+ */
+static void recall_waiting(struct sched *s, const struct job *blocked)
+{
+    int idle = 0;
+
+    for (int i = 0; i < s->nworkers; i++)
+        idle += s->workers[i].njobs == 0 && s->workers[i].state == WS_UP && !s->workers[i].quitting;
+    for (int i = 0; i < s->nexps; i++) {
+        struct experiment *x = s->exps[i];
+        for (int k = 0; k < x->njobs + x->nrows; k++) {
+            struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
+            if (!j->worker || !j->waits || j->recalled || !job_runs(j) || j->worker->njobs < 2)
+                continue;
+            if (blocked && x->priority < blocked->exp->priority)
+                recall(s, j, "another one has a higher priority");
+            else if (idle-- > 0)
+                recall(s, j, "another device is idle");
+        }
+    }
+}
+
 void dispatch_round(struct sched *s, int64_t now)
 {
     struct job **jobs, *blocked = NULL;
+    struct buf words = BUF_INIT;
     int n = collect(s, &jobs, now);
     bool sorted = false;
 
+    count_on_workers(s);
+    if (!any_room(s) && now < s->waits_at) /* only to say why they wait */
+        n = 0;
+    else
+        s->waits_at = now + SECOND_NS;
     /* Sorted again after each placement: the owner with fewer running goes first. */
-    for (int i = 0; i < n && any_room(s); i++) {
+    for (int i = 0; i < n; i++) {
         struct job *j;
         struct worker *w;
         if (!sorted)
             qsort_r(jobs + i, (size_t)(n - i), sizeof(*jobs), order, s);
         sorted = true;
         j = jobs[i];
-        if (blocked && j->exp->priority < blocked->exp->priority)
-            break;
-        if (blocked && now - blocked->waiting_since > patience && strcmp(j->base, blocked->base) != 0)
+        if (!j->number && served_by_twin(s, j))
             continue;
-        if ((!j->number && served_by_twin(s, j)) || !needs_are_there(s, j))
+        if (!needs_are_there(s, j))
             continue;
         w = find_place(s, j);
+        if ((blocked && j->exp->priority < blocked->exp->priority) ||
+            (blocked && now - blocked->waiting_since > patience &&
+             (blocked->suspect || strcmp(j->base, blocked->base) != 0)))
+            w = NULL;
         if (w && hand_over(s, j, w)) {
             sorted = false;
+            buf_clear(&words);
             continue;
         }
+        tell_waits(s, j, &words);
         if (!j->waiting_since)
             j->waiting_since = now;
         if (!blocked)
             blocked = j;
     }
+    recall_waiting(s, blocked);
+    buf_release(&words);
     free(jobs);
 }

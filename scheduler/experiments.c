@@ -44,7 +44,7 @@ static int take_again(struct sched *s, struct experiment *x, const char *sha, co
         catalog_trouble(s, &e);
     else if (x->spec_reason)
         log_line("experiment %s: spec refused: %s", x->name, words);
-    sched_changed(s, "experiments");
+    experiment_changed(s, x, false);
     return rc;
 }
 
@@ -148,6 +148,24 @@ const char *gone_stamp(const struct sched *s, const char *name)
     return NULL;
 }
 
+int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp)
+{
+    struct dtx_err e = {0};
+    int rc;
+
+    if (x)
+        snprintf(x->stamp, sizeof(x->stamp), "%s", stamp);
+    else if (gone_note(s, name, stamp))
+        return -ENOMEM;
+    slow_begin(s);
+    rc = x ? catalog_put_experiment(s->catalog, x, x->state, x->reason, &e)
+           : catalog_put_gone(s->catalog, name, stamp, &e);
+    slow_end(s);
+    if (rc)
+        catalog_trouble(s, &e);
+    return rc;
+}
+
 void gone_free(struct sched *s)
 {
     while (s->gone) {
@@ -221,10 +239,11 @@ static int accept_spec(struct sched *s, struct experiment *x)
     for (int i = 0; i < x->njobs; i++)
         x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
     make_folders(s, x);
+    experiment_close_folder(s, x);
     log_line("experiment %s: RECEIVING -> PENDING: %d jobs", x->name, x->njobs);
     experiment_log(s, x, "accepted: %d jobs", x->njobs);
-    sched_changed(s, "experiments");
-    sched_changed(s, "experiments/%s", x->name);
+    experiment_changed(s, x, true);
+    sched_changed(s, "experiments/%s/jobs/", x->name);
     return 0;
 }
 
@@ -288,10 +307,17 @@ static void want(struct buf *b, const char *what, const char *name, const struct
         buf_addf(b, " (%s)", state_name(o->state));
 }
 
+static bool waits(const struct job *j)
+{
+    return !j->params && !state_is_end(j->state);
+}
+
+/* Has a job before this one that waits too the same name there? */
 static bool seen_before(const struct experiment *x, int i, size_t field)
 {
     for (int k = 0; k < i; k++)
-        if (strcmp((const char *)x->jobs[k] + field, (const char *)x->jobs[i] + field) == 0)
+        if (waits(x->jobs[k]) &&
+            strcmp((const char *)x->jobs[k] + field, (const char *)x->jobs[i] + field) == 0)
             return true;
     return false;
 }
@@ -346,7 +372,7 @@ static void find_missing(struct sched *s, struct experiment *x, struct buf *miss
 
     for (int i = 0; i < x->njobs; i++) {
         struct job *j = x->jobs[i];
-        if (j->params || state_is_end(j->state))
+        if (!waits(j))
             continue;
         if (!json_object_get(json_object_get(x->pins, "paramgroups"), j->paramgroup) &&
             !seen_before(x, i, offsetof(struct job, paramgroup)))
@@ -534,9 +560,13 @@ void experiments_sweep(struct sched *s)
         if (!experiment_find(s, g->name) && !deleted_one(s, g->name))
             trash(s, g->name);
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs; k++)
-            if (s->exps[i]->jobs[k]->state == ST_CANCELLED)
-                job_remove_files(s, s->exps[i]->jobs[k]);
+        for (int k = 0; k < s->exps[i]->njobs; k++) {
+            struct job *j = s->exps[i]->jobs[k];
+            if (j->state == ST_CANCELLED)
+                job_remove_files(s, j);
+            else if (j->state == ST_SUCCESSFUL)
+                job_remove_work(s, j);
+        }
     for (int i = 0; i < s->nobjects; i++) {
         const struct object *o = s->objects[i];
         char path[PATH_MAX];

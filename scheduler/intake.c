@@ -141,10 +141,11 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
         break;
     case DROP_FSYNC:
         break;
-    case DROP_SETATTR: /* chmod or truncate: the stamp tells */
+    case DROP_SETATTR: /* mode, owner or times, not the size */
         if (i->dirty)
             i->last = now;
         else {
+            i->meta = !i->maybe || i->meta;
             i->maybe = true;
             i->maybe_at = now;
         }
@@ -191,17 +192,20 @@ static bool behind_the_back(struct intake *i, enum drop_event ev, int64_t now)
     if (i->dirty || ev == DROP_RENAMED_OUT || ev == DROP_UNLINK || ev == DROP_RMDIR)
         return false;
     i->maybe = true;
+    i->meta = false;
     i->maybe_at = now + spec_released; /* inotify can be quicker than the mount with the same event */
     i->released = ev == DROP_RELEASE || ev == DROP_RENAMED_IN || ev == DROP_LINK;
     i->behind = ev;
     return true;
 }
 
+static int64_t next_look(const struct intake *i);
+
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who, int64_t now)
 {
     struct place p;
     struct intake *i;
-    bool quiet;
+    bool quiet, known;
 
     if (!place_of(path, &p) || !is_drop(&p, ev))
         return false;
@@ -221,8 +225,29 @@ bool intake_note(struct sched *s, enum drop_event ev, const char *path, const st
     }
     note_whole(i, ev, path);
     quiet = i->dirty && (ev == DROP_WRITE || ev == DROP_FSYNC || ev == DROP_SETATTR);
+    known = i->dirty && !i->gone && i->announced == i->gen;
     note(i, ev, &p, now);
+    if (known && i->dirty && !i->gone) { /* RECEIVING already: nothing to do before it is due */
+        i->announced = i->gen;
+        return next_look(i) < s->looks_at;
+    }
     return !quiet;
+}
+
+bool intake_receiving(struct sched *s, const char *path)
+{
+    struct intake *i = s->intakes;
+    struct place p;
+
+    if (!place_of(path, &p))
+        return false;
+    while (i && strcmp(i->path, p.root) != 0)
+        i = i->next;
+    if (!i || !i->dirty || i->gone || !i->writers)
+        return false;
+    i->announced += i->announced == i->gen;
+    i->gen++; /* if it is just being taken: that was too early */
+    return true;
 }
 
 int64_t intake_due(const struct intake *i)
@@ -257,7 +282,10 @@ static const char *taken_stamp(struct sched *s, const struct intake *i)
 static void note_modes(struct sched *s, const struct intake *i, const struct stamp *st)
 {
     struct object *o = i->kind == OBJ_EXPERIMENT ? NULL : object_find(s, i->kind, i->name);
+    struct experiment *x = i->kind == OBJ_EXPERIMENT ? experiment_find(s, i->name) : NULL;
 
+    if (x && geteuid() == 0)
+        x->gid = st->gid; /* whom the owner lets steer it */
     if (!o)
         return;
     o->closed = st->closed;
@@ -267,19 +295,54 @@ static void note_modes(struct sched *s, const struct intake *i, const struct sta
     }
 }
 
+/* Two stamps' numbers of files and bytes are the same. */
+static bool same_amount(const char *a, const char *b)
+{
+    size_t n = strcspn(a, ":");
+
+    n += strcspn(a + n + (a[n] != '\0'), ":") + 1;
+    return strncmp(a, b, n + 1) == 0;
+}
+
+/* Modes, owners or times were set of something that is taken, and that is all: it stays what it is.  What was
+ * refused is looked at anew, in case it could not be read.  False: it must be taken again. */
+static bool keep_content(struct sched *s, const struct intake *i, const char *was, const char *stamp)
+{
+    struct object *o;
+    struct experiment *x;
+
+    if (!was || !same_amount(was, stamp))
+        return false;
+    if (i->kind == OBJ_EXPERIMENT) {
+        x = experiment_find(s, i->name);
+        if (x && x->state == ST_REJECTED)
+            return false;
+        return experiment_restamp(s, x, i->name, stamp) == 0;
+    }
+    o = object_find(s, i->kind, i->name);
+    if (!o || o->state == ST_REJECTED || o->state == ST_RECEIVING)
+        return false;
+    snprintf(o->stamp, sizeof(o->stamp), "%s", stamp);
+    object_keep(s, o);
+    object_changed(s, o, false);
+    return true;
+}
+
 /* Something may have changed behind the mount's back, or only a mode: compare. */
 static void look_closer(struct sched *s, struct intake *i, int64_t now)
 {
-    const char *was = taken_stamp(s, i);
+    const char *was;
     char text[96];
     struct stamp st;
+    bool meta = i->meta;
     int rc;
 
-    i->maybe = false;
+    i->maybe = i->meta = false;
     slow_begin(s);
     rc = stamp_path(s->tree_fd, i->path, &st);
     slow_end(s);
     stamp_text(&st, text, sizeof(text));
+    was = taken_stamp(s, i);
     if (rc == -ENOENT) {
         if (was)
             note_root_gone(i, now);
@@ -287,6 +350,8 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
     }
     note_modes(s, i, &st);
     if (was && strcmp(was, text) == 0)
+        return;
+    if (meta && !i->maybe && !i->dirty && keep_content(s, i, was, text))
         return;
     change(i, now);
     i->last -= i->found_age;
@@ -416,6 +481,8 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     if (rc == -EAGAIN)
         i->wait_long = true;
     if (rc || gen != i->gen) {
+        if (gen != i->gen)
+            i->announced = i->gen - 1; /* changed while it was taken: RECEIVING again, at once */
         if (rc != -EAGAIN && rc)
             i->retry_at = now + SECOND_NS;
         return;
@@ -448,22 +515,26 @@ void intake_round(struct sched *s, int64_t now)
     }
 }
 
+/* Mono time at which intake_round has something to do about it. */
+static int64_t next_look(const struct intake *i)
+{
+    int64_t t = INT64_MAX;
+
+    if (i->maybe)
+        t = i->maybe_at;
+    else if (i->dirty)
+        t = i->announced != i->gen ? 0 : intake_due(i);
+    if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)
+        t = i->look_at > i->last + spec_released ? i->look_at : i->last + spec_released;
+    return t < i->retry_at ? i->retry_at : t;
+}
+
 int64_t intake_next(const struct sched *s)
 {
-    int64_t next = INT64_MAX;
+    int64_t next = INT64_MAX, t;
 
-    for (const struct intake *i = s->intakes; i; i = i->next) {
-        int64_t t = INT64_MAX;
-        if (i->maybe)
-            t = i->maybe_at;
-        else if (i->dirty)
-            t = i->announced != i->gen ? 0 : intake_due(i);
-        if (i->dirty && i->kind == OBJ_BASE && !i->writers && i->look_at < t)
-            t = i->look_at > i->last + spec_released ? i->look_at : i->last + spec_released;
-        if (t < i->retry_at)
-            t = i->retry_at;
-        if (t < next)
+    for (const struct intake *i = s->intakes; i; i = i->next)
+        if ((t = next_look(i)) < next)
             next = t;
-    }
     return next;
 }

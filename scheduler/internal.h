@@ -35,10 +35,13 @@ enum {
     JOB_NAME_MAX = 63,  /* bytes */
     MAX_JOBS = 1000,    /* of one experiment */
     MAX_SPEC = 1 << 20, /* bytes of a spec or prompt */
-    MAX_TOGETHER = 8,   /* jobs on one worker */
+    MAX_TOGETHER = 256, /* jobs on one worker; what bounds them is its memory */
+    MAX_AHEAD = 4,      /* of them, those that do not compute yet: it prepares their data */
     MAX_WORKERS = 64,
     MAX_CHECKS = 2, /* checks at the same time */
-    HIDDEN_S = 60,  /* how long an unlinked generated file stays away */
+    WORKER_TIMEOUT_S =
+        600,       /* a worker that says nothing for so long hangs, if the configuration says nothing else */
+    HIDDEN_S = 60, /* how long an unlinked generated file stays away */
 };
 #define SECOND_NS ((int64_t)1000000000)
 
@@ -112,6 +115,11 @@ struct job {
     json_t *progress;    /* last progress message, NULL: none */
     int64_t progress_at; /* mono */
     long long saved_step;
+    bool begun;       /* with worker: it computes */
+    bool waits;       /* with worker: it does not fit beside what runs there now */
+    uint64_t too_big; /* bits of the workers whose devices it can never fit */
+    int died_on;      /* index + 1 of the worker that last died while this job was alone there, 0: none */
+    bool recalled;    /* with worker: told to give it back, another one is idle */
     int64_t waiting_since; /* mono: could not be placed since */
     int64_t retry_at;
 };
@@ -158,6 +166,7 @@ struct intake {
     bool dirty;             /* changed since it was last taken */
     bool maybe;             /* something happened that may not have changed a byte: compare the stamps */
     int64_t maybe_at;       /* mono: not before */
+    bool meta;              /* with maybe: nothing but chmod, chown or utimes came, through the mount */
     bool gone;              /* the root was removed */
     bool complete;          /* renamed into place, or has _SUCCESS: nothing to wait for */
     bool success;           /* complete because of _SUCCESS */
@@ -189,6 +198,7 @@ struct worker { /* protected by s->mutex */
     char device[32]; /* argument: cpu, cuda:0 */
     char label[32];  /* devices/LABEL: cpu0, gpu0 */
     int threads;
+    uint64_t share; /* bytes of memory, where several share what the machine has; 0: it has its own */
     enum worker_state state;
     pid_t pid;
     int fd; /* socket, -1 */
@@ -200,9 +210,12 @@ struct worker { /* protected by s->mutex */
     bool quitting;
     bool let_go;             /* FUSE threads too: start afresh, a base that it keeps in memory changes */
     int64_t eof_at;          /* mono: its socket closed; it is killed if it does not end */
+    int64_t heard_at;        /* mono: it last said something (every second, unless a step takes longer) */
+    bool hung;               /* it was killed because it said nothing */
     char job_base[NAME_CAP]; /* of the jobs it has */
     char base[NAME_CAP];     /* that it has open, "" none */
     int njobs;
+    int ahead, waiting;    /* of them, counted while dispatching: not begun, without memory */
     int asks;              /* outstanding */
     json_t *hello, *stats; /* last hello and device messages */
     char *trouble;         /* why it is down */
@@ -235,7 +248,14 @@ struct settings { /* the administrator's configuration file */
     int nquotas;
     int64_t quota_default, store_max; /* -1: none */
     int64_t store_reserve, log_max;
-    int64_t work_ns; /* training state of ended jobs is kept so long; -1: for ever */
+    int64_t work_ns;    /* training state of ended jobs is kept so long; -1: for ever */
+    int worker_timeout; /* s; 0: not given, -1: never */
+    uint64_t memory;    /* bytes of each device that DTX may use; 0: all but a twentieth */
+    struct device_memory {
+        char label[32];
+        uint64_t bytes;
+    } device_memory[MAX_WORKERS];
+    int ndevice_memory;
 };
 
 /* fair.c */
@@ -289,11 +309,14 @@ struct sched {
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
+    int64_t watch_at; /* mono: inotify is not looked at before; loop thread only */
+    int64_t looks_at; /* mono: the loop sleeps until then at most */
     long long next_ask;
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
     int64_t limits_look; /* mono: when limits_round has something to do */
+    int64_t waits_at;    /* mono: when jobs without a place are looked at next */
 
     pthread_cond_t changes_cond;
     char **changes; /* paths for on_change */
@@ -315,6 +338,10 @@ void slow_begin(struct sched *s);     /* loop thread: let go of the mutex for so
 void slow_end(struct sched *s);
 void sched_wake(struct sched *s);
 void sched_changed(struct sched *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* changes.c: every path that shows it; listed: what its folder lists has changed too */
+void object_changed(struct sched *s, const struct object *o, bool listed);
+void experiment_changed(struct sched *s, const struct experiment *x, bool listed);
+void job_changed(struct sched *s, const struct job *j, bool listed);
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
 void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
 void set_json(json_t **field, json_t *value);              /* decref, steal */
@@ -338,6 +365,7 @@ int catalog_put_object(struct catalog *c, struct object *o, enum state to, const
 int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err *e);
 int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
                            struct dtx_err *e);
+int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -428,6 +456,7 @@ void experiment_close_folder(struct sched *s, const struct experiment *x);
  * should look. */
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
                  int64_t now);
+bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
@@ -458,7 +487,7 @@ void scan_store(struct sched *s, int64_t now);
 int watcher_open(struct sched *s, struct dtx_err *e);
 void watcher_close(struct sched *s);
 int watcher_fd(const struct sched *s);
-void watcher_read(struct sched *s, int64_t now);
+bool watcher_read(struct sched *s, int64_t now); /* true: there was something */
 
 /* checks.c */
 void checks_round(struct sched *s, int64_t now);
@@ -477,9 +506,11 @@ int experiment_delete(struct sched *s, struct experiment *x);
  * one. */
 int gone_note(struct sched *s, const char *name, const char *stamp);
 const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+/* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
+int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
 void gone_free(struct sched *s);
-/* Once no worker of an earlier dtxd is left: files of deleted experiments and cancelled jobs that a crash
- * left. */
+/* Once no worker of an earlier dtxd is left: files of deleted experiments, cancelled and successful jobs that
+ * a crash left. */
 void experiments_sweep(struct sched *s);
 
 /* jobs.c */
@@ -489,6 +520,7 @@ void job_pin_data(struct sched *s, struct job *j);
 int rows_expand(struct sched *s, struct experiment *x); /* fills x->rows */
 void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, size_t n);
 void job_remove_files(struct sched *s, struct job *j);
+void job_remove_work(struct sched *s, const struct job *j); /* training state, token caches */
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
 
 /* fair.c: whose turn it is */
@@ -508,7 +540,10 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
-bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
+/* Is one up whose device may be large enough? */
+bool worker_for(const struct sched *s, const struct job *j);
+bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
+bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);

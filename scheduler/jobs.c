@@ -257,12 +257,30 @@ json_t *job_spec(struct job *j)
     json_object_set_new(v, "work_dir", json_string(work_dir));
     if (tuned[0])
         json_object_set_new(v, "tuned_dir", json_string(tuned));
+    if (j->suspect)
+        json_object_set_new(v, "save_after", json_integer(j->death_step));
     json_object_set_new(v, "uid", json_integer(j->exp->uid));
     json_object_set_new(v, "gid", json_integer(j->exp->gid));
     return json_pack("{so so}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "spec", v);
 }
 
 /* Cancelled: only the logs stay. */
+void job_remove_work(struct sched *s, const struct job *j)
+{
+    char job_dir[PATH_MAX - 64], work_dir[PATH_MAX - 64], tuned[PATH_MAX - 64];
+    struct dtx_err e = {0};
+    int rc;
+
+    if (!j->number)
+        return; /* a row's score is kept there */
+    job_paths(j, job_dir, work_dir, tuned, sizeof(tuned));
+    slow_begin(s);
+    rc = fd_remove_tree(s->store_fd, work_dir, &e);
+    slow_end(s);
+    if (rc)
+        log_line("job %s/%s: its training state could not be removed: %s", j->exp->name, j->name, e.msg);
+}
+
 void job_remove_files(struct sched *s, struct job *j)
 {
     static const char *const of_tree[] = {"checkpoint", "score.json", "provenance.json"};

@@ -9,6 +9,9 @@
 #include "scheduler/base/clock.h"
 #include "scheduler/internal.h"
 
+/* What comes through the mount comes by inotify again: it is read in batches, not event by event. */
+static const int64_t watch_pause = SECOND_NS / 10;
+
 enum { MAX_FDS = MAX_WORKERS + MAX_CHECKS + 8 }; /* checks that are being killed are not waited for */
 
 static void run_commands(struct sched *s)
@@ -68,6 +71,8 @@ static int timeout_ms(struct sched *s, int64_t now)
 
     if (t < due)
         due = t;
+    if (s->watch_at > now && s->watch_at < due)
+        due = s->watch_at;
     if (s->checks && due > now + SECOND_NS / 10)
         due = now + SECOND_NS / 10;
     for (int i = 0; i < s->nworkers; i++) {
@@ -88,16 +93,19 @@ static void wait_for_events(struct sched *s)
 {
     struct pollfd fds[MAX_FDS];
     int checks[MAX_CHECKS + 1], nchecks = checks_fds(s, checks, MAX_CHECKS + 1), n = 0;
-    int timeout = timeout_ms(s, clock_mono_ns());
+    int64_t now = clock_mono_ns();
+    int timeout = timeout_ms(s, now);
     uint64_t count;
 
     n = add_fd(fds, n, s->wake, POLLIN);
-    n = add_fd(fds, n, watcher_fd(s), POLLIN);
+    if (s->watch_at <= now)
+        n = add_fd(fds, n, watcher_fd(s), POLLIN);
     for (int i = 0; i < nchecks; i++)
         n = add_fd(fds, n, checks[i], POLLIN);
     for (int i = 0; i < s->nworkers; i++)
         if (!s->workers[i].held_body && !s->workers[i].eof_at)
             n = add_fd(fds, n, s->workers[i].fd, (short)(POLLIN | (s->workers[i].out.len ? POLLOUT : 0)));
+    s->looks_at = now + timeout * (SECOND_NS / 1000);
     slow_begin(s);
     poll(fds, (nfds_t)n, timeout); /* a command that came meanwhile has written to wake */
     (void)!read(s->wake, &count, sizeof(count));
@@ -106,8 +114,8 @@ static void wait_for_events(struct sched *s)
 
 static void handle_input(struct sched *s, int64_t now)
 {
-    if (s->watcher)
-        watcher_read(s, now);
+    if (s->watcher && s->watch_at <= now && watcher_read(s, now))
+        s->watch_at = now + watch_pause;
     for (int i = 0; i < s->nworkers; i++) {
         worker_output(s, &s->workers[i]);
         worker_input(s, &s->workers[i], now);

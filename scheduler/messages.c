@@ -12,7 +12,7 @@ void job_release(struct sched *s, struct job *j)
     struct worker *w = j->worker;
 
     j->worker = NULL;
-    j->held_dataset = false;
+    j->held_dataset = j->begun = j->waits = j->recalled = false;
     if (w && w->njobs > 0)
         w->njobs--;
     if (w)
@@ -37,8 +37,10 @@ static int finish_job(struct sched *s, struct job *j, json_t *body)
             return rc;
     }
     rc = job_event(s, j, EV_DONE, NULL);
-    if (rc == 0)
+    if (rc == 0) {
         job_release(s, j);
+        job_remove_work(s, j); /* after the catalog has it: nothing goes on from there any more */
+    }
     return rc;
 }
 
@@ -46,6 +48,23 @@ static int end_badly(struct sched *s, struct job *j, const char *reason)
 {
     int rc = job_event(s, j, EV_ERROR, reason && *reason ? reason : "the worker gave no reason");
 
+    if (rc == 0)
+        job_release(s, j);
+    return rc;
+}
+
+/* It does not fit on w's device: on another one, or nowhere. */
+static int too_big(struct sched *s, struct worker *w, struct job *j, const char *reason)
+{
+    int rc;
+
+    j->too_big |= 1ull << w->index;
+    if (!worker_for(s, j)) {
+        j->too_big = 0;
+        return end_badly(s, j, reason);
+    }
+    log_line("job %s/%s: not on %s: %.600s", j->exp->name, j->name, w->label, reason);
+    rc = job_event(s, j, EV_LOST, reason);
     if (rc == 0)
         job_release(s, j);
     return rc;
@@ -70,20 +89,26 @@ static int on_job_state(struct sched *s, struct worker *w, json_t *body)
         return 0;
     }
     for (size_t i = 0; i < sizeof(stages) / sizeof(stages[0]); i++)
-        if (strcmp(state, stages[i].name) == 0)
+        if (strcmp(state, stages[i].name) == 0) {
+            j->begun = true;
+            j->waits = false;
             return job_event(s, j, stages[i].ev, NULL);
+        }
     if (strcmp(state, "SUCCESSFUL") == 0)
         return finish_job(s, j, body);
     if (strcmp(state, "FAILED") == 0)
-        return end_badly(s, j, reason);
+        return json_flag(body, "never", 0) && reason ? too_big(s, w, j, reason) : end_badly(s, j, reason);
     if (end) { /* it let go, and nobody wants that any more: again */
         int rc = job_event(s, j, EV_LOST, reason);
         if (rc == 0)
             job_release(s, j);
         return rc;
     }
-    if (strcmp(state, "PENDING") == 0 && j->state == ST_PENDING)
+    if (strcmp(state, "PENDING") == 0 && j->state == ST_PENDING) {
+        j->waits = json_flag(body, "waits", 0);
         set_text(&j->reason, reason);
+        sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+    }
     return 0;
 }
 
@@ -109,8 +134,7 @@ static int on_progress(struct sched *s, struct worker *w, json_t *body)
     set_json(&j->progress, json_incref(body));
     j->progress_at = clock_mono_ns();
     j->changed = j->exp->changed = clock_wall_ns();
-    sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
-    sched_changed(s, "experiments/%s", j->exp->name);
+    job_changed(s, j, false);
     return 0;
 }
 
@@ -133,7 +157,7 @@ static int clear_suspect(struct sched *s, struct worker *w, struct job *j)
     int rc;
 
     j->suspect = false;
-    j->deaths_alone = 0;
+    j->deaths_alone = j->died_on = 0;
     rc = job_keep(s, j);
     if (rc == 0 && suspects_wait(s))
         worker_send(s, w, PM_JOB_STOP,
@@ -198,8 +222,11 @@ int worker_message(struct sched *s, struct worker *w, enum proto_type type, json
 
 /* ---- death ---- */
 
+/* Two deaths alone are the job's fault, unless they may be the device's and there is another to try. */
 static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, const char *why)
 {
+    struct worker *w = j->worker;
+    bool elsewhere = j->died_on && j->died_on != w->index + 1;
     char words[1200];
     long long step = json_int(j->progress, "step", 0);
 
@@ -211,14 +238,16 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
         j->suspect = true;
         j->death_step = step;
         j->deaths_alone += alone;
+        if (alone)
+            j->died_on = w->index + 1;
     }
     job_release(s, j);
     set_json(&j->progress, NULL);
-    if (j->deaths_alone >= 2) {
+    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w))) {
         snprintf(words, sizeof(words),
-                 "its worker ended twice while this job ran alone there (last time at step %lld: %.200s); "
+                 "its worker ended twice while this job ran alone there%s (last time at step %lld: %.200s); "
                  "echo retry > control to try once more",
-                 step, why);
+                 elsewhere ? ", and on another device too" : "", step, why);
         job_event(s, j, EV_ERROR, words);
         return;
     }

@@ -368,7 +368,7 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
     o->state = (enum state)to;
     o->changed = clock_wall_ns();
     set_text(&o->reason, reason);
-    sched_changed(s, "%s", object_kind_collection(o->kind));
+    object_changed(s, o, from == ST_NONE || to == ST_GONE);
     if (to == ST_GONE)
         object_remove(s, o);
     return 0;
@@ -470,8 +470,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     set_text(&x->reason, reason);
     if (to != ST_GONE && x->njobs)
         experiment_log(s, x, "%s%s%s", state_name(x->state), reason ? ": " : "", reason ? reason : "");
-    sched_changed(s, "experiments");
-    sched_changed(s, "experiments/%s", x->name);
+    experiment_changed(s, x, from == ST_NONE || to == ST_GONE || from == ST_RECEIVING || from == ST_REJECTED);
     return 0;
 }
 
@@ -499,8 +498,7 @@ static void job_tell(struct sched *s, struct job *j, enum state from)
         experiment_log(s, j->exp, "job %s: %s%s%s", j->name, state_name(j->state), j->reason ? ": " : "",
                        j->reason ? j->reason : "");
     }
-    sched_changed(s, "experiments/%s", j->exp->name);
-    sched_changed(s, "experiments/%s/jobs/%s", j->exp->name, j->name);
+    job_changed(s, j, j->state != from); /* score.json, checkpoint/ and the like come with a state */
 }
 
 int job_event(struct sched *s, struct job *j, enum event ev, const char *reason)

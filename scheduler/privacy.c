@@ -116,10 +116,12 @@ mode_t model_closed(struct sched *s, const struct model_ref *ref)
 void experiment_close_folder(struct sched *s, const struct experiment *x)
 {
     char path[PATH_MAX];
-    mode_t closed;
+    struct stat st;
+    mode_t closed, group;
 
     snprintf(path, sizeof(path), "experiments/%s.json", x->name);
     closed = privacy_of_path(s->tree_fd, path);
+    group = fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) ? 0 : st.st_mode & 020; /* may steer it */
     for (int i = 0; i < x->njobs; i++) {
         closed |= closed_by(s, OBJ_DATASET, x->jobs[i]->dataset);
         closed |= closed_by(s, OBJ_BASE, x->jobs[i]->base);
@@ -133,6 +135,6 @@ void experiment_close_folder(struct sched *s, const struct experiment *x)
     closed |= closed_by(s, OBJ_EVALUATION, json_str(x->spec, "evaluation", NULL));
     closed |= closed_by(s, OBJ_DATASET, json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL));
     snprintf(path, sizeof(path), "experiments/%s", x->name);
-    if (closed && fchmodat(s->tree_fd, path, 0755 & ~closed, 0))
+    if (fchmodat(s->tree_fd, path, (0755 | group) & ~closed, 0) && errno != ENOENT)
         log_line("experiment %s: cannot close its folder to others", x->name);
 }

@@ -15,7 +15,9 @@
  *   hello      {"device","name","mem_total","mem_used","threads","fingerprint","pid"}
  *   job_state
  * {"id","state":"PENDING|FINETUNE|EXPORT|SERVE|SCORE|SUCCESSFUL|FAILED|PAUSED|CANCELLED","reason",
- *               "result":{...}}                       result with SUCCESSFUL: see below
+ *               "result":{...},"waits":true,"never":true}
+ *              result with SUCCESSFUL: see below; waits with PENDING: it does not fit beside what runs now;
+ *              never with FAILED: this device is too small for it; reason has the numbers
  *   job_held   {"id","dataset":false}                 the token cache is made: the dataset is no longer
  * needed progress
  * {"id","step","total","epoch","loss","eval_loss"|null,"lr","grad_norm","tokens_per_s","eta_s","memory",
@@ -23,8 +25,10 @@
  *   saved      {"id","step"}                          a save is durable up to that step
  *   answer     {"id":N,"text","prompt_tokens","new_tokens","ttft_s","total_s","tokens_per_s","together",
  *               "finish":"stop|length","error":null|WORDS}
- *   device     {"mem_used","base":NAME|null,"bases":[NAME],"jobs":n,"tokens_per_s","asks":n}  every second;
- *              base: the one loaded last; bases: all in memory
+ *   device     {"mem_used","mem_usable","mem_planned","mem_others","base":NAME|null,"bases":[NAME],
+ *               "jobs":n,"tokens_per_s","asks":n}     every second
+ *              base: the one loaded last; bases: all in memory; mem_usable: what DTX may use now;
+ *              mem_planned: promised of that; mem_others: used by other programs
  *   log        {"text"}
  *
  *   Job spec:
@@ -33,7 +37,9 @@
  *     "paramgroup":{normalized},"paramgroup_name","seed","evaluation":{normalized}|null,"evaluation_name",
  *     "evaluation_dataset_dir":DIR|null,"evaluation_dataset_spec":{}|null,
  *     "early_stopping":{"patience":n,"min_delta":x}|null,"job_dir":"tree/experiments/EXP/jobs/JOB",
- *     "work_dir":"work/EXP/JOB","tuned_dir":"tree/models/tuned/EXP.JOB","uid","gid"}
+ *     "work_dir":"work/EXP/JOB","tuned_dir":"tree/models/tuned/EXP.JOB","uid","gid","save_after":step|absent}
+ *   save_after: its worker died there; it is saved once it is past that and has trained for save_after_s
+ *   seconds (30), and then need not run alone any more
  *   A score spec has the same keys less dataset, paramgroup, init_dir, tuned_dir; "job" is "base:MODEL"; its
  * score.json goes to work_dir. result:
  * {"score":x|null,"metrics":{...},"eval_loss":x|null,"perplexity":x|null,"loss":x,"steps":n,"seconds":x,

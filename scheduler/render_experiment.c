@@ -236,13 +236,7 @@ json_t *experiment_json(struct sched *s, struct experiment *x)
 
 static void dump_pretty(json_t *v, struct buf *out)
 {
-    char *text = json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
-
-    if (text)
-        buf_addf(out, "%s\n", text);
-    else
-        out->failed = true;
-    free(text);
+    json_print_buf(v, out);
     json_decref(v);
 }
 

@@ -134,17 +134,12 @@ int render_job_status_json(struct sched *s, const struct layout_match *m, struct
 {
     struct subject it;
     json_t *v;
-    char *text;
 
     if (!subject_of(s, m, &it))
         return -ENOENT;
     v = job_json(it.job);
-    text = json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    json_print_buf(v, out);
     json_decref(v);
-    if (!text)
-        return -ENOMEM;
-    buf_addf(out, "%s\n", text);
-    free(text);
     return 0;
 }
 

@@ -179,13 +179,11 @@ json_t *appliance_json(struct sched *s)
 int render_status_json(struct sched *s, const struct layout_match *m, struct buf *out)
 {
     json_t *v = appliance_json(s);
-    char *text = v ? json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
 
-    json_decref(v);
-    if (!text)
+    if (!v)
         return -ENOMEM;
-    buf_addf(out, "%s\n", text);
-    free(text);
+    json_print_buf(v, out);
+    json_decref(v);
     return 0;
 }
 
@@ -278,6 +276,9 @@ int render_metrics(struct sched *s, const struct layout_match *m, struct buf *ou
     for (int i = 0; i < s->nworkers; i++)
         buf_addf(out, "dtx_device_up{device=\"%s\"} %d\n", s->workers[i].label, s->workers[i].state == WS_UP);
     device_metric(s, "dtx_device_memory_bytes", "memory used by the device's worker", "mem_used", out);
+    device_metric(s, "dtx_device_memory_planned_bytes", "memory promised to models, jobs and answers",
+                  "mem_planned", out);
+    device_metric(s, "dtx_device_memory_usable_bytes", "memory that they may have", "mem_usable", out);
     device_metric(s, "dtx_device_tokens_per_second", "tokens trained and generated in the last second",
                   "tokens_per_s", out);
     owners_metrics(s, out);
@@ -308,6 +309,14 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
     add_bytes(out, json_int(w->stats, "mem_used", json_int(w->hello, "mem_used", 0)));
     buf_adds(out, " of ");
     add_bytes(out, json_int(w->hello, "mem_total", 0));
+    if (w->stats) {
+        buf_adds(out, " used\nplanned: ");
+        add_bytes(out, json_int(w->stats, "mem_planned", 0));
+        buf_adds(out, " of ");
+        add_bytes(out, json_int(w->stats, "mem_usable", 0));
+        buf_adds(out, " for models and jobs; other programs use ");
+        add_bytes(out, json_int(w->stats, "mem_others", 0));
+    }
     buf_addf(out, "\nbase: %s\n", w->base[0] ? w->base : "none");
     add_field(out, "tokens_per_s", "%.0f", json_num(w->stats, "tokens_per_s", 0));
     add_field(out, "asks", "%d", w->asks);

@@ -395,6 +395,16 @@ void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, con
         sched_wake(s);
 }
 
+bool sched_receiving(struct sched *s, const char *path)
+{
+    bool yes;
+
+    pthread_mutex_lock(&s->mutex);
+    yes = intake_receiving(s, path);
+    pthread_mutex_unlock(&s->mutex);
+    return yes;
+}
+
 /* A job that needs the files of a dataset or of a model, or a worker that has it open. */
 static bool held_by(struct sched *s, const struct place *p, char *who, size_t n)
 {

@@ -43,7 +43,8 @@ int sched_open(const struct sched_config *c, struct sched **out, struct dtx_err 
 /* Orderly end: jobs are saved, workers end.  Frees s. */
 void sched_close(struct sched *s);
 /* Called (from any thread) when generated files or links under `path` may have changed or vanished, so that
- * the file system can invalidate the kernel's copies.  path "" = anything. */
+ * the file system can invalidate the kernel's copies.  path "" = anything; "folder/" = also which names it
+ * has. */
 void sched_on_change(struct sched *s, void (*fn)(void *arg, const char *path), void *arg);
 
 /* ---- what callers do to backed (user-owned) paths; called after the operation succeeded ---- */
@@ -67,6 +68,10 @@ enum drop_event {
     DROP_LINK, /* symbolic or hard link made */
 };
 void sched_drop_event(struct sched *s, enum drop_event ev, const char *path, const struct caller *who);
+
+/* A local writer was noted (DROP_OPEN_WRITE): is what path belongs to RECEIVING, so that it stays so until
+ * DROP_RELEASE whether or not DROP_WRITE is told? */
+bool sched_receiving(struct sched *s, const char *path);
 
 /* May `path` be changed, removed, renamed or truncated now?  0, or -EPERM when a job holds it (the log says
  * which). */

@@ -15,7 +15,8 @@
 
 int open_beneath(int dirfd, const char *path, int flags)
 {
-    struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY),
+    int quietly = flags & O_PATH ? 0 : O_NONBLOCK | O_NOCTTY; /* O_PATH takes neither */
+    struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC | O_NOFOLLOW | quietly),
                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
 
     return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof(how));

@@ -183,17 +183,21 @@ static void one_event(struct sched *s, const struct inotify_event *ev, int64_t n
         watch_tree(s, path, 1, true, now);
 }
 
-void watcher_read(struct sched *s, int64_t now)
+bool watcher_read(struct sched *s, int64_t now)
 {
     char data[16384] __attribute__((aligned(__alignof__(struct inotify_event))));
+    bool any = false;
     ssize_t n;
 
-    while ((n = read(s->watcher->fd, data, sizeof(data))) > 0)
+    while ((n = read(s->watcher->fd, data, sizeof(data))) > 0) {
+        any = true;
         for (char *p = data; p < data + n;) {
             const struct inotify_event *ev = (const struct inotify_event *)p;
             one_event(s, ev, now);
             p += sizeof(*ev) + ev->len;
         }
+    }
+    return any;
 }
 
 /* ---- the scan at start ---- */
@@ -213,6 +217,7 @@ static void found(struct sched *s, const char *path, int64_t now)
         return;
     age = clock_wall_ns() - st.newest;
     i->maybe = true;
+    i->meta = false;
     i->behind = st.success ? DROP_RENAMED_IN : DROP_WRITE;
     i->found_age = age > 0 ? age : 0;
 }

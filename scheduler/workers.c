@@ -67,6 +67,9 @@ static int plan_cpus(struct sched *s, int n)
     for (int i = 0; i < n; i++) {
         snprintf(label, sizeof(label), "cpu%d", i);
         add_worker(s, "cpu", label, cores / n > 0 ? cores / n : 1);
+        s->workers[i].share = n > 1 ? (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) /
+                                          (uint64_t)n / 20 * 19
+                                    : 0;
     }
     return 0;
 }
@@ -152,8 +155,8 @@ static bool old_workers_gone(struct sched *s, int64_t now)
     return gone;
 }
 
-/* In the child, between fork and exec: async-signal-safe calls only. */
-static void become_worker(int sock, int lock, int log, char *const argv[])
+/* In the child, between vfork and exec: async-signal-safe calls only, on a stack frame of its own. */
+static void __attribute__((noinline, noreturn)) become_worker(int sock, int lock, int log, char *const argv[])
 {
     int null = open("/dev/null", O_RDWR);
     sigset_t empty;
@@ -175,17 +178,29 @@ static void become_worker(int sock, int lock, int log, char *const argv[])
     _exit(127);
 }
 
+/* What its process may use of the device; 0: it sees for itself. */
+static uint64_t memory_of(const struct sched *s, const struct worker *w)
+{
+    for (int i = 0; i < s->settings.ndevice_memory; i++)
+        if (strcmp(s->settings.device_memory[i].label, w->label) == 0)
+            return s->settings.device_memory[i].bytes;
+    return s->settings.memory ? s->settings.memory : w->share;
+}
+
 static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
 {
-    char lock_name[64], threads[16];
+    char lock_name[64], threads[16], memory[32];
     char *argv[] = {s->worker_path, (char *)"--store",
                     s->store,       (char *)"--device",
-                    w->device,      w->threads ? (char *)"--threads" : NULL,
+                    w->device,      (char *)"--memory",
+                    memory,         w->threads ? (char *)"--threads" : NULL,
                     threads,        NULL};
     int pair[2], lock;
+    pid_t pid;
 
     snprintf(lock_name, sizeof(lock_name), "run/worker-%d.lock", w->index);
     snprintf(threads, sizeof(threads), "%d", w->threads);
+    snprintf(memory, sizeof(memory), "%llu", (unsigned long long)memory_of(s, w));
     lock = fd_lock_file(s->store_fd, lock_name, e);
     if (lock < 0)
         return lock;
@@ -194,9 +209,10 @@ static int spawn(struct sched *s, struct worker *w, struct dtx_err *e)
         close(lock);
         return e->code;
     }
-    w->pid = fork();
-    if (w->pid == 0)
+    pid = vfork(); /* not fork: see fsd/channel.c, make_pages_present */
+    if (pid == 0)
         become_worker(pair[1], lock, s->log_fd, argv);
+    w->pid = pid; /* not by the child, with which we share memory */
     if (w->pid < 0)
         dtx_fail_errno(e, "cannot start a process");
     close(lock);
@@ -234,8 +250,9 @@ static void start_worker(struct sched *s, struct worker *w, int64_t now)
         return;
     }
     w->state = WS_STARTING;
-    w->started = now;
+    w->started = w->heard_at = now;
     w->eof_at = 0;
+    w->hung = false;
     w->njobs = w->asks = 0;
     w->base[0] = '\0';
     buf_clear(&w->in);
@@ -245,11 +262,32 @@ static void start_worker(struct sched *s, struct worker *w, int64_t now)
 
 /* ---- ending ---- */
 
+static int worker_timeout(const struct sched *s)
+{
+    return s->settings.worker_timeout ? s->settings.worker_timeout : WORKER_TIMEOUT_S;
+}
+
+/* A worker speaks every second, between steps.  One that does not hangs: in a driver, on a dead disk. */
+static void end_hung(struct sched *s, struct worker *w, int64_t now)
+{
+    int limit = worker_timeout(s);
+
+    if (w->held_body) /* it is we who do not listen */
+        w->heard_at = now;
+    if (limit < 0 || w->hung || w->eof_at || now - w->heard_at < limit * SECOND_NS)
+        return;
+    log_line("%s: worker %d has said nothing for %d s: killed", w->label, (int)w->pid, limit);
+    w->hung = true;
+    kill(w->pid, SIGKILL);
+}
+
 static void worker_ended(struct sched *s, struct worker *w, int status, int64_t now)
 {
     char why[200];
 
-    if (WIFSIGNALED(status))
+    if (w->hung)
+        snprintf(why, sizeof(why), "it said nothing for %d s and was killed", worker_timeout(s));
+    else if (WIFSIGNALED(status))
         snprintf(why, sizeof(why), "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status) == 127 && w->state == WS_STARTING)
         snprintf(why, sizeof(why), "the program %.150s cannot be started", s->worker_path);
@@ -356,6 +394,7 @@ void worker_input(struct sched *s, struct worker *w, int64_t now)
             break;
         }
         w->in.len += (size_t)n;
+        w->heard_at = now;
         act(s, w, now);
     }
 }
@@ -381,6 +420,7 @@ void workers_round(struct sched *s, int64_t now)
             }
             if (w->eof_at && now - w->eof_at > SECOND_NS)
                 kill(w->pid, SIGKILL);
+            end_hung(s, w, now);
             if (waitpid(w->pid, &status, WNOHANG) == w->pid) {
                 worker_input(s, w, now); /* what it said before it ended */
                 worker_ended(s, w, status, now);
@@ -389,6 +429,22 @@ void workers_round(struct sched *s, int64_t now)
             start_worker(s, w, now);
         }
     }
+}
+
+bool worker_for(const struct sched *s, const struct job *j)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (s->workers[i].state == WS_UP && !(j->too_big >> i & 1))
+            return true;
+    return false;
+}
+
+bool worker_beside(const struct sched *s, const struct worker *w)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (&s->workers[i] != w && s->workers[i].state == WS_UP)
+            return true;
+    return false;
 }
 
 bool worker_has_base(const struct worker *w, const char *base)

@@ -35,7 +35,8 @@ struct op_dev {
     struct scratch *scratch; /* one per thread */
     struct scratch shared;   /* for values that threads hand to each other within one operation */
     struct scratch shared2;
-    _Atomic int error; /* negative errno, sticky */
+    struct decode_run *run; /* decode_run.c; NULL: none loaded */
+    _Atomic int error;      /* negative errno, sticky */
 };
 
 struct tile {
@@ -100,7 +101,12 @@ void cpu_head_loss(struct op_dev *d, const struct op_pack *p, const void *x, con
                    int32_t hidden, double *loss, void *dx);
 void cpu_logits(struct op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab,
                 int32_t hidden, float *logits);
-void cpu_argmax(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+void cpu_choose(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, const struct op_choice *how,
+                int32_t *out);
+int cpu_decode_load(struct op_dev *d, struct op_pack *p, const struct op_decode *s);
+void cpu_decode_step(struct op_dev *d);
+int cpu_decode_take(struct op_dev *d, int32_t *tokens);
+void cpu_decode_close(struct op_dev *d);
 void cpu_optim(struct op_dev *d, const struct op_optim *jobs, int32_t n, const double *loss,
                struct op_outcome *out);
 

@@ -158,15 +158,3 @@ void cpu_logits(struct op_dev *d, const void *x, const int32_t *rows, int32_t n,
         .x = x, .W = W, .rows = rows, .logits = logits, .n = n, .vocab = vocab, .hidden = hidden};
     pool_run(d->pool, div_up(vocab, COLS), logits_task, &c);
 }
-
-void cpu_argmax(struct op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out)
-{
-    for (int i = 0; i < n; i++) {
-        const float *row = logits + (size_t)i * (size_t)vocab;
-        int32_t best = 0;
-        for (int32_t v = 1; v < vocab; v++)
-            if (row[v] > row[best] || (row[best] != row[best] && row[v] == row[v]))
-                best = v;
-        out[i] = best;
-    }
-}

@@ -143,6 +143,18 @@ static uint64_t memory_available(void)
     return kb * 1024;
 }
 
+/* Bytes of this process that are not pages of files.  0: unknown. */
+static uint64_t memory_own(void)
+{
+    unsigned long long size, resident = 0, shared = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%llu %llu %llu", &size, &resident, &shared) != 3)
+        resident = shared = 0;
+    if (f)
+        fclose(f);
+    return (resident - shared) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 static void cpu_info(struct op_dev *d, struct dtx_device_info *info)
 {
     struct sysinfo si;
@@ -155,6 +167,7 @@ static void cpu_info(struct op_dev *d, struct dtx_device_info *info)
         info->mem_total = (uint64_t)si.totalram * si.mem_unit;
         uint64_t available = memory_available();
         info->mem_used = available < info->mem_total ? info->mem_total - available : 0;
+        info->mem_own = memory_own();
     }
     info->threads = pool_threads(d->pool);
 }
@@ -166,6 +179,7 @@ static void cpu_close(struct op_dev *d)
     free(d->scratch);
     free(d->shared.p);
     free(d->shared2.p);
+    cpu_decode_close(d);
     pool_free(d->pool);
     free(d);
 }
@@ -205,7 +219,10 @@ static const struct dtx_ops cpu_ops = {
     .kv_store = cpu_kv_store,
     .attention_cached = cpu_attention_cached,
     .logits = cpu_logits,
-    .argmax = cpu_argmax,
+    .choose = cpu_choose,
+    .decode_load = cpu_decode_load,
+    .decode_step = cpu_decode_step,
+    .decode_take = cpu_decode_take,
 };
 
 static int default_threads(void)

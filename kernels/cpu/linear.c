@@ -54,13 +54,13 @@ void lora_drop_row(const struct op_pack *p, const struct op_linear *l, const str
     }
     uint64_t key = rng_dropout_key(s->drop_key, s->token0 + row - s->row0, l->layer, lp->target);
     uint32_t limit = rng_dropout_threshold(lp->dropout), i0 = (uint32_t)first;
-    float f = 1.0f / (1.0f - lp->dropout);
+    float f = limit ? 1.0f / (1.0f - lp->dropout) : 1.0f;
     if (add) {
         for (int32_t i = 0; i < n; i++)
-            out[i] = add[i] + (rng_u32(key, i0 + (uint32_t)i) >= limit ? x[i] * f : 0.0f);
+            out[i] = add[i] + (rng_dropout(key, i0 + (uint32_t)i) >= limit ? x[i] * f : 0.0f);
     } else {
         for (int32_t i = 0; i < n; i++)
-            out[i] = rng_u32(key, i0 + (uint32_t)i) >= limit ? x[i] * f : 0.0f;
+            out[i] = rng_dropout(key, i0 + (uint32_t)i) >= limit ? x[i] * f : 0.0f;
     }
 }
 

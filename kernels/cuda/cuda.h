@@ -28,6 +28,7 @@ enum {
     GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
+    HEAD_ROWS = 2048,        /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
 };
 
@@ -70,6 +71,7 @@ struct cuda_pack { /* op_pack.dev */
 
 struct gemm_plan;
 struct trace;
+struct decode_run;
 struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
 
 struct op_dev {
@@ -91,6 +93,7 @@ struct op_dev {
     int32_t shared_bytes; /* shared memory that a block may have */
     bool hopper;          /* compute capability 9.0 */
     trace *tracing;       /* NULL: off */
+    decode_run *run;      /* decode_run.cu; NULL: none yet */
 };
 
 /* Remember the first error with words. */
@@ -137,8 +140,15 @@ static inline int h_columns(const op_pack *p)
     return (p->max_rank + 15) / 16 * 16;
 }
 
+/* device.cu: the adapters of a pack as kernels see them, out [n_adapters]. */
+bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out);
+/* decode_run.cu */
+void decode_run_close(op_dev *d);
+
 /* gemm.cu.  y[M, N] = x[M, K] W^T + (beta ? y : 0), W [N, K]; transposed: y[M, K] = x[M, N] W + ...
  * y bf16, or float32 with out_f32. */
+/* The most that choosing an algorithm takes: for `rows` rows, the wider side of the matrix, bytes of a result. */
+size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes);
 void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
           bool out_f32);
 void gemm_free_plans(op_dev *d);
@@ -151,14 +161,15 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
 /* lora.cu */
 void lora_setup(op_dev *d);
 void decode_setup(op_dev *d);
-size_t lora_grad_scratch(const op_pack *p, const op_linear *l);
+size_t lora_down_scratch(size_t R, int in, int n_parts, int hr);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
-void lora_down_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, bf16 *dh);
 void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx);
-void lora_grads(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h,
-                const bf16 *dh);
 void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -> bf16 */
+/* lora_back.cu: dh, written whole but for padding tiles without an adapter, and the gradients of A and B. */
+void lora_back_setup(op_dev *d);
+size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr);
+void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh);
 void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 
 /* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */
@@ -233,6 +244,9 @@ void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l);
 float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices);
 void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab,
                int32_t hidden, float *logits);
-void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out);
+void cu_choose(op_dev *d, const float *logits, int32_t n, int32_t vocab, const op_choice *how, int32_t *out);
+int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s);
+void cu_decode_step(op_dev *d);
+int cu_decode_take(op_dev *d, int32_t *tokens);
 
 #endif

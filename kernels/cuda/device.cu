@@ -11,6 +11,7 @@
 #include <thread>
 
 extern "C" {
+#include "kernels/rng.h"
 #include "scheduler/base/err.h"
 }
 
@@ -248,7 +249,7 @@ static int fill_attn_tiles(const op_pack *p, attn_tile *t)
     return n;
 }
 
-static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
+bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
 {
     size_t floats = 0;
     for (int i = 0; i < p->n_adapters; i++)
@@ -273,8 +274,8 @@ static bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter
             out[i].shadow = shadow_of(d, a->w, n);
         }
         if (a->dropout > 0) {
-            out[i].keep = 1.f / (1.f - a->dropout);
-            out[i].threshold = (uint32_t)fmin((double)a->dropout * 4294967296.0, 4294967295.0);
+            out[i].threshold = rng_dropout_threshold(a->dropout);
+            out[i].keep = out[i].threshold ? 1.f / (1.f - a->dropout) : 1.f;
             c->dropout = true;
         }
         if (!out[i].shadow)
@@ -413,8 +414,7 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
         dh = (bf16 *)dev_alloc(d, cu_linear_h_floats(p, l->n_parts) * sizeof(float));
         if (!dh)
             return;
-        lora_down_back(d, p, l, (const bf16 *)dy, dh);
-        lora_grads(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
+        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
         if (dx)
             lora_up_back(d, p, l, dh, (bf16 *)dx);
     }
@@ -423,23 +423,29 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
     dev_free(d, dh);
 }
 
-/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other. */
+/* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other.
+ * A segment just over GRAD_ROWS has two slices of gradients, so a pack of many has up to twice as many as its rows need.
+ * Where an algorithm is chosen, one more result of a product lies beside that. */
 static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
                                uint32_t targets)
 {
     static const struct {
         int n, target[3];
     } linear[] = {{3, {DTX_Q, DTX_K, DTX_V}}, {1, {DTX_O}}, {2, {DTX_GATE, DTX_UP}}, {1, {DTX_DOWN}}};
-    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? div_up(rows, GRAD_ROWS) : 0, most = 0;
+    size_t hr = (rank + 15) / 16 * 16, slots = rows > GRAD_ROWS ? 2 * (size_t)rows / GRAD_ROWS : 0, most = 0;
     size_t R = (size_t)div_up(rows, ROW_ALIGN) * ROW_ALIGN, head = head_scratch(rows, hidden, vocab);
 
     for (const auto &q : linear) {
-        size_t columns = 0;
+        int n[3] = {}, in = l->in[q.target[0]], out = 0;
         for (int i = 0; i < q.n; i++)
-            columns += (size_t)l->in[q.target[i]] + (size_t)l->out[q.target[i]];
-        size_t bytes = q.n * R * hr * sizeof(bf16) + slots * columns * hr * sizeof(float);
+            out += n[i] = l->out[q.target[i]];
+        size_t forward = lora_down_scratch(R, in, q.n, (int)hr), back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
+        size_t choice = rows ? gemm_scratch(rows, in > out ? in : out, sizeof(bf16)) : 0;
+        size_t lora = forward > back ? forward : back;
+        size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
         most = bytes > most ? bytes : most;
     }
+    head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, vocab, sizeof(float)) : 0;
     return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
 }
 
@@ -448,11 +454,16 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
 static void cu_info(op_dev *d, struct dtx_device_info *info)
 {
     size_t free_bytes = 0, total = 0;
+    cudaMemPool_t pool;
+    uint64_t own = 0;
     *info = d->info;
     if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess) {
         info->mem_total = total;
         info->mem_used = total - free_bytes;
     }
+    if (cudaDeviceGetDefaultMemPool(&pool, d->index) == cudaSuccess &&
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &own) == cudaSuccess)
+        info->mem_own = own;
 }
 
 static void cu_close(op_dev *d)
@@ -462,6 +473,7 @@ static void cu_close(op_dev *d)
     if (d->stream) {
         cudaStreamSynchronize(d->stream);
         trace_close(d);
+        decode_run_close(d);
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);
@@ -488,7 +500,8 @@ static const struct dtx_ops cuda_ops = {
     cu_pack_prepare, cu_pack_release,
     cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
     cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_argmax, cu_decode_layer, cu_scratch_bytes,
+    cu_kv_store, cu_attention_cached, cu_logits, cu_choose, cu_decode_layer, cu_decode_load, cu_decode_step, cu_decode_take,
+    cu_scratch_bytes,
 };
 
 static cudaError_t open_device(op_dev *d)

@@ -202,6 +202,12 @@ static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, in
     return pick;
 }
 
+size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes)
+{
+    size_t y = rows * widest * out_bytes, check = CHECK_ROWS * widest * (2 + 3 * out_bytes) + 1024;
+    return y > check ? y : check; /* one after the other */
+}
+
 /* The algorithm for up to 2^size rows.  Waits for the device, once for each size of each matrix shape. */
 static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, const bf16 *W)
 {

@@ -3,217 +3,155 @@
  *
  *   down       h_t  = drop_t(x) A_t^T              [R, in] -> [R, r]      long contraction
  *   up         y    = add + scale h_t B_t^T         [R, r]  -> [R, out]    short contraction
- *   down_back  dh_t = scale dy_t B_t               [R, out] -> [R, r]
  *   up_back    dx   = sum_t drop_t'(dh_t A_t)       [R, r]  -> [R, in]
- *   grads      dB_t += scale dy_t^T h_t, dA_t += dh_t^T drop_t(x)   over the segment's real rows, ascending
+ *   (dh and the gradients of A and B: lora_back.cu)
  *
  * A and B enter the products rounded to bf16 (dev_adapter.shadow), h and dh are kept in bf16; sums are float32.
- * All are bound by memory: each reads x or dy once a part and writes y or dx once.  Dropout masks are made where the
- * elements pass through registers, from (sequence, token, layer, target, element): never stored.
+ * All are bound by memory: each reads x or dy once and writes y or dx once.  Dropout masks are made where the elements
+ * pass through registers, from (sequence, token, layer, target, element): never stored.
  * h: bf16 [parts][R][h_columns], columns from a job's rank up to h_columns are zeros.
  */
-#include "kernels/cuda/cuda.h"
-#include "kernels/cuda/mma.cuh"
-extern "C" {
-#include "kernels/rng.h"
-}
+#include "kernels/cuda/lora.cuh"
 
-enum { THREADS = 256, UP_ROWS = 128, UP_COLS = 128, LONG_K = 256, GRAD_COLS = 64, GRAD_CHUNK = 64 };
+enum { THREADS = LORA_THREADS, UP_ROWS = 128, UP_COLS = 128, UP_TILES = 4, DOWN_SPLIT = 512, DOWN_CHUNK = 64 };
 
-struct lora_args { /* what every kernel here needs; by value */
-    const lora_tile *tiles;
-    const op_seg *segs;
-    const op_seq *seqs;
-    const int32_t *seq_of_row;
-    const dev_adapter *adapters;
-    const grad_slice *slices;
-    const int32_t *first_slice;
-    lora_dims dims;
-    int32_t rows, hr; /* R and h_columns */
-    int32_t layer, in, out, n_parts;
-    int32_t target[3], out0[3], n[3];
+/* ---- down: h[128 rows, BN of the rank] over DOWN_SPLIT of in, PARTS parts from one reading of x ----
+ *
+ * A block has one stretch of the inner dimension, so that few blocks read the same lines of A at the same time (all of them
+ * did when each went over the whole of it: the reading of A took longer than that of x).  What the stretches give is
+ * added in order by lora_join. */
+
+template <int BN, int PARTS> struct down_shape {
+    static constexpr int STAGES = BN == 16 ? 4 : 3, LD = DOWN_CHUNK + 8, XT = ROW_ALIGN * LD, MT = BN * LD,
+                         STAGE = XT + PARTS * MT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
 };
 
-static lora_args make_args(const op_pack *p, const op_linear *l)
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.
+ * grid (128 rows, stretches, blocks of BN); a warp has 16 rows. */
+template <int BN, int PARTS, bool DROP>
+__global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, const bf16 *x, float *sums)
 {
-    const cuda_pack *c = pack_dev(p);
-    lora_args a = {};
-    a.tiles = c->tiles;
-    a.segs = c->segs;
-    a.seqs = c->seqs;
-    a.seq_of_row = c->seq_of_row;
-    a.adapters = c->adapters;
-    a.slices = c->slices;
-    a.first_slice = c->first_slice;
-    a.dims = *p->dims;
-    a.rows = p->rows;
-    a.hr = h_columns(p);
-    a.layer = l->layer;
-    a.in = l->in;
-    a.out = l->out;
-    a.n_parts = l->n_parts;
-    for (int i = 0; i < l->n_parts; i++) {
-        a.target[i] = l->part[i].target;
-        a.out0[i] = l->part[i].out0;
-        a.n[i] = l->part[i].n;
-    }
-    return a;
-}
-
-/* ops.h, lora_offset, for the device. */
-__device__ __forceinline__ size_t adapter_offset(const lora_dims &d, uint32_t targets, int rank, int layer, int target)
-{
-    size_t whole = 0, before = 0;
-    for (int t = 0; t < DTX_TARGETS; t++) {
-        size_t n = targets >> t & 1 ? (size_t)rank * ((size_t)d.in[t] + (size_t)d.out[t]) : 0;
-        whole += n;
-        before += t < target ? n : 0;
-    }
-    return (size_t)layer * whole + before;
-}
-
-/* rows x COLS elements of a matrix into a tile of row length COLS + 8; element (r, c) valid for r < nr, c < nc, else
- * zero.  16-byte copies where the matrix allows it. */
-template <int COLS>
-__device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t stride, int rows, int nr, int nc)
-{
-    constexpr int LD = COLS + 8;
-    if (((uintptr_t)src & 15) == 0 && stride % 8 == 0 && (nc >= COLS || nc % 8 == 0)) {
-        for (int i = threadIdx.x; i < rows * (COLS / 8); i += THREADS) {
-            int r = i / (COLS / 8), c = i % (COLS / 8) * 8;
-            bool valid = r < nr && c < nc;
-            copy16(tile + r * LD + c, src + (valid ? r * stride + c : 0), valid);
-        }
-    } else {
-        for (int i = threadIdx.x; i < rows * COLS; i += THREADS) {
-            int r = i / COLS, c = i % COLS;
-            tile[r * LD + c] = r < nr && c < nc ? src[r * stride + c] : __float2bfloat16(0.f);
-        }
-    }
-}
-
-/* The dropout key of a row for (layer, target); 0 rows of padding get any key. */
-__device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int target)
-{
-    int s = a.seq_of_row[row];
-    if (s < 0)
-        return 0;
-    op_seq q = a.seqs[s];
-    return rng_dropout_key(q.drop_key, q.token0 + row - q.row0, a.layer, target);
-}
-
-__device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold)
-{
-    if (rng_u32(key, (uint32_t)i) < threshold)
-        v &= 0xffff0000u;
-    if (rng_u32(key, (uint32_t)i + 1) < threshold)
-        v &= 0x0000ffffu;
-    return v;
-}
-
-/* ---- long contraction: out[32 rows, BN of the rank] = X[32, K] M ---- */
-
-/* SMALL: for devices with about 100 KB of shared memory a block. */
-template <int BN, bool TRANS, bool SMALL> struct long_shape {
-    static constexpr int STAGES = SMALL ? 2 : BN == 64 || TRANS ? 3 : 4, XLD = LONG_K + 8, MLD = TRANS ? BN + 8 : XLD,
-                         XT = LORA_ROWS * XLD, MT = (TRANS ? LONG_K : BN) * MLD,
-                         BYTES = STAGES * (XT + MT) * (int)sizeof(bf16);
-};
-
-/* TRANS false: M = A [r, K] (drop may apply to X, K = in); true: M = B [K, r], X = dy part.
- * 8 warps: 2 groups of 16 rows x 4 quarters of every chunk of LONG_K; the quarters' sums are joined in order. */
-template <int BN, bool TRANS, bool SMALL>
-__global__ void __launch_bounds__(THREADS) lora_long_kernel(lora_args a, const bf16 *x, bf16 *h)
-{
-    typedef long_shape<BN, TRANS, SMALL> L;
-    constexpr int STAGES = L::STAGES;
+    typedef down_shape<BN, PARTS> G;
+    constexpr int STAGES = G::STAGES, LD = G::LD;
     extern __shared__ __align__(16) bf16 smem[];
-    bf16 *xs = smem, *ms = smem + STAGES * L::XT;
-    const lora_tile t = a.tiles[blockIdx.x];
-    int part = blockIdx.y, r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const lora_tile t = a.tiles[blockIdx.x * (ROW_ALIGN / LORA_ROWS)];
+    int k0 = blockIdx.y * DOWN_SPLIT, length = min(a.in - k0, (int)DOWN_SPLIT), r0 = blockIdx.z * BN;
+    int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     if (t.adapter < 0)
         return;
     const dev_adapter ad = a.adapters[t.adapter];
-    int target = a.target[part], r = ad.rank;
-    bf16 *out = h + ((size_t)part * a.rows + t.row0) * a.hr;
-    if (!(ad.targets >> target & 1) || r0 >= a.hr)
-        return;
-    int K = TRANS ? a.n[part] : a.in, xstride = TRANS ? a.out : a.in;
-    const bf16 *xg = x + (size_t)t.row0 * xstride + (TRANS ? a.out0[part] : 0);
-    const bf16 *m = ad.shadow + adapter_offset(a.dims, ad.targets, r, a.layer, target) + (TRANS ? (size_t)r * a.in : 0);
-    bool drop = !TRANS && ad.threshold;
-    uint64_t key0 = 0, key1 = 0;
-    int wrow = warp % 2 * 16, quarter = warp / 2;
-    if (drop) {
-        key0 = row_key(a, t.row0 + wrow + lane / 4, target);
-        key1 = row_key(a, t.row0 + wrow + lane / 4 + 8, target);
+    const op_seg seg = a.segs[t.seg];
+    int rows = min(seg.row0 + seg.rows - t.row0, (int)ROW_ALIGN), r = ad.rank;
+    tile_copy<ROW_ALIGN, DOWN_CHUNK> xs;
+    tile_copy<BN, DOWN_CHUNK> as[PARTS];
+    uint64_t key0[PARTS], key1[PARTS];
+    xs.begin(x + (size_t)t.row0 * a.in + k0, a.in, length);
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        int target = a.target[p];
+        size_t A = adapter_offset(a.dims, ad.targets, r, a.layer, target);
+        as[p].begin(ad.shadow + A + (size_t)r0 * a.in + k0, a.in, length);
+        key0[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4, target) : 0;
+        key1[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4 + 8, target) : 0;
     }
 
-    int chunks = (K + LONG_K - 1) / LONG_K;
+    auto has = [&](int p) { return (ad.targets >> a.target[p] & 1) != 0; };
+    int chunks = (length + DOWN_CHUNK - 1) / DOWN_CHUNK;
     auto load_stage = [&](int c) {
-        int k = c * LONG_K, s = c % STAGES;
+        int k = c * DOWN_CHUNK;
+        bf16 *stage = smem + c % STAGES * G::STAGE;
         if (c < chunks) {
-            load_tile<LONG_K>(xs + s * L::XT, xg + k, xstride, LORA_ROWS, t.rows, K - k);
-            if (TRANS)
-                load_tile<BN>(ms + s * L::MT, m + (size_t)k * r + r0, r, LONG_K, K - k, min(r - r0, BN));
-            else
-                load_tile<LONG_K>(ms + s * L::MT, m + (size_t)r0 * K + k, K, BN, r - r0, K - k);
+            xs.load(stage, k, rows, length - k);
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+                if (has(p))
+                    as[p].load(stage + G::XT + p * G::MT, k, r - r0, length - k);
         }
         copy_commit();
     };
-    float acc[BN / 8][4] = {};
+    float acc[PARTS][BN / 8][4] = {};
     for (int c = 0; c < STAGES - 1; c++)
         load_stage(c);
     for (int c = 0; c < chunks; c++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
-        const bf16 *xt = xs + c % STAGES * L::XT, *mt = ms + c % STAGES * L::MT;
+        const bf16 *xt = smem + c % STAGES * G::STAGE;
 #pragma unroll
-        for (int kk = 0; kk < LONG_K / 4; kk += 16) {
-            int k = quarter * (LONG_K / 4) + kk;
-            uint32_t fa[4];
-            frag_a<L::XLD>(fa, xt, wrow, k);
-            if (drop) {
-                int i = c * LONG_K + k + lane % 4 * 2;
-                fa[0] = drop_pair(fa[0], key0, i, ad.threshold);
-                fa[1] = drop_pair(fa[1], key1, i, ad.threshold);
-                fa[2] = drop_pair(fa[2], key0, i + 8, ad.threshold);
-                fa[3] = drop_pair(fa[3], key1, i + 8, ad.threshold);
-            }
+        for (int k = 0; k < DOWN_CHUNK; k += 16) {
+            uint32_t fx[4];
+            frag_a<LD>(fx, xt, wrow, k);
 #pragma unroll
-            for (int n = 0; n < BN; n += 16) {
-                uint32_t fb[4];
-                if (TRANS)
-                    frag_b_t<L::MLD>(fb, mt, k, n);
-                else
-                    frag_b<L::MLD>(fb, mt, n, k);
-                mma(acc[n / 8], fa, fb[0], fb[1]);
-                mma(acc[n / 8 + 1], fa, fb[2], fb[3]);
+            for (int p = 0; p < PARTS; p++) {
+                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
+                if (!has(p))
+                    continue;
+                if (DROP && ad.threshold) {
+                    int i = k0 + c * DOWN_CHUNK + k + lane % 4 * 2;
+                    fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold);
+                    fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold);
+                    fa[2] = drop_pair(fa[2], key0[p], i + 8, ad.threshold);
+                    fa[3] = drop_pair(fa[3], key1[p], i + 8, ad.threshold);
+                }
+#pragma unroll
+                for (int n = 0; n < BN; n += 16) {
+                    uint32_t fb[4];
+                    frag_b<LD>(fb, xt + G::XT + p * G::MT, n, k);
+                    mma(acc[p][n / 8], fa, fb[0], fb[1]);
+                    mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
+                }
             }
         }
     }
     copy_wait<0>();
-    __syncthreads();
-    /* sums [quarter][32 rows][BN + 2] through shared memory */
-    constexpr int SLD = BN + 2;
-    float *sums = (float *)smem;
 #pragma unroll
-    for (int n = 0; n < BN / 8; n++)
-        for (int j = 0; j < 4; j++)
-            sums[(quarter * LORA_ROWS + wrow + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] = acc[n][j];
-    __syncthreads();
-    float factor = TRANS ? ad.scale : ad.keep;
-    for (int i = threadIdx.x; i < LORA_ROWS * BN / 2; i += THREADS) {
-        int row = i / (BN / 2), col = i % (BN / 2) * 2;
-        float v[2];
-        for (int j = 0; j < 2; j++) {
-            const float *s = sums + row * SLD + col + j;
-            v[j] = factor * (((s[0] + s[LORA_ROWS * SLD]) + s[2 * LORA_ROWS * SLD]) + s[3 * LORA_ROWS * SLD]);
-        }
-        if (r0 + col < a.hr)
-            *(uint32_t *)(out + (size_t)row * a.hr + r0 + col) = pack(v[0], v[1]);
+    for (int p = 0; p < PARTS; p++) {
+        float *out = sums + (((size_t)p * gridDim.y + blockIdx.y) * a.rows + t.row0 + wrow + lane / 4) * a.hr + r0 + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < BN; n += 8)
+            if (has(p) && r0 + n < a.hr) {
+                *(float2 *)(out + n) = make_float2(acc[p][n / 8][0], acc[p][n / 8][1]);
+                *(float2 *)(out + (size_t)8 * a.hr + n) = make_float2(acc[p][n / 8][2], acc[p][n / 8][3]);
+            }
     }
+}
+
+/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in padding.
+ * BACK: factor is alpha / rank, else that of kept elements. */
+template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
+{
+    const lora_tile t = a.tiles[blockIdx.x];
+    int part = blockIdx.y, quads = a.hr / 4, count = part == 0 ? n.x : part == 1 ? n.y : n.z;
+    if (t.adapter < 0)
+        return;
+    const dev_adapter ad = a.adapters[t.adapter];
+    if (!(ad.targets >> a.target[part] & 1))
+        return;
+    size_t first = (part > 0 ? n.x : 0) + (part > 1 ? n.y : 0), block = (size_t)a.rows * a.hr;
+    float factor = BACK ? ad.scale : ad.keep;
+    for (int i = threadIdx.x; i < LORA_ROWS * quads; i += blockDim.x) {
+        int row = i / quads, c = i % quads * 4;
+        const float *p = sums + first * block + (size_t)(t.row0 + row) * a.hr + c;
+        float4 s = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (row < t.rows)
+#pragma unroll 8
+            for (int k = 0; k < count; k++) {
+                float4 v = *(const float4 *)(p + k * block);
+                s = make_float4(s.x + v.x, s.y + v.y, s.z + v.z, s.w + v.w);
+            }
+        *(uint2 *)(out + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
+            make_uint2(pack(factor * s.x, factor * s.y), pack(factor * s.z, factor * s.w));
+    }
+}
+
+void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out)
+{
+    dim3 grid(pack_dev(p)->n_tiles, a.n_parts);
+    if (back)
+        lora_join_kernel<true><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
+    else
+        lora_join_kernel<false><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
+    DEV_LAUNCHED(d, "lora_join");
 }
 
 /* ---- short contraction: 128 rows x 128 columns of y or dx from h or dh; a warp has 16 rows ---- */
@@ -357,168 +295,150 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int col = c0 + n * 8 + lane % 4 * 2 + j % 2;
-                if (rng_u32(keys[j / 2], (uint32_t)col) >= ad.threshold)
+                if (rng_dropout(keys[j / 2], (uint32_t)col) >= ad.threshold)
                     sum[n][j] += ad.keep * acc[n][j];
             }
     }
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, 1.f, smem);
 }
 
-/* ---- gradients: G[c, r] += factor * sum over rows X[row, c] V[row, r], rows ascending ----
- *
- * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each slice
- * leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in order. */
+/* ---- the same for ranks up to 16, the usual case: a block goes over UP_TILES column tiles, the next one's part of B or A
+ * and its rows of `add` on their way meanwhile ---- */
 
-template <int BN> struct grad_shape {
-    static constexpr int STAGES = 4, XLD = GRAD_COLS + 8, VLD = BN + 8, XT = GRAD_CHUNK * XLD, VT = GRAD_CHUNK * VLD,
-                         BYTES = STAGES * (XT + VT) * (int)sizeof(bf16);
+struct narrow_shape {
+    static constexpr int LD = 16 + 8, H = UP_ROWS * LD, M = UP_COLS * LD, OUT = UP_ROWS * OUT_LD;
+    static constexpr int bytes(int parts)
+    {
+        return (parts * H + 2 * parts * M + OUT) * (int)sizeof(bf16);
+    }
 };
 
-__host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
+__host__ __device__ __forceinline__ int narrow_groups(int columns)
 {
-    return (size_t)a.out + (size_t)a.n_parts * a.in;
+    return (columns + UP_COLS * UP_TILES - 1) / (UP_COLS * UP_TILES);
 }
 
-/* WHAT 0: dB [n, r]: X = dy part, V = h.   1: dA [r, in]: X = drop(x), V = dh.
- * grid (64-column tiles of X of all parts, slices, rank / BN); 4 warps of 16 columns x 2 halves of each chunk's rows. */
-template <int BN, int WHAT>
-__device__ __forceinline__ void grad_block(const lora_args &a, int tile, const bf16 *x, const bf16 *v, float *partial)
+/* BACK: dx from dh and A, parts summed in order, each under its own mask; else y of one part from h and B.
+ * grid (groups of column tiles, of all parts if forward; 128 rows); a warp has 16 rows. */
+template <bool BACK, bool DROP>
+__global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, const bf16 *h, const bf16 *add, bf16 *y)
 {
-    typedef grad_shape<BN> G;
-    constexpr int STAGES = G::STAGES;
+    typedef narrow_shape S;
     extern __shared__ __align__(16) bf16 smem[];
-    bf16 *xs = smem, *vs = smem + STAGES * G::XT;
-    const grad_slice sl = a.slices[blockIdx.y];
-    const op_seg seg = a.segs[sl.seg];
-    int part = 0, r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int width = WHAT == 0 ? a.n[0] : a.in;
-    while (tile >= (width + GRAD_COLS - 1) / GRAD_COLS) {
-        tile -= (width + GRAD_COLS - 1) / GRAD_COLS;
-        part++;
-        width = WHAT == 0 ? a.n[part] : a.in;
-    }
-    if (seg.adapter < 0)
-        return;
-    const dev_adapter ad = a.adapters[seg.adapter];
-    int target = a.target[part];
-    if (!ad.g || !(ad.targets >> target & 1) || r0 >= ad.rank)
-        return;
-    int c0 = tile * GRAD_COLS, xstride = WHAT == 0 ? a.out : a.in, chunks = (sl.rows + GRAD_CHUNK - 1) / GRAD_CHUNK;
-    int row0 = seg.row0 + sl.first;
-    const bf16 *xg = x + (size_t)row0 * xstride + (WHAT == 0 ? a.out0[part] : 0) + c0;
-    const bf16 *vg = v + ((size_t)part * a.rows + row0) * a.hr + r0;
-    bool drop = WHAT == 1 && ad.threshold;
-
-    auto load_stage = [&](int c) {
-        int k = c * GRAD_CHUNK, s = c % STAGES;
-        if (c < chunks) {
-            load_tile<GRAD_COLS>(xs + s * G::XT, xg + (size_t)k * xstride, xstride, GRAD_CHUNK, sl.rows - k, width - c0);
-            load_tile<BN>(vs + s * G::VT, vg + (size_t)k * a.hr, a.hr, GRAD_CHUNK, sl.rows - k, min(a.hr - r0, BN));
+    const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
+    int parts = BACK ? a.n_parts : 1, first = 0, group = blockIdx.x, wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    while (!BACK && group >= narrow_groups(a.n[first]))
+        group -= narrow_groups(a.n[first++]);
+    int width = BACK ? a.in : a.n[first], begin = group * UP_TILES * UP_COLS, end = min(width, begin + UP_TILES * UP_COLS);
+    size_t ld = BACK ? a.in : a.out, at = (size_t)t.row0 * ld + (BACK ? 0 : a.out0[first]);
+    bf16 *hs = smem, *ms = hs + parts * S::H, *os = ms + 2 * parts * S::M;
+    const bf16 *m[3] = {};
+    uint64_t key[3][2] = {};
+    dev_adapter ad = {};
+    if (t.adapter >= 0)
+        ad = a.adapters[t.adapter];
+#pragma unroll
+    for (int q = 0; q < 3; q++)
+        if (q < parts && t.adapter >= 0 && (ad.targets >> a.target[first + q] & 1)) {
+            int target = a.target[first + q];
+            m[q] = ad.shadow + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target) +
+                   (BACK ? 0 : (size_t)ad.rank * a.in);
+            load_tile<16>(hs + q * S::H, h + ((size_t)(first + q) * a.rows + t.row0) * a.hr, a.hr, UP_ROWS, UP_ROWS, 16);
+            if (DROP && ad.threshold)
+                for (int i = 0; i < 2; i++)
+                    key[q][i] = row_key(a, t.row0 + wrow + lane / 4 + i * 8, target);
         }
+    auto load_m = [&](int c0, int buffer) {
+#pragma unroll
+        for (int q = 0; q < 3; q++)
+            if (m[q] && c0 < end) {
+                bf16 *tile = ms + (buffer * parts + q) * S::M;
+                if (BACK)
+                    load_tile<UP_COLS>(tile, m[q] + c0, a.in, 16, ad.rank, width - c0);
+                else
+                    load_tile<16>(tile, m[q] + (size_t)c0 * ad.rank, ad.rank, UP_COLS, width - c0, ad.rank);
+            }
         copy_commit();
     };
-    float acc[BN / 8][4] = {};
-    int wcol = warp % 4 * 16, half = warp / 4;
-    for (int c = 0; c < STAGES - 1; c++)
-        load_stage(c);
-    for (int c = 0; c < chunks; c++) {
-        copy_wait<STAGES - 2>();
+    load_m(begin, 0);
+    bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 && ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
+    /* as rows of `add` and y are read and written: 16 lanes a row, 8 elements each, every second row */
+    int col8 = lane % 16 * 8;
+    bf16 *mine = os + (wrow + lane / 16) * OUT_LD + col8;
+    size_t own = at + (wrow + lane / 16) * ld + col8;
+    for (int c0 = begin, i = 0; c0 < end; c0 += UP_COLS, i++) {
+        int cols = min(end - c0, (int)UP_COLS);
+        copy_wait<0>();
         __syncthreads();
-        load_stage(c + STAGES - 1);
-        bf16 *xt = xs + c % STAGES * G::XT, *vt = vs + c % STAGES * G::VT;
-        if (drop) { /* mask the tile in place, each thread a quarter of a row */
-            int row = threadIdx.x / 4, at = threadIdx.x % 4 * 16;
-            uint64_t key = row < sl.rows - c * GRAD_CHUNK ? row_key(a, row0 + c * GRAD_CHUNK + row, target) : 0;
+        if (add && wide) {
+            const bf16 *from = add + own + c0;
 #pragma unroll
-            for (int i = 0; i < 16; i += 2) {
-                uint32_t *e = (uint32_t *)(xt + row * G::XLD + at + i);
-                *e = drop_pair(*e, key, c0 + at + i, ad.threshold);
-            }
-            __syncthreads();
+            for (int e = 0; e < 8; e++, from += 2 * ld)
+                copy16(mine + e * 2 * OUT_LD, from, col8 < cols);
         }
+        load_m(c0 + UP_COLS, (i + 1) % 2);
+        float sum[UP_COLS / 8][4] = {};
 #pragma unroll
-        for (int k = 0; k < GRAD_CHUNK / 2; k += 16) {
+        for (int q = 0; q < 3; q++) {
+            if (!m[q])
+                continue;
+            const bf16 *tile = ms + (i % 2 * parts + q) * S::M;
             uint32_t fa[4];
-            frag_a_t<G::XLD>(fa, xt, half * (GRAD_CHUNK / 2) + k, wcol);
+            frag_a<S::LD>(fa, hs + q * S::H, wrow, 0);
 #pragma unroll
-            for (int n = 0; n < BN; n += 16) {
+            for (int n = 0; n < UP_COLS; n += 16) {
                 uint32_t fb[4];
-                frag_b_t<G::VLD>(fb, vt, half * (GRAD_CHUNK / 2) + k, n);
-                mma(acc[n / 8], fa, fb[0], fb[1]);
-                mma(acc[n / 8 + 1], fa, fb[2], fb[3]);
+                if (BACK)
+                    frag_b_t<OUT_LD>(fb, tile, 0, n);
+                else
+                    frag_b<S::LD>(fb, tile, n, 0);
+                if (!DROP || !ad.threshold) {
+                    mma(sum[n / 8], fa, fb[0], fb[1]);
+                    mma(sum[n / 8 + 1], fa, fb[2], fb[3]);
+                    continue;
+                }
+                float acc[2][4] = {};
+                mma(acc[0], fa, fb[0], fb[1]);
+                mma(acc[1], fa, fb[2], fb[3]);
+#pragma unroll
+                for (int e = 0; e < 4; e++) { /* pairs of columns */
+                    float *to = &sum[n / 8 + e / 2][e % 2 * 2], *from = &acc[e / 2][e % 2 * 2];
+                    uint32_t bits = rng_u32(key[q][e % 2], (uint32_t)(c0 + n + e / 2 * 8 + lane % 4 * 2) >> 1);
+                    to[0] += (bits & 0xffff) >= ad.threshold ? ad.keep * from[0] : 0.f;
+                    to[1] += bits >> 16 >= ad.threshold ? ad.keep * from[1] : 0.f;
+                }
             }
         }
-    }
-    copy_wait<0>();
-    __syncthreads();
-    /* halves joined, [64 columns][BN + 2] */
-    constexpr int SLD = BN + 2;
-    float *sums = (float *)smem;
-    for (int n = 0; n < BN / 8; n++)
-        for (int j = 0; j < 4; j++)
-            sums[(half * GRAD_COLS + wcol + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] = acc[n][j];
-    __syncthreads();
-    float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target) +
-               (WHAT == 0 ? (size_t)ad.rank * a.in : 0);
-    float factor = WHAT == 0 ? ad.scale : ad.keep;
-    float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) +
-                             (WHAT == 0 ? (size_t)a.out0[part] : a.out + (size_t)part * a.in) + c0) * a.hr + r0;
-    for (int i = threadIdx.x; i < GRAD_COLS * BN; i += THREADS) {
-        /* dB and partial sums lie by column, dA by rank */
-        bool by_column = WHAT == 0 || sl.slot >= 0;
-        int c = by_column ? i / BN : i % GRAD_COLS, r = by_column ? i % BN : i / GRAD_COLS;
-        if (c0 + c >= width || r0 + r >= ad.rank)
+        float factor = BACK ? 1.f : ad.scale;
+        if (!wide) {
+            for (int n = 0; n < UP_COLS / 8; n++)
+                for (int j = 0; j < 4; j++) {
+                    int col = n * 8 + lane % 4 * 2 + j % 2;
+                    size_t to = at + (wrow + lane / 4 + j / 2 * 8) * ld + c0 + col;
+                    if (col < cols)
+                        y[to] = __float2bfloat16((add ? __bfloat162float(add[to]) : 0.f) + factor * sum[n][j]);
+                }
             continue;
-        float s = factor * (sums[c * SLD + r] + sums[(GRAD_COLS + c) * SLD + r]);
-        if (sl.slot >= 0)
-            mine[(size_t)c * a.hr + r] = s;
-        else
-            g[WHAT == 0 ? (size_t)(c0 + c) * ad.rank + r0 + r : (size_t)(r0 + r) * a.in + c0 + c] += s;
+        }
+        if (add)
+            copy_wait<0>();
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < UP_COLS / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint32_t *e = (uint32_t *)(os + (wrow + lane / 4 + half * 8) * OUT_LD + n * 8 + lane % 4 * 2);
+                float2 o = add ? __bfloat1622float2(*(__nv_bfloat162 *)e) : make_float2(0.f, 0.f);
+                *e = pack(o.x + factor * sum[n][half * 2], o.y + factor * sum[n][half * 2 + 1]);
+            }
+        __syncwarp();
+        bf16 *to = y + own + c0;
+#pragma unroll
+        for (int e = 0; e < 8; e++, to += 2 * ld)
+            if (col8 < cols)
+                *(uint4 *)to = *(const uint4 *)(mine + e * 2 * OUT_LD);
+        __syncwarp();
     }
-}
-
-template <int BN>
-__global__ void __launch_bounds__(THREADS) lora_grad_kernel(lora_args a, int b_tiles, const bf16 *dy, const bf16 *h,
-                                                           const bf16 *x, const bf16 *dh, float *partial)
-{
-    if ((int)blockIdx.x < b_tiles)
-        grad_block<BN, 0>(a, blockIdx.x, dy, h, partial);
-    else
-        grad_block<BN, 1>(a, blockIdx.x - b_tiles, x, dh, partial);
-}
-
-/* grid (elements / THREADS of [rank][columns], segments): adds a segment's slices in order. */
-__global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
-{
-    const grad_slice first = a.slices[a.first_slice[blockIdx.y]];
-    if (first.slot < 0)
-        return;
-    const op_seg seg = a.segs[first.seg];
-    const dev_adapter ad = a.adapters[seg.adapter < 0 ? 0 : seg.adapter];
-    if (seg.adapter < 0 || !ad.g)
-        return;
-    size_t columns = grad_columns(a), i = (size_t)blockIdx.x * THREADS + threadIdx.x, col = i / a.hr;
-    int r = (int)(i % a.hr), part = 0, n = (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS;
-    if (col >= columns || r >= ad.rank)
-        return;
-    bool is_b = col < (size_t)a.out;
-    if (is_b)
-        while (part + 1 < a.n_parts && col >= (size_t)a.out0[part + 1])
-            part++;
-    else
-        part = (int)((col - a.out) / a.in);
-    int target = a.target[part];
-    if (!(ad.targets >> target & 1))
-        return;
-    const float *p = partial + (size_t)first.slot * columns * a.hr + i;
-    float sum = p[0];
-    for (int s = 1; s < n; s++)
-        sum += p[(size_t)s * columns * a.hr];
-    float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target);
-    if (is_b)
-        g[(size_t)ad.rank * a.in + (col - a.out0[part]) * ad.rank + r] += sum;
-    else
-        g[(size_t)r * a.in + (col - a.out) % a.in] += sum;
 }
 
 __global__ void lora_round_kernel(const float *w, bf16 *shadow, size_t n)
@@ -541,87 +461,79 @@ void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n)
 
 /* ---- launches ---- */
 
-template <typename K> static void allow_smem(op_dev *d, K kernel, int bytes)
+template <int BN, int PARTS>
+static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
 {
-    DEV_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    int bytes = down_shape<BN, PARTS>::BYTES;
+    if (!a) { /* once, when the device opens: tiles of more than 48 KB */
+        allow_smem(d, lora_down_kernel<BN, PARTS, false>, bytes);
+        allow_smem(d, lora_down_kernel<BN, PARTS, true>, bytes);
+        return;
+    }
+    dim3 grid(p->rows / ROW_ALIGN, div_up(a->in, DOWN_SPLIT), div_up(a->hr, BN));
+    if (pack_dev(p)->dropout)
+        lora_down_kernel<BN, PARTS, true><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
+    else
+        lora_down_kernel<BN, PARTS, false><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
+    DEV_LAUNCHED(d, "lora_down");
 }
 
-template <int BN, bool SMALL> static void allow_long(op_dev *d)
+template <int BN>
+static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
 {
-    allow_smem(d, lora_long_kernel<BN, false, SMALL>, long_shape<BN, false, SMALL>::BYTES);
-    allow_smem(d, lora_long_kernel<BN, true, SMALL>, long_shape<BN, true, SMALL>::BYTES);
+    if (!a || a->n_parts == 1)
+        launch_down<BN, 1>(d, p, a, x, sums);
+    if (!a || a->n_parts == 2)
+        launch_down<BN, 2>(d, p, a, x, sums);
+    if (!a || a->n_parts == 3)
+        launch_down<BN, 3>(d, p, a, x, sums);
 }
 
-static bool small_device(const op_dev *d)
-{
-    return d->shared_bytes < long_shape<64, true, false>::BYTES;
-}
-
-/* Kernels whose tiles need more than 48 KB; once, when the device opens. */
 void lora_setup(op_dev *d)
 {
-    if (small_device(d)) {
-        allow_long<16, true>(d);
-        allow_long<32, true>(d);
-    } else {
-        allow_long<16, false>(d);
-        allow_long<32, false>(d);
-        allow_long<64, false>(d);
-    }
-    allow_smem(d, lora_grad_kernel<16>, grad_shape<16>::BYTES);
-    allow_smem(d, lora_grad_kernel<32>, grad_shape<32>::BYTES);
-    allow_smem(d, lora_grad_kernel<64>, grad_shape<64>::BYTES);
+    down_by_parts<16>(d, NULL, NULL, NULL, NULL);
+    down_by_parts<32>(d, NULL, NULL, NULL, NULL);
+    allow_smem(d, lora_narrow_kernel<false, false>, narrow_shape::bytes(1));
+    allow_smem(d, lora_narrow_kernel<true, false>, narrow_shape::bytes(3));
+    allow_smem(d, lora_narrow_kernel<true, true>, narrow_shape::bytes(3));
+    lora_back_setup(d);
 }
 
-template <int BN, bool TRANS, bool SMALL>
-static void launch_long(op_dev *d, const op_pack *p, const lora_args &a, const bf16 *x, bf16 *h)
+/* Bytes that lora_down allocates. */
+size_t lora_down_scratch(size_t R, int in, int n_parts, int hr)
 {
-    dim3 grid(pack_dev(p)->n_tiles, a.n_parts, div_up(a.hr, BN));
-    lora_long_kernel<BN, TRANS, SMALL><<<grid, THREADS, long_shape<BN, TRANS, SMALL>::BYTES, d->stream>>>(a, x, h);
-    DEV_LAUNCHED(d, "lora long product");
-}
-
-template <bool TRANS> static void long_product(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
-{
-    lora_args a = make_args(p, l);
-    if (pack_dev(p)->n_tiles == 0)
-        return;
-    if (small_device(d)) {
-        if (a.hr <= 16)
-            launch_long<16, TRANS, true>(d, p, a, x, h);
-        else
-            launch_long<32, TRANS, true>(d, p, a, x, h);
-    } else if (a.hr <= 16) {
-        launch_long<16, TRANS, false>(d, p, a, x, h);
-    } else if (a.hr <= 32) {
-        launch_long<32, TRANS, false>(d, p, a, x, h);
-    } else {
-        launch_long<64, TRANS, false>(d, p, a, x, h);
-    }
+    return (size_t)n_parts * div_up(in, DOWN_SPLIT) * R * hr * sizeof(float);
 }
 
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
 {
     TRACE(d, "lora_down %d -> %d R %d", l->in, l->out, p->rows);
-    long_product<false>(d, p, l, x, h);
-}
-
-void lora_down_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, bf16 *dh)
-{
-    TRACE(d, "lora_down_back %d -> %d R %d", l->in, l->out, p->rows);
-    long_product<true>(d, p, l, dy, dh);
+    lora_args a = make_args(p, l);
+    int n = div_up(a.in, DOWN_SPLIT);
+    if (pack_dev(p)->n_tiles == 0)
+        return;
+    float *sums = (float *)dev_alloc(d, lora_down_scratch(p->rows, a.in, a.n_parts, a.hr));
+    if (!sums)
+        return;
+    if (a.hr <= 16)
+        down_by_parts<16>(d, p, &a, x, sums);
+    else
+        down_by_parts<32>(d, p, &a, x, sums);
+    lora_join(d, p, a, make_int3(n, n, n), false, sums, h);
+    dev_free(d, sums);
 }
 
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y)
 {
     TRACE(d, "lora_up %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
+    bool narrow = a.hr <= 16;
     int cols = 0;
     for (int i = 0; i < a.n_parts; i++)
-        cols += div_up(a.n[i], UP_COLS);
+        cols += narrow ? narrow_groups(a.n[i]) : div_up(a.n[i], UP_COLS);
     dim3 grid(cols, p->rows / UP_ROWS);
-    if (a.hr <= 16)
-        lora_up_kernel<16><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
+    if (narrow)
+        lora_narrow_kernel<false, false><<<grid, THREADS, narrow_shape::bytes(1), d->stream>>>(a, h, add, y);
     else
         lora_up_kernel<64><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
     DEV_LAUNCHED(d, "lora_up");
@@ -631,51 +543,18 @@ void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *d
 {
     TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
-    dim3 grid(div_up(a.in, UP_COLS), p->rows / UP_ROWS);
-    bool drop = pack_dev(p)->dropout;
-    if (a.hr <= 16 && drop)
-        lora_up_back_kernel<16, true><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
-    else if (a.hr <= 16)
-        lora_up_back_kernel<16, false><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+    bool narrow = a.hr <= 16, drop = pack_dev(p)->dropout;
+    int bytes = narrow ? narrow_shape::bytes(a.n_parts) : 0;
+    dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);
+    if (narrow && drop)
+        lora_narrow_kernel<true, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
+    else if (narrow)
+        lora_narrow_kernel<true, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
     else if (drop)
-        lora_up_back_kernel<64, true><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
     else
-        lora_up_back_kernel<64, false><<<grid, THREADS, 0, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
     DEV_LAUNCHED(d, "lora_up_back");
-}
-
-/* Floats of `partial` for a linear. */
-size_t lora_grad_scratch(const op_pack *p, const op_linear *l)
-{
-    return (size_t)pack_dev(p)->n_slots * ((size_t)l->out + (size_t)l->n_parts * l->in) * h_columns(p);
-}
-
-void lora_grads(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h,
-                const bf16 *dh)
-{
-    TRACE(d, "lora_grads %d -> %d R %d", l->in, l->out, p->rows);
-    lora_args a = make_args(p, l);
-    size_t floats = lora_grad_scratch(p, l);
-    float *partial = floats ? (float *)dev_alloc(d, floats * sizeof(float)) : NULL;
-    int b_tiles = 0;
-    if (pack_dev(p)->n_slices == 0 || (floats && !partial))
-        return;
-    for (int i = 0; i < a.n_parts; i++)
-        b_tiles += div_up(a.n[i], GRAD_COLS);
-    dim3 grid(b_tiles + a.n_parts * div_up(a.in, GRAD_COLS), pack_dev(p)->n_slices, 1);
-    if (a.hr <= 16) {
-        lora_grad_kernel<16><<<grid, THREADS, grad_shape<16>::BYTES, d->stream>>>(a, b_tiles, dy, h, x, dh, partial);
-    } else if (a.hr <= 32) {
-        lora_grad_kernel<32><<<grid, THREADS, grad_shape<32>::BYTES, d->stream>>>(a, b_tiles, dy, h, x, dh, partial);
-    } else {
-        grid.z = div_up(a.hr, 64);
-        lora_grad_kernel<64><<<grid, THREADS, grad_shape<64>::BYTES, d->stream>>>(a, b_tiles, dy, h, x, dh, partial);
-    }
-    if (partial)
-        grad_join_kernel<<<dim3(div_up((int64_t)grad_columns(a) * a.hr, THREADS), p->n_segs), THREADS, 0, d->stream>>>(
-            a, partial);
-    DEV_LAUNCHED(d, "lora gradients");
-    dev_free(d, partial);
 }
 
 /* ---- decode: one row = one segment; h = x A^T, one warp a rank column ---- */

@@ -9,7 +9,7 @@
 
 #include <math_constants.h>
 
-enum { HEAD_ROWS = 2048, HEAD_THREADS = 512 };
+enum { HEAD_THREADS = 512 };
 
 __global__ void gather_rows_kernel(const bf16 *x, const int32_t *rows, int hidden, bf16 *out)
 {
@@ -156,43 +156,4 @@ void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const v
     }
     dev_free(d, picked);
     dev_free(d, dev_rows);
-}
-
-__global__ void argmax_kernel(const float *logits, int vocab, int32_t *out)
-{
-    __shared__ float best_value[32];
-    __shared__ int best_index[32];
-    const float *l = logits + (size_t)blockIdx.x * vocab;
-    float v = -CUDART_INF_F;
-    int at = 0x7fffffff;
-    auto take = [&](float x, int i) {
-        if (x > v || (x == v && i < at)) {
-            v = x;
-            at = i;
-        }
-    };
-    for (int i = threadIdx.x; i < vocab; i += blockDim.x)
-        take(isnan(l[i]) ? -CUDART_INF_F : l[i], i);
-    for (int m = 16; m; m /= 2) {
-        float x = __shfl_xor_sync(~0u, v, m);
-        int i = __shfl_xor_sync(~0u, at, m);
-        take(x, i);
-    }
-    if (threadIdx.x % 32 == 0) {
-        best_value[threadIdx.x / 32] = v;
-        best_index[threadIdx.x / 32] = at;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int i = 1; i < (int)blockDim.x / 32; i++)
-            take(best_value[i], best_index[i]);
-        out[blockIdx.x] = at;
-    }
-}
-
-void cu_argmax(op_dev *d, const float *logits, int32_t n, int32_t vocab, int32_t *out)
-{
-    TRACE(d, "argmax n %d", n);
-    argmax_kernel<<<n, 1024, 0, d->stream>>>(logits, vocab, out);
-    DEV_LAUNCHED(d, "argmax");
 }

@@ -217,6 +217,53 @@ void json_dump_buf(const json_t *v, struct buf *b)
     json_dump_callback(v, dump_chunk, b, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY);
 }
 
+/* What jansson wrote of a number with 17 digits, shorter; integers stay as they are. */
+static void add_number_text(struct buf *b, const char *p, size_t n)
+{
+    char text[40], shorter[40];
+    double x;
+
+    if (n >= sizeof(text) || !memchr(p, '.', n)) {
+        buf_add(b, p, n);
+        return;
+    }
+    memcpy(text, p, n);
+    text[n] = '\0';
+    x = strtod(text, NULL);
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(shorter, sizeof(shorter), "%.*g", digits, x);
+        if (strtod(shorter, NULL) == x)
+            break;
+    }
+    buf_adds(b, shorter);
+    if (!strpbrk(shorter, ".e"))
+        buf_adds(b, ".0"); /* it stays a real number */
+}
+
+void json_print_buf(const json_t *v, struct buf *b)
+{
+    char *text = json_dumps(v, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_ENCODE_ANY);
+    struct scan c = {text, text ? strlen(text) : 0, 0};
+
+    if (!text)
+        b->failed = true;
+    while (c.i < c.n) {
+        size_t start = c.i;
+        if (c.s[c.i] == '"')
+            skip_string(&c);
+        else
+            c.i += strspn(c.s + c.i, "0123456789+-.eE");
+        if (c.i == start)
+            buf_addc(b, c.s[c.i++]);
+        else if (c.s[start] == '"' || !strpbrk("0123456789-", (char[]){c.s[start], 0}))
+            buf_add(b, c.s + start, c.i - start);
+        else
+            add_number_text(b, c.s + start, c.i - start);
+    }
+    buf_addc(b, '\n');
+    free(text);
+}
+
 const char *json_str(const json_t *obj, const char *key, const char *fallback)
 {
     const json_t *v = json_object_get(obj, key);

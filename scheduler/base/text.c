@@ -111,6 +111,12 @@ int name_check(const char *name, struct dtx_err *e)
     if (name[0] == '.')
         return dtx_fail(e, -EINVAL,
                         "name \"%s\" begins with a dot: names that begin with a dot are hidden files", name);
+    if (name_is_leftover(name)) /* the folders made from it would be taken for leftovers */
+        return dtx_fail(
+            e, -EINVAL,
+            "name \"%s\" looks like what an editor or rsync leaves behind (NAME~, NAME.tmp, NAME.part, "
+            "NAME.sw?, sed??????, 4913): rename it",
+            name);
     for (size_t i = 0; i < n; i++)
         if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || name[i] == '/')
             return dtx_fail(e, -EINVAL, "name has a control character or slash at byte %zu: rename it", i);

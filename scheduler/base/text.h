@@ -27,8 +27,7 @@ void text_strip(const char **s, size_t *n);
 bool name_is_leftover(const char *name);
 
 /* Check the name of an object: UTF-8, 1 to 63 bytes, no leading dot, no slash or control character, not
- * ending in
- * ".status".  The text in *e says what is wrong. */
+ * ending in ".status", not a leftover's.  The text in *e says what is wrong. */
 int name_check(const char *name, struct dtx_err *e);
 
 /* NFC of a name into out (size outsz); -EINVAL for bad UTF-8, -ENAMETOOLONG. */

@@ -113,8 +113,8 @@ static int ask_begin(struct worker *w, struct ask *a, struct dtx_err *e)
     if (!base)
         return dtx_fail(e, -EINVAL, "the prompt names no base model");
     rc = a->base ? 0 : base_get(w, base, 0, &a->base, e);
-    if (rc == 0 && adapter)
-        rc = adapter_get(w, a->base, adapter, &a->adapter, e);
+    if (rc == 0 && adapter && !a->adapter)
+        rc = adapter_get(w, a->base, adapter, false, &a->adapter, e);
     if (rc == 0)
         rc = build_prompt(a, &ids, e);
     if (rc == 0) {

@@ -51,14 +51,6 @@ uint64_t folder_signature(int dirfd, const char *dir)
     return sum ? sum : 1;
 }
 
-uint64_t base_estimate(const struct worker *w, const struct dtx_model_config *c)
-{
-    bool widened =
-        strncmp(w->kind, "cpu", 3) == 0 && strcmp(c->dtype, "F32") != 0; /* may be kept as float32 */
-
-    return widened ? c->params * 4 : c->file_bytes;
-}
-
 static void adapter_entry_free(struct adapter_entry *a)
 {
     dtx_adapter_free(a->adapter);
@@ -175,16 +167,19 @@ static int load_base(struct worker *w, const char *dir, uint64_t signature, stru
 static int make_room_for(struct worker *w, const struct dtx_model_config *c, const char *dir, uint64_t beside,
                          struct dtx_err *e)
 {
-    uint64_t need = base_estimate(w, c) + beside, limit = room_limit(w);
-    const double mb = 1e6;
+    uint64_t need = dtx_base_plan(w->device, c) + room_answers(w, c) + beside;
+    char a[24], b[24], what[300];
+    struct room r;
 
-    if (need > limit)
-        return dtx_fail(e, -ENOMEM, "%s needs %.0f MB with what runs on it, %s may use %.0f MB in all",
-                        last_component(dir), (double)need / mb, w->kind, (double)limit / mb);
-    if (!room_make(w, need, NULL))
-        return dtx_fail(e, -EAGAIN, "waiting for memory: %s needs %.0f MB, %.0f MB are free",
-                        last_component(dir), (double)need / mb, (double)room_free(w) / mb);
-    return 0;
+    room_look(w, &r);
+    if (need > r.limit)
+        return dtx_fail(e, -ENOMEM, "%s needs %s with what runs on it, %s may use %s in all",
+                        last_component(dir), room_words(need, a), w->kind, room_words(r.limit, b));
+    if (room_make(w, need, NULL))
+        return 0;
+    snprintf(what, sizeof(what), "model %s", last_component(dir));
+    room_wait(w, need, what, e);
+    return -EAGAIN;
 }
 
 int base_get(struct worker *w, const char *dir, uint64_t beside, struct base_entry **out, struct dtx_err *e)
@@ -233,8 +228,26 @@ static char *read_template(int store, const char *dir)
     return copy;
 }
 
-int adapter_get(struct worker *w, struct base_entry *b, const char *dir, struct adapter_entry **out,
-                struct dtx_err *e)
+static int room_for_adapter(struct worker *w, struct base_entry *b, const char *dir, struct dtx_err *e)
+{
+    const struct dtx_model_config *c = dtx_base_config(b->base);
+    struct dtx_train_params p;
+    uint64_t need;
+    char what[300];
+    int rc = dtx_adapter_check(c, w->store, dir, &p, e);
+
+    if (rc)
+        return rc;
+    need = dtx_adapter_plan(w->device, c, p.rank, p.targets);
+    if (room_make(w, need, b))
+        return 0;
+    snprintf(what, sizeof(what), "adapter %s", last_component(dir));
+    room_wait(w, need, what, e);
+    return -EAGAIN;
+}
+
+int adapter_get(struct worker *w, struct base_entry *b, const char *dir, bool promised,
+                struct adapter_entry **out, struct dtx_err *e)
 {
     uint64_t signature = folder_signature(w->store, dir);
     struct adapter_entry *a;
@@ -244,6 +257,9 @@ int adapter_get(struct worker *w, struct base_entry *b, const char *dir, struct 
         if (!strcmp(a->dir, dir) && a->signature == signature)
             break;
     if (!a) {
+        rc = promised ? 0 : room_for_adapter(w, b, dir, e);
+        if (rc)
+            return rc;
         a = calloc(1, sizeof(*a));
         if (!a || !(a->dir = strdup(dir))) {
             free(a);

@@ -28,6 +28,8 @@ struct base_entry {
     struct dtx_base *base;
     struct dtx_tokenizer *tokenizer;
     struct adapter_entry *adapters;
+    struct dtx_plan plan; /* of the jobs that train on it */
+    bool replan;          /* one of them has left */
     int users;
     int64_t used_ns;
 };
@@ -36,8 +38,9 @@ struct base_entry {
 int base_get(struct worker *w, const char *dir, uint64_t beside, struct base_entry **out, struct dtx_err *e);
 void base_put(struct base_entry *b);
 bool base_resident(const struct worker *w, const char *dir);
-int adapter_get(struct worker *w, struct base_entry *b, const char *dir, struct adapter_entry **out,
-                struct dtx_err *e);
+/* promised: its memory is counted already (a job that loads what it exported).  Errors as base_get. */
+int adapter_get(struct worker *w, struct base_entry *b, const char *dir, bool promised,
+                struct adapter_entry **out, struct dtx_err *e);
 void adapter_put(struct adapter_entry *a);
 /* Free the least recently used base without users, or, if there is none, an adapter.  False: nothing to free.
  */
@@ -46,7 +49,5 @@ void bases_release(struct worker *w);
 
 /* Over names, sizes and times of the files in a folder (0: it cannot be read). */
 uint64_t folder_signature(int dirfd, const char *dir);
-/* Bytes a base takes in memory, as far as its files tell. */
-uint64_t base_estimate(const struct worker *w, const struct dtx_model_config *c);
 
 #endif

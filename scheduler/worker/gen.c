@@ -1,5 +1,6 @@
 #include "scheduler/worker/gen.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -79,15 +80,23 @@ static bool others_end(const struct worker *w, const struct gen *g)
 static bool admit(struct worker *w, struct gen *g)
 {
     const struct dtx_adapter *a = g->adapter ? g->adapter->adapter : NULL;
-    int rc = dtx_seq_new(g->base->base, a, g->base->tokenizer, g->prompt.v, g->prompt.n, &g->sampling,
-                         &g->seq, &g->error);
+    uint64_t bytes = dtx_seq_plan(g->base->base, g->prompt.n, &g->sampling);
+    bool fits = room_for_answer(w, g->base, bytes);
+    int rc = fits ? dtx_seq_new(g->base->base, a, g->base->tokenizer, g->prompt.v, g->prompt.n, &g->sampling,
+                                &g->seq, &g->error)
+                  : -ENOMEM;
 
-    if (rc == -ENOMEM && bases_drop_one(w, g->base)) {
-        w->moved = true;
+    g->bytes = bytes;
+    if (rc == -ENOMEM && others_end(w, g)) {
+        g->error = (struct dtx_err){0};
         return false;
     }
-    if (rc == -ENOMEM && others_end(w, g))
-        return false;
+    if (!fits) {
+        char what[64];
+        snprintf(what, sizeof(what), "an answer of up to %d tokens", g->sampling.max_new_tokens);
+        room_wait(w, bytes, what, &g->error);
+        dtx_fail_context(&g->error, "nothing here will give it back soon; ask for fewer tokens");
+    }
     if (rc)
         gen_over(g);
     return true;

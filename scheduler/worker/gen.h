@@ -19,6 +19,7 @@ struct gen {
     struct dtx_seq *seq; /* NULL: waiting */
     bool urgent;         /* somebody waits for it: before evaluations */
     bool over;           /* finished, failed or cancelled */
+    uint64_t bytes;      /* that seq holds */
     size_t seen;         /* new tokens so far */
     int together;        /* the most sequences that were in a step with it */
     int64_t asked_ns, first_ns, end_ns;

@@ -33,6 +33,7 @@ struct job_every { /* "10%", "epoch", or a number of steps */
     double n;
 };
 
+enum { SAVE_AFTER_SECONDS = 30 };
 struct job_spec { /* strings are borrowed from `json` */
     json_t *json;
     const char *id, *experiment, *job, *base_name, *base_dir, *init_dir, *dataset, *dataset_dir, *dataset_sha;
@@ -44,6 +45,8 @@ struct job_spec { /* strings are borrowed from `json` */
     struct job_every save_every, eval_every;
     int patience; /* 0: no early stopping */
     double min_delta;
+    int64_t save_after; /* save early once it is past this step, -1: no hurry; after so many seconds */
+    double save_after_s;
     uid_t uid;
     gid_t gid;
     bool score_only;
@@ -95,13 +98,15 @@ struct job {
     struct job_spec spec;
     enum job_phase phase;
     struct prepare prep;
-    bool prepared;           /* the thread was joined and was successful */
-    bool stop;               /* end training now */
-    bool held;               /* dtxd was told that the dataset is free */
-    uint64_t plan;           /* bytes beside the base */
-    uint64_t base_signature; /* when preparation began */
-    char why[256];           /* the reason last sent with PENDING */
-    int64_t retry_ns;        /* not before: WAIT after an allocation failed */
+    bool prepared;            /* the thread was joined and was successful */
+    bool stop;                /* end training now */
+    bool held;                /* dtxd was told that the dataset is free */
+    bool never;               /* it fails because it does not fit on this device */
+    struct dtx_job_size size; /* for the memory plan */
+    uint64_t base_signature;  /* when preparation began */
+    char why[512];            /* the reason last sent with PENDING */
+    uint64_t why_planned;     /* what was promised to others then */
+    int64_t retry_ns;         /* not before: WAIT after an allocation failed */
 
     struct base_entry *base;
     struct dtx_job *train;
@@ -145,6 +150,13 @@ void job_phase(struct worker *w, struct job *j, enum job_phase phase);
 int prepare_start(struct worker *w, struct job *j, struct dtx_err *e);
 bool prepare_ended(struct job *j); /* and joined */
 void prepare_release(struct prepare *p);
+
+/* group.c: the memory of the jobs that train together on a base */
+/* Room for j beside those that train on b: takes the shared workspace.  -EAGAIN: not now, in words. */
+int group_join(struct worker *w, struct base_entry *b, const struct job *j, struct dtx_err *e);
+void group_leave(struct worker *w, struct base_entry *b); /* a job has gone: plan for the others */
+/* -ENOMEM with numbers if the job does not fit alone on this device. */
+int group_never(const struct worker *w, const struct job *j, struct dtx_err *e);
 
 /* job_start.c */
 void job_try_start(struct worker *w, struct job *j);

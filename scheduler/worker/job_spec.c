@@ -201,6 +201,8 @@ int job_spec_parse(struct job_spec *s, const json_t *body, bool score_only, stru
     s->evaluation = object_of(s->json, "evaluation");
     s->evaluation_dataset_dir = json_str(s->json, "evaluation_dataset_dir", NULL);
     s->evaluation_dataset_spec = object_of(s->json, "evaluation_dataset_spec");
+    s->save_after = json_int(s->json, "save_after", -1);
+    s->save_after_s = json_num(s->json, "save_after_s", SAVE_AFTER_SECONDS);
     s->uid = (uid_t)json_int(s->json, "uid", -1);
     s->gid = (gid_t)json_int(s->json, "gid", -1);
     s->template_name = json_str(s->json, "template", json_str(s->evaluation_dataset_spec, "template", NULL));

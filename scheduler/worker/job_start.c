@@ -6,17 +6,20 @@
 #include "scheduler/base/json.h"
 #include "scheduler/worker/job.h"
 
-static const double MB = 1e6;
-
-/* Tell dtxd why it waits, once for each reason. */
-static void wait_longer(struct worker *w, struct job *j, const char *why, double seconds)
+/* Tell dtxd why it waits, once for each reason; numbers that move by themselves are no new reason. */
+static void wait_longer(struct worker *w, struct job *j, const struct dtx_err *e, double seconds)
 {
+    struct room r;
+
+    room_look(w, &r);
     j->retry_ns = clock_mono_ns() + (int64_t)(seconds * 1e9);
-    if (strncmp(j->why, why, sizeof(j->why) - 1) == 0)
+    if (j->why[0] && r.planned == j->why_planned)
         return;
-    snprintf(j->why, sizeof(j->why), "%s", why);
-    send_state(w, j->spec.id, "PENDING", j->why, NULL);
-    job_log(j, "%s", why);
+    if (!j->why[0])
+        job_log(j, "%s", e->msg);
+    snprintf(j->why, sizeof(j->why), "%.500s", e->msg);
+    j->why_planned = r.planned;
+    send_waits(w, j->spec.id, j->why);
 }
 
 static bool others_run(const struct worker *w, const struct job *j)
@@ -27,24 +30,27 @@ static bool others_run(const struct worker *w, const struct job *j)
     return false;
 }
 
+/* Bytes beside the base without which there is no use in loading it. */
+static uint64_t least_beside(const struct worker *w, const struct job *j)
+{
+    struct dtx_plan p;
+
+    if (j->spec.score_only)
+        return 0;
+    (void)dtx_plan_make(w->device, &j->prep.config, &j->size, 1, 0, &p);
+    return p.total;
+}
+
 /* The base, loaded, with room for the job beside it.  -EAGAIN: not now. */
 static int get_base_with_room(struct worker *w, struct job *j, struct dtx_err *e)
 {
-    int rc = base_get(w, j->spec.base_dir, j->plan, &j->base, e);
-    uint64_t limit = room_limit(w), base_bytes;
+    int rc = j->spec.score_only ? 0 : group_never(w, j, e);
 
-    if (rc)
+    if (rc == 0)
+        rc = base_get(w, j->spec.base_dir, least_beside(w, j), &j->base, e);
+    if (rc || j->spec.score_only)
         return rc;
-    base_bytes = dtx_base_bytes(j->base->base);
-    if (base_bytes + j->plan > limit)
-        rc = dtx_fail(e, -ENOMEM,
-                      "the job needs %.0f MB beside the base model's %.0f MB; %s may use %.0f MB in all: "
-                      "use a smaller batch_size, block_size or lora_r",
-                      (double)j->plan / MB, (double)base_bytes / MB, w->kind, (double)limit / MB);
-    else if (!room_make(w, j->plan, j->base))
-        rc = dtx_fail(e, -EAGAIN,
-                      "waiting for memory: the job needs %.0f MB beside what runs, %.0f MB are free",
-                      (double)j->plan / MB, (double)room_free(w) / MB);
+    rc = group_join(w, j->base, j, e);
     if (rc) {
         base_put(j->base);
         j->base = NULL;
@@ -76,7 +82,20 @@ static int make_engine_job(struct worker *w, struct job *j, struct dtx_err *e)
     return rc;
 }
 
-static void log_start(struct job *j)
+static void log_plan(const struct worker *w, struct job *j)
+{
+    const struct dtx_plan *p = &j->base->plan;
+    char own[24], acts[24];
+
+    job_log(j,
+            "memory: %s for itself; activations of %d tokens a pass %s, shared by %d job%s, %d of %d layers "
+            "computed again",
+            room_words(dtx_job_state_bytes(w->device, &j->prep.config, &j->size), own), p->rows,
+            room_words(p->activations + p->scratch, acts), p->jobs, p->jobs > 1 ? "s" : "", p->recompute,
+            p->layers);
+}
+
+static void log_start(struct worker *w, struct job *j)
 {
     const struct token_cache *t = &j->prep.train, *v = &j->prep.validation;
     const struct dtx_train_params *p = &j->spec.params;
@@ -86,12 +105,13 @@ static void log_start(struct job *j)
             p->block_size, (unsigned long long)t->skipped);
     if (j->prep.has_validation)
         job_log(j, "validation: %u rows, %llu tokens", v->rows.n, (unsigned long long)v->tokens);
-    job_log(j, "start: %s on %s, %lld steps, %lld an epoch, rank %d, seed %llu, %.0f MB%s", j->spec.dataset,
+    job_log(j, "start: %s on %s, %lld steps, %lld an epoch, rank %d, seed %llu%s", j->spec.dataset,
             j->spec.base_name, (long long)j->total, (long long)j->per_epoch, p->rank,
-            (unsigned long long)p->seed, (double)j->plan / MB,
+            (unsigned long long)p->seed,
             j->loop.step       ? ""
             : j->spec.init_dir ? ", from an adapter"
                                : "");
+    log_plan(w, j);
     if (j->loop.step)
         job_log(j, "goes on from step %lld", (long long)j->loop.step);
     if (j->total == 1 && p->warmup_ratio > 0 && p->schedule != DTX_CONSTANT)
@@ -116,7 +136,7 @@ static int start_training(struct worker *w, struct job *j, struct dtx_err *e)
     j->eval_steps = job_every_steps(&j->spec.eval_every, j->per_epoch, j->total);
     j->saved_step = j->loop.step;
     j->saved_ns = j->step_ns = clock_mono_ns();
-    log_start(j);
+    log_start(w, j);
     send_state(w, j->spec.id, "FINETUNE", "", NULL);
     return 0;
 }
@@ -143,9 +163,8 @@ void job_try_start(struct worker *w, struct job *j)
     if (clock_mono_ns() < j->retry_ns)
         return;
     j->spec.params.block_size = j->prep.block_size;
-    j->plan = j->spec.score_only
-                  ? 0
-                  : dtx_job_plan_on(w->device, &j->prep.config, &j->spec.params, &j->prep.train.rows);
+    if (!j->spec.score_only && !j->size.rank)
+        j->size = dtx_job_size(&j->spec.params, &j->prep.train.rows, j->prep.has_validation);
     rc = get_base_with_room(w, j, &e);
     if (rc == 0 && !j->spec.score_only)
         rc = start_training(w, j, &e);
@@ -156,12 +175,18 @@ void job_try_start(struct worker *w, struct job *j)
             after_start(w, j);
         return;
     }
+    dtx_job_free(j->train);
+    j->train = NULL;
+    if (j->base && !j->spec.score_only)
+        j->base->replan = true; /* its share is not needed after all */
     base_put(j->base);
     j->base = NULL;
     if (rc == -EAGAIN)
-        wait_longer(w, j, e.msg, 0.5);
-    else if (rc == -ENOMEM && others_run(w, j))
-        wait_longer(w, j, e.msg, 5);
-    else
+        wait_longer(w, j, &e, 0.5);
+    else if (rc == -ENOMEM && others_run(w, j) && (j->spec.score_only || group_never(w, j, NULL) == 0))
+        wait_longer(w, j, &e, 5);
+    else {
+        j->never = rc == -ENOMEM;
         job_fail(w, j, &e);
+    }
 }

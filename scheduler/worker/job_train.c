@@ -60,6 +60,9 @@ static void save_when_due(struct worker *w, struct job *j)
     bool due = j->save_failures ? since(j->saved_ns) > SAVE_RETRY_SECONDS
                                 : j->loop.step % j->save_steps == 0 || since(j->saved_ns) > SAVE_SECONDS;
 
+    /* a suspect (proto.h): long enough alone to be believed, not so long that others wait for it in vain */
+    due |= j->spec.save_after >= j->saved_step && j->loop.step > j->spec.save_after && !j->save_failures &&
+           since(j->saved_ns) > j->spec.save_after_s;
     if (!due)
         return;
     if (job_state_save(w, j, &e) == 0) {

@@ -8,7 +8,7 @@
 #include "scheduler/worker/gen.h"
 #include "scheduler/worker/job.h"
 
-enum { PREPARE_TOGETHER = 2, TRAIN_TOGETHER = 64 };
+enum { PREPARE_TOGETHER = 2, STEP_PASSES = 4 };
 
 static struct job *find_job(const struct worker *w, const char *id)
 {
@@ -24,14 +24,22 @@ void job_phase(struct worker *w, struct job *j, enum job_phase phase)
     w->moved = true;
 }
 
+/* Those that train beside it get its share. */
+static void free_training(struct job *j)
+{
+    if (j->train)
+        j->base->replan = true;
+    dtx_job_free(j->train);
+    j->train = NULL;
+}
+
 /* Give back what a job uses of the device. */
 static void release_device(struct job *j)
 {
     score_release(j);
     dtx_adapter_free(j->eval_adapter);
     j->eval_adapter = NULL;
-    dtx_job_free(j->train);
-    j->train = NULL;
+    free_training(j);
     adapter_put(j->adapter);
     j->adapter = NULL;
     base_put(j->base);
@@ -46,7 +54,7 @@ void job_end(struct worker *w, struct job *j, const char *state, const char *rea
     if (j->metrics_fd >= 0 && j->metrics.len)
         (void)metrics_flush(j, false, &e);
     job_log(j, "%s%s%s", state, reason && *reason ? ": " : "", reason ? reason : "");
-    send_state(w, j->spec.id, state, reason, result);
+    send_end(w, j->spec.id, state, reason, result, j->never);
     job_files_close(j);
     job_phase(w, j, JP_OVER);
 }
@@ -187,8 +195,7 @@ static void export_turn(struct worker *w, struct job *j)
         job_fail(w, j, &e);
         return;
     }
-    dtx_job_free(j->train);
-    j->train = NULL;
+    free_training(j);
     send_state(w, j->spec.id, "SERVE", "", NULL);
     job_phase(w, j, JP_SERVE);
 }
@@ -197,7 +204,7 @@ static void serve_turn(struct worker *w, struct job *j)
 {
     struct dtx_err e = {0};
 
-    if (!j->spec.score_only && adapter_get(w, j->base, j->spec.tuned_dir, &j->adapter, &e)) {
+    if (!j->spec.score_only && adapter_get(w, j->base, j->spec.tuned_dir, true, &j->adapter, &e)) {
         dtx_fail_context(&e, "the exported adapter cannot be loaded again");
         job_fail(w, j, &e);
         return;
@@ -267,35 +274,99 @@ void jobs_turn(struct worker *w)
     }
 }
 
-static void train_base(struct worker *w, struct base_entry *b)
+struct together { /* the jobs that make a step, [n] each */
+    struct job **jobs;
+    struct dtx_job **train;
+    struct dtx_step_result *results;
+    int n;
+};
+
+static void together_release(struct together *t)
 {
-    struct dtx_step_result results[TRAIN_TOGETHER] = {0};
-    struct dtx_job *train[TRAIN_TOGETHER];
-    struct job *jobs[TRAIN_TOGETHER];
-    struct dtx_err e = {0};
-    int64_t start = clock_mono_ns();
+    free(t->jobs);
+    free(t->train);
+    free(t->results);
+}
+
+static int longest_ago(const void *a, const void *b)
+{
+    const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
+
+    return x->step_ns < y->step_ns ? -1 : x->step_ns > y->step_ns;
+}
+
+/* How many of them fill a few passes: more in a step gain nothing, and people who ask wait for its end.  The
+ * others come next time. */
+static int enough(const struct together *t, const struct base_entry *b)
+{
+    int64_t rows = 0;
     int n = 0;
 
-    for (struct job *j = w->jobs; j && n < TRAIN_TOGETHER; j = j->next)
-        if (j->phase == JP_TRAIN && j->base == b) {
-            train[n] = j->train;
-            jobs[n++] = j;
-        }
-    if (!n)
-        return;
-    if (dtx_train_step(b->base, train, n, results, &e)) {
-        send_log(w, "%s: a training step of %d jobs failed: %s", w->kind, n, e.msg);
+    while (n < t->n && (n == 0 || rows < (int64_t)STEP_PASSES * b->plan.rows)) {
+        const struct job *j = t->jobs[n++];
+        const struct token_cache *c = &j->prep.train;
+        int64_t window = (int64_t)j->spec.params.batch_size * j->spec.params.grad_acc_steps;
+        rows += (int64_t)(c->tokens / c->rows.n) * (window < c->rows.n ? window : c->rows.n);
+    }
+    return n;
+}
+
+static int together_make(struct worker *w, const struct base_entry *b, struct together *t)
+{
+    size_t most = 1;
+
+    for (const struct job *j = w->jobs; j; j = j->next)
+        most++;
+    *t = (struct together){.jobs = calloc(most, sizeof(*t->jobs)),
+                           .train = calloc(most, sizeof(*t->train)),
+                           .results = calloc(most, sizeof(*t->results))};
+    if (!t->jobs || !t->train || !t->results)
+        return -ENOMEM;
+    for (struct job *j = w->jobs; j; j = j->next)
+        if (j->phase == JP_TRAIN && j->base == b)
+            t->jobs[t->n++] = j;
+    qsort(t->jobs, (size_t)t->n, sizeof(*t->jobs), longest_ago);
+    t->n = enough(t, b);
+    for (int i = 0; i < t->n; i++)
+        t->train[i] = t->jobs[i]->train;
+    return 0;
+}
+
+static void step_together(struct worker *w, struct base_entry *b, struct together *t)
+{
+    int64_t start = clock_mono_ns();
+    struct dtx_err e = {0};
+
+    if (dtx_train_step(b->base, t->train, t->n, t->results, &e)) {
+        send_log(w, "%s: a training step of %d jobs failed: %s", w->kind, t->n, e.msg);
         w->fatal = true;
         return;
     }
     w->moved = true;
     w->last_step_s = (double)(clock_mono_ns() - start) / 1e9;
     b->used_ns = clock_mono_ns();
-    for (int i = 0; i < n; i++) {
-        jobs[i]->loop.seconds += w->last_step_s;
-        w->tokens += results[i].tokens;
-        job_after_step(w, jobs[i], &results[i]);
+    for (int i = 0; i < t->n; i++) {
+        t->jobs[i]->loop.seconds += w->last_step_s;
+        w->tokens += t->results[i].tokens;
+        job_after_step(w, t->jobs[i], &t->results[i]);
     }
+}
+
+static void train_base(struct worker *w, struct base_entry *b)
+{
+    struct together t;
+
+    if (b->replan)
+        group_leave(w, b);
+    if (w->fatal)
+        return;
+    if (together_make(w, b, &t)) {
+        send_log(w, "%s: out of memory for a step", w->kind);
+        w->fatal = true;
+    } else if (t.n) {
+        step_together(w, b, &t);
+    }
+    together_release(&t);
 }
 
 void jobs_train(struct worker *w)

@@ -46,15 +46,25 @@ static void save_and_end(struct worker *w)
     outbox_drain(w, 5);
 }
 
+/* What another program holds from the start is not there for jobs. */
+static void tell_room(struct worker *w)
+{
+    char total[24], others[24], usable[24];
+    struct room r;
+
+    room_look(w, &r);
+    if (r.usable < r.limit || r.limit < r.total - r.total / 20)
+        send_log(w, "%s has %s of memory, %s of it in use by other programs: jobs may use %s", w->kind,
+                 room_words(r.total, total), room_words(r.others, others), room_words(r.usable, usable));
+}
+
 int worker_run(struct worker *w)
 {
-    struct dtx_device_info info;
     struct dtx_err e = {0};
     int rc = 0;
 
-    dtx_device_info(w->device, &info);
-    w->mem_before = info.mem_used;
     send_hello(w);
+    tell_room(w);
     w->device_ns = clock_mono_ns();
     while (rc == 0 && !w->quit && !w->fatal) {
         rc = outbox_flush(w);

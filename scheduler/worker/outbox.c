@@ -54,14 +54,29 @@ void send_message(struct worker *w, enum proto_type type, json_t *body)
     json_decref(body);
 }
 
-void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result)
+void send_end(struct worker *w, const char *id, const char *state, const char *reason, json_t *result,
+              bool never)
 {
     json_t *body = json_pack("{s:s,s:s}", "id", id, "state", state);
 
     json_object_set_new(body, "reason", reason ? json_text(reason, strlen(reason)) : json_string(""));
     if (result)
         json_object_set_new(body, "result", result);
+    if (never)
+        json_object_set_new(body, "never", json_true());
     send_message(w, PM_JOB_STATE, body);
+}
+
+void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result)
+{
+    send_end(w, id, state, reason, result, false);
+}
+
+void send_waits(struct worker *w, const char *id, const char *why)
+{
+    send_message(w, PM_JOB_STATE,
+                 json_pack("{s:s,s:s,s:o,s:b}", "id", id, "state", "PENDING", "reason",
+                           json_text(why, strlen(why)), "waits", 1));
 }
 
 void send_log(struct worker *w, const char *fmt, ...)
@@ -93,6 +108,7 @@ void send_device(struct worker *w)
     int64_t now = clock_mono_ns();
     double seconds = (double)(now - w->device_ns) / 1e9;
     struct dtx_device_info info;
+    struct room r;
     json_t *bases = json_array(), *body;
 
     if (seconds < 1) {
@@ -106,6 +122,10 @@ void send_device(struct worker *w)
                      w->bases ? json_string(w->bases->name) : json_null(), "jobs", jobs_active(w),
                      "tokens_per_s", json_number((double)w->tokens / seconds), "asks", asks_count(w));
     json_object_set_new(body, "bases", bases);
+    room_look(w, &r);
+    json_object_set_new(body, "mem_usable", json_integer((json_int_t)r.usable));
+    json_object_set_new(body, "mem_planned", json_integer((json_int_t)r.planned));
+    json_object_set_new(body, "mem_others", json_integer((json_int_t)r.others));
     send_message(w, PM_DEVICE, body);
     w->device_ns = now;
     w->tokens = 0;

@@ -4,7 +4,8 @@
  *   main.c     arguments, signals; check.c the one-shot checks (--check-dataset, --check-model)
  *   loop.c     the loop: socket, one turn of work after the other
  *   inbox.c    what each message of dtxd does;  outbox.c  what is sent to dtxd
- *   bases.c    base models and adapters in memory, and who uses them;  room.c  what fits
+ *   bases.c    base models and adapters in memory, and who uses them
+ *   room.c     what fits;  group.c  the memory of jobs that train together
  *   gen.c      sequences being generated;  ask.c  prompts of dtxd
  *   job.h      jobs: job_*.c
  *
@@ -48,11 +49,10 @@ struct worker {
     bool quit;                         /* save all and end */
     bool fatal;                        /* the device failed: nothing more can be computed in this process */
     bool moved;                        /* this turn did something: do not sleep */
-    uint64_t memory;     /* bytes that bases and jobs may take (--memory); 0: what the device has */
-    uint64_t mem_before; /* bytes of the device in use before this process loaded anything */
-    double last_step_s;  /* how long the last training step took */
-    uint64_t tokens;     /* trained and generated since the last device message */
-    int64_t device_ns;   /* of the last device message */
+    uint64_t memory;    /* bytes that bases and jobs may take (--memory); 0: all but a twentieth */
+    double last_step_s; /* how long the last training step took */
+    uint64_t tokens;    /* trained and generated since the last device message */
+    int64_t device_ns;  /* of the last device message */
 };
 
 /* loop.c: until quit or the end of the socket.  Exit status of the process. */
@@ -64,6 +64,10 @@ int inbox_read(struct worker *w, struct dtx_err *e);
 /* outbox.c.  Steals the reference of body; messages that can be dropped are when dtxd does not read. */
 void send_message(struct worker *w, enum proto_type type, json_t *body);
 void send_state(struct worker *w, const char *id, const char *state, const char *reason, json_t *result);
+/* never: FAILED because this device is too small. */
+void send_end(struct worker *w, const char *id, const char *state, const char *reason, json_t *result,
+              bool never);
+void send_waits(struct worker *w, const char *id, const char *why); /* PENDING, for memory */
 void send_log(struct worker *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void send_device(struct worker *w); /* at most once a second */
 void send_hello(struct worker *w);
@@ -72,9 +76,26 @@ void outbox_drain(struct worker *w, double seconds); /* before the end: wait for
 json_t *json_number(double x);                       /* null where x is not finite */
 json_t *json_text(const char *text, size_t n);       /* bytes that are not UTF-8 become U+FFFD */
 
-/* room.c: bytes. */
-uint64_t room_limit(const struct worker *w); /* what this process may use at most */
-uint64_t room_free(const struct worker *w);  /* of that, neither used nor promised to a running job */
+/* room.c: bytes of the device. */
+struct room {
+    uint64_t total;
+    uint64_t others;  /* in use, but not by this process' models and jobs */
+    uint64_t limit;   /* what this process may ever use: all but a twentieth, or --memory */
+    uint64_t usable;  /* of that, what others leave now */
+    uint64_t planned; /* promised to bases, jobs, adapters and answers */
+    uint64_t free;    /* usable and not planned */
+};
+void room_look(const struct worker *w, struct room *r);
+const char *room_words(uint64_t bytes, char out[24]); /* "12.3 GiB" */
+uint64_t room_base(const struct worker *w,
+                   const struct base_entry *b); /* promised to it and to what is on it */
+/* What a base keeps free for answers. */
+uint64_t room_answers(const struct worker *w, const struct dtx_model_config *c);
+/* True if an answer on b may hold so many bytes more. */
+bool room_for_answer(struct worker *w, struct base_entry *b, uint64_t bytes);
+void room_describe(const struct worker *w, struct buf *out); /* who has what, in words */
+/* "waits for 12.3 GiB of device memory: who has what" and -EAGAIN. */
+void room_wait(const struct worker *w, uint64_t need, const char *what, struct dtx_err *e);
 /* Make `need` bytes free by dropping what nobody uses (bases, oldest first, but not keep).  True if they are.
  */
 bool room_make(struct worker *w, uint64_t need, const struct base_entry *keep);

@@ -2,9 +2,12 @@
  * Speed of the engine on one device, one JSON line a case.
  *
  *   engine_bench MODEL_DIR DEVICE CASE...
- *     train:JOBS:BATCH:SEQ:RANK:DROPOUT[:STEPS]    JOBS jobs, each BATCH rows of SEQ tokens a step, together
- *     decode:SEQS:PROMPT:NEW:RANK                  SEQS sequences, each with an adapter of its own (RANK 0:
- * bare base)
+ *     train:JOBS:BATCH:SEQ:RANK:DROPOUT[:STEPS[:GIB]]    JOBS jobs, each BATCH rows of SEQ tokens a step,
+ *         together; GIB: memory that they may have beside the base (0: no limit), by which the plan chooses
+ *         how many layers are computed again
+ *
+ *     decode:SEQS:PROMPT:NEW:RANK[:TEMPERATURE]    SEQS sequences, each with an adapter of its own (RANK 0:
+ *         bare base); with a temperature: drawn by top_k 1000 and top_p 0.9
  *
  * Rows are random tokens, all trained on (as the peer's benchmark does).  Times are wall clock around whole
  * steps, which end with the losses on the host.  First steps are not counted.
@@ -78,23 +81,30 @@ static double gib_used(void)
 static int bench_train(const char *spec)
 {
     int n = 1, batch = 1, seq = 512, rank = 16, steps = 10, rc = 0;
-    double dropout = 0, t0 = 0, loss = 0;
+    double dropout = 0, t0 = 0, loss = 0, limit = 0;
+    struct dtx_job_size sizes[MAX_JOBS];
+    struct dtx_plan plan;
     struct dtx_job *jobs[MAX_JOBS] = {0};
     struct dtx_rows rows[MAX_JOBS];
     struct dtx_step_result results[MAX_JOBS];
     struct dtx_err e;
 
-    if (sscanf(spec, "train:%d:%d:%d:%d:%lf:%d", &n, &batch, &seq, &rank, &dropout, &steps) < 4 || n < 1 ||
-        n > MAX_JOBS)
+    if (sscanf(spec, "train:%d:%d:%d:%d:%lf:%d:%lf", &n, &batch, &seq, &rank, &dropout, &steps, &limit) < 4 ||
+        n < 1 || n > MAX_JOBS)
         return fprintf(stderr, "bad case %s\n", spec), 2;
-    uint64_t planned = 0;
     for (int i = 0; i < n; i++) {
         struct dtx_train_params p = params(batch, seq, rank, dropout, 1000, (uint64_t)i);
         rows[i] = random_rows((uint32_t)batch, seq, (uint64_t)i + 7);
         if (dtx_job_new(base, &p, &rows[i], AT_FDCWD, NULL, &jobs[i], &e))
             return failed("job", &e);
-        planned += dtx_job_bytes(jobs[i]);
+        sizes[i] = dtx_job_size(&p, &rows[i], false);
     }
+    rc = dtx_plan_make(device, dtx_base_config(base), sizes, n,
+                       limit > 0 ? (uint64_t)(limit * (1 << 30)) : UINT64_MAX, &plan);
+    if (rc)
+        dtx_fail(&e, rc, "needs %.2f GiB", (double)plan.total / (1 << 30));
+    else
+        rc = dtx_base_plan_training(base, &plan, &e);
     for (int s = 0; rc == 0 && s < WARMUP + steps; s++) {
         if (s == WARMUP)
             t0 = seconds();
@@ -103,11 +113,13 @@ static int bench_train(const char *spec)
     }
     double dt = (seconds() - t0) / steps;
     if (rc == 0)
-        printf("{\"case\":\"%s\",\"ms_per_step\":%.2f,\"tokens_per_s\":%.0f,\"loss\":%.4f,\"gib_used\":%.2f,"
-               "\"gib_beside_base\":%.2f,\"gib_planned_beside_base\":%.2f}\n",
-               spec, dt * 1e3, (double)n * batch * seq / dt, loss, gib_used(),
-               gib_used() - gib_before - (double)dtx_base_bytes(base) / (1 << 30),
-               (double)planned / (1 << 30));
+        printf(
+            "{\"case\":\"%s\",\"ms_per_step\":%.2f,\"tokens_per_s\":%.0f,\"loss\":%.4f,\"gib_used\":%.2f,"
+            "\"gib_beside_base\":%.2f,\"gib_planned_beside_base\":%.2f,\"pack_rows\":%d,\"recompute\":%d}\n",
+            spec, dt * 1e3, (double)n * batch * seq / dt, loss, gib_used(),
+            gib_used() - gib_before -
+                (double)(dtx_base_held(base) - dtx_base_training_bytes(base)) / (1 << 30),
+            (double)plan.total / (1 << 30), plan.rows, plan.recompute);
     fflush(stdout);
     for (int i = 0; i < n; i++) {
         dtx_job_free(jobs[i]);
@@ -138,14 +150,19 @@ static int new_adapter(int rank, uint64_t seed, struct dtx_adapter **out, struct
 static int bench_decode(const char *spec, const struct dtx_tokenizer *t)
 {
     int n = 1, prompt = 128, fresh = 128, rank = 16, rc = 0, steps = 0;
+    double temperature = 0;
     struct dtx_seq *seqs[MAX_JOBS] = {0};
     struct dtx_adapter *adapters[MAX_JOBS] = {0};
     struct dtx_err e;
 
-    if (sscanf(spec, "decode:%d:%d:%d:%d", &n, &prompt, &fresh, &rank) < 4 || n < 1 || n > MAX_JOBS)
+    if (sscanf(spec, "decode:%d:%d:%d:%d:%lf", &n, &prompt, &fresh, &rank, &temperature) < 4 || n < 1 ||
+        n > MAX_JOBS)
         return fprintf(stderr, "bad case %s\n", spec), 2;
     struct dtx_rows rows = random_rows((uint32_t)n, prompt, 99);
     struct dtx_sampling s = {.max_new_tokens = fresh, .top_p = 1};
+    if (temperature > 0)
+        s = (struct dtx_sampling){
+            .max_new_tokens = fresh, .temperature = temperature, .top_p = 0.9, .top_k = 1000};
     for (int i = 0; i < n && rc == 0; i++) {
         if (rank && new_adapter(rank, (uint64_t)i, &adapters[i], &e))
             return failed("adapter", &e);

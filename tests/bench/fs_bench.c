@@ -1,6 +1,7 @@
 /*
  * Times of file system calls in one folder, for fs_bench.sh.  One line a measurement: NAME VALUE UNIT.
- *   fs_bench DIR MEGABYTES        sequential write, cold and second read, random 4 KiB reads, creates, stats
+ *   fs_bench bulk DIR MEGABYTES   sequential write, cold and second read, random 4 KiB reads, warm and cold
+ *   fs_bench small DIR N          creates, stats, reads and removals of N small files
  *   fs_bench read FILE N          open + read + close of FILE, N times: median and 99th percentile
  *   fs_bench list DIR             readdir + lstat of everything in DIR, as ls -l does
  */
@@ -13,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20, FILES = 5000, RANDOM_READS = 20000 };
+enum { BLOCK = 1 << 20, RANDOM_READS = 100000, COLD_READS = 5000 };
 static char block[BLOCK];
 
 static double now(void)
@@ -74,49 +75,74 @@ static void bulk(int mb)
     printf("second-read %.0f MB/s\n", mb / read_all("bulk"));
 }
 
-static void random_reads(int mb)
+static void random_reads(const char *what, int mb, int n)
 {
     int fd = open("bulk", O_RDONLY);
     unsigned long x = 88172645463325252ul;
     double start = now();
 
-    for (int i = 0; i < RANDOM_READS; i++) {
+    for (int i = 0; i < n; i++) {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
         if (pread(fd, block, 4096, (off_t)(x % ((unsigned long)mb * 256)) * 4096) != 4096)
             die("pread");
     }
-    printf("random-4k %.0f /s\n", RANDOM_READS / (now() - start));
+    printf("%s %.0f /s\n", what, n / (now() - start));
     close(fd);
-    unlink("bulk");
 }
 
-static void small_files(void)
+static void make_file(const char *name)
+{
+    int fd = open(name, O_WRONLY | O_CREAT, 0644);
+
+    if (fd < 0 || write(fd, block, 100) != 100)
+        die(name);
+    close(fd);
+}
+
+static void look_at(const char *name)
 {
     struct stat st;
-    char name[32];
-    double start = now();
 
-    for (int i = 0; i < FILES; i++) {
+    if (stat(name, &st))
+        die(name);
+}
+
+static void read_small(const char *name)
+{
+    int fd = open(name, O_RDONLY);
+
+    if (fd < 0 || read(fd, block, BLOCK) != 100)
+        die(name);
+    close(fd);
+}
+
+static void remove_file(const char *name)
+{
+    if (unlink(name))
+        die(name);
+}
+
+static void each_file(const char *what, int n, void (*act)(const char *name))
+{
+    double start = now();
+    char name[32];
+
+    for (int i = 0; i < n; i++) {
         snprintf(name, sizeof(name), "s%d", i);
-        close(open(name, O_WRONLY | O_CREAT, 0644));
+        act(name);
     }
-    printf("create %.0f /s\n", FILES / (now() - start));
+    printf("%s %.0f /s\n", what, n / (now() - start));
+}
+
+static void small_files(int n)
+{
+    each_file("create", n, make_file);
     drop_caches();
-    start = now();
-    for (int i = 0; i < FILES; i++) {
-        snprintf(name, sizeof(name), "s%d", i);
-        if (stat(name, &st))
-            die(name);
-    }
-    printf("stat %.0f /s\n", FILES / (now() - start));
-    start = now();
-    for (int i = 0; i < FILES; i++) {
-        snprintf(name, sizeof(name), "s%d", i);
-        unlink(name);
-    }
-    printf("unlink %.0f /s\n", FILES / (now() - start));
+    each_file("stat", n, look_at);
+    each_file("small-read", n, read_small);
+    each_file("unlink", n, remove_file);
 }
 
 static int by_value(const void *a, const void *b)
@@ -163,12 +189,19 @@ int main(int argc, char **argv)
         return time_reads(argv[2], atoi(argv[3]));
     if (argc == 3 && !strcmp(argv[1], "list"))
         return time_list(argv[2]);
-    if (argc != 3 || chdir(argv[1]) || atoi(argv[2]) < 1) {
+    if (argc != 4 || (strcmp(argv[1], "bulk") && strcmp(argv[1], "small")) || chdir(argv[2]) ||
+        atoi(argv[3]) < 1) {
         fprintf(stderr, "usage: see the top of fs_bench.c\n");
         return 2;
     }
-    bulk(atoi(argv[2]));
-    random_reads(atoi(argv[2]));
-    small_files();
+    if (strcmp(argv[1], "small") == 0) {
+        small_files(atoi(argv[3]));
+        return 0;
+    }
+    bulk(atoi(argv[3]));
+    random_reads("random-4k", atoi(argv[3]), RANDOM_READS);
+    drop_caches();
+    random_reads("cold-random-4k", atoi(argv[3]), COLD_READS);
+    unlink("bulk");
     return 0;
 }

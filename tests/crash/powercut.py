@@ -71,7 +71,8 @@ class Daemon:
         os.makedirs(mnt, exist_ok=True)
         with open(mnt + ".out", "ab") as out:
             self.p = subprocess.Popen(
-                [BUILD + "/dtxd", "--store", store, "--devices", "cpu", "--foreground", "--log", self.log, mnt],
+                # the recorder sees what dtxd writes, not what the kernel writes past it
+                [BUILD + "/dtxd", "--no-passthrough", "--store", store, "--devices", "cpu", "--foreground", "--log", self.log, mnt],
                 stdout=out, stderr=out, env=dict(os.environ, **(env or {})))
         end = time.time() + 30
         while not os.path.exists(mnt + "/README.md"):

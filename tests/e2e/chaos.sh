@@ -10,7 +10,7 @@ mkdir "$T/inputs"
 touch "$T/inputs/tiny/_SUCCESS" "$T/inputs/words/_SUCCESS"
 QUIZ='{"questions":[{"question":"after a?","reference":"bb."},{"question":"after b?","reference":"cc."}],"max_new_tokens":4}'
 GROUPS3='"g1","g2","g3"'
-RESTARTS=0 WORKERS=0 ENDED=0 RETRIED=0 NEXT=1
+RESTARTS=0 TAKEN=0 WORKERS=0 ENDED=0 RETRIED=0 NEXT=1
 declare -A alone
 running=()
 
@@ -29,13 +29,16 @@ insist() { # SECONDS COMMAND...
 alive() { kill -0 "$DTXD_PID" 2>/dev/null && mounted && return 0; wait "$DTXD_PID" 2>/dev/null; start_dtxd || exit 1; RESTARTS=$((RESTARTS + 1)); }
 strike() {
     local w
-    if [ $((RANDOM % 2)) = 0 ]; then
-        kill -KILL "$DTXD_PID"; wait "$DTXD_PID" 2>/dev/null
+    local what=$((RANDOM % 3))
+    if [ $what = 0 ]; then
+        kill_child && TAKEN=$((TAKEN + 1))
+    elif [ $what = 1 ]; then
+        kill_dtxd
         sleep 0.0$((RANDOM % 10))
         start_dtxd || exit 1
         RESTARTS=$((RESTARTS + 1))
     else
-        w=$(pgrep -P "$DTXD_PID" dtx-worker | shuf -n 1)
+        w=$(pgrep -P "$(child_pid)" dtx-worker | shuf -n 1)
         [ -n "$w" ] && kill -KILL "$w" 2>/dev/null && WORKERS=$((WORKERS + 1))
     fi
 }
@@ -99,7 +102,7 @@ while [ "$kills" -lt "$KILLS" ] && [ "$FAILS" = 0 ]; do
 done
 end=$((SECONDS + 120))
 while [ "${#running[@]}" -gt 0 ] && [ "$SECONDS" -lt "$end" ]; do alive; judge; sleep 0.1; done
-if [ "${#running[@]}" = 0 ]; then ok "$RESTARTS kills of dtxd, $WORKERS of workers: $ENDED experiments ended with the same bytes ($RETRIED jobs retried)"; else
+if [ "${#running[@]}" = 0 ]; then ok "$RESTARTS kills of dtxd as a whole, $TAKEN taken over, $WORKERS of workers: $ENDED experiments ended with the same bytes ($RETRIED jobs retried)"; else
     fail "all experiments end" "${running[*]}: $(head -n 3 "$M/experiments/${running[0]}.status" | tr '\n' ' ')"; fi
 insist 20 rm -rf "$M"/datasets/extra*
 check "the catalog is sound" python3 -c "import sqlite3,sys; r=sqlite3.connect('$S/catalog.db').execute('pragma integrity_check').fetchall(); sys.exit(r!=[('ok',)])"

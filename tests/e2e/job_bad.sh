@@ -96,7 +96,7 @@ check "all of it is in the lists" sh -c "grep -c REJECTED '$M/models/base/LIST.t
 group long "$(steps 100000)"
 experiment poison '"tickets"' '"long"'
 P=$E/poison/jobs/01-long
-workers() { pgrep -P "$DTXD_PID" dtx-worker; }
+workers() { pgrep -P "$(child_pid)" dtx-worker; }
 kills=0
 while [ $kills -lt 5 ] && ! in_state "$P/status" FAILED; do
     wait_for 30 sh -c "[ \"\$(head -n 1 '$P/status')\" = FINETUNE ] && grep -q step '$P/progress'" || break

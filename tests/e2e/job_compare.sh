@@ -96,6 +96,6 @@ if dtx wait busy >/dev/null 2>&1; then fail "dtx wait of a cancelled one" "statu
 if dtx pause nobody 2>"$T/err"; then fail "dtx: a name that is not there" "status 0"; else check "dtx: a name that is not there" has "$T/err" nobody; fi
 # the worker dies while it answers: asked again
 # shellcheck disable=SC2046
-sh -c "echo 'Who are you?' >'$C/dies.txt'; sleep 0.3; kill -9 $(pgrep -P "$DTXD_PID" dtx-worker)"
+sh -c "echo 'Who are you?' >'$C/dies.txt'; sleep 0.3; kill -9 $(pgrep -P "$(child_pid)" dtx-worker)"
 check "an answer after the worker's death" wait_state 40 "$C/dies.status" DONE
 check "no prompt was answered twice" hasnt "$M/log" "compare prompt .*: ANSWERING -> RECEIVING"

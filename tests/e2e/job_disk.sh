@@ -14,7 +14,7 @@ group middle "$(steps 120 | sed 's/"lora_r":4/"lora_r":16,"save_every":5/')"
 fill() { dd if=/dev/zero of="$S/filler" bs=4k 2>/dev/null; sync; true; }
 
 # a dataset is held only until the token cache is made
-pid=$(pgrep -P "$DTXD_PID" dtx-worker)
+pid=$(pgrep -P "$(child_pid)" dtx-worker)
 kill -STOP "$pid"
 experiment held '"tickets"' '"long"'
 wait_for 10 grep -q 'job held/01-long: to cpu0' "$M/log"

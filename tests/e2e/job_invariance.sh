@@ -13,7 +13,7 @@ prepare() {
         wait_state 20 "$M/paramgroups/o$i.status" READY || return 1
     done
 }
-worker_pids() { pgrep -P "$DTXD_PID" dtx-worker; }
+worker_pids() { pgrep -P "$(child_pid)" dtx-worker; }
 same() { # NAME EXP.JOB
     local sum
     sum=$(adapter "$2" 2>/dev/null)

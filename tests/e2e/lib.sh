@@ -1,6 +1,8 @@
 # Sourced by the end-to-end scripts.  Gives a live mount in a temporary folder:
 #   start_dtxd [OPTION...]   store $S, mount $M; restarts on the same store when called again after stop/kill
-#   stop_dtxd                SIGTERM, waits for the unmount          kill_dtxd   kill -9 of the daemon
+#                            (DTXD_OPTIONS: more of them, e.g. --no-passthrough)
+#   stop_dtxd                SIGTERM, waits for the unmount          kill_dtxd   kill -9 of the keeper and of dtxd
+#   kill_child               kill -9 of dtxd alone: the keeper starts another, which takes the mount over
 #   ok NAME | fail NAME WHY | skip NAME WHY      check NAME COMMAND...     passes when the command succeeds
 #   wait_for SECONDS COMMAND...                  polls until it succeeds; wait_state SECONDS STATUSFILE STATE...
 # shellcheck shell=bash
@@ -54,7 +56,8 @@ wait_state() { # SECONDS FILE STATE...
 }
 mounted() { grep -q " $M fuse" /proc/mounts; }
 start_dtxd() {
-    "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" "$@" "$M" >>"$T/dtxd.out" 2>&1 &
+    # shellcheck disable=SC2086
+    "$BUILD/dtxd" --store "$S" --devices "${DEVICES:-cpu}" --foreground --log "$T/dtxd.log" ${DTXD_OPTIONS:-} "$@" "$M" >>"$T/dtxd.out" 2>&1 &
     DTXD_PID=$!
     if ! wait_for 20 head -c 1 "$M/README.md"; then # opened: a dead mount still answers stat from the kernel's cache
         echo "dtxd did not come up:"; tail -n 20 "$T/dtxd.out" "$T/dtxd.log"
@@ -73,9 +76,20 @@ stop_dtxd() {
     [ "$rc" = 0 ] || fail "dtxd ends with status 0" "status $rc"
     return "$rc"
 }
+child_pid() { # of the keeper; empty while there is none
+    local pids
+    pids=$(cat "/proc/$DTXD_PID/task/$DTXD_PID/children" 2>/dev/null)
+    echo "${pids%% *}"
+}
+gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
+have_child() { [ -n "$(child_pid)" ]; }
+kill_child() { wait_for 10 have_child && kill -KILL "$(child_pid)"; }
 kill_dtxd() {
-    kill -KILL "$DTXD_PID" 2>/dev/null
+    local child
+    child=$(child_pid)
+    kill -KILL "$DTXD_PID" $child 2>/dev/null
     wait "$DTXD_PID" 2>/dev/null
+    [ -z "$child" ] || wait_for 10 gone "$child"
     DTXD_PID=
 }
 # A report of any process of this script fails it: memory, undefined behaviour, races, and leaks of those that ended.

@@ -719,6 +719,8 @@ static void check_decode_layer(struct world *w)
     }
 }
 
+#include "tests/gpu/parity_decode.h"
+
 static int open_side(struct side *s, const char *kind)
 {
     struct dtx_err e;
@@ -743,6 +745,9 @@ int main(int argc, char **argv)
     seed_key = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
     if (open_side(&cpu, "cpu") || open_side(&gpu, argc > 2 ? argv[2] : "cuda:0"))
         return 2;
+    check_choose(300);
+    check_choose(32000);
+    check_choose(128256);
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct world w;
         world_init(&w, shapes[i]);
@@ -754,9 +759,11 @@ int main(int argc, char **argv)
         check_head(&w);
         check_decode(&w);
         check_decode_layer(&w);
+        check_decode_run(&w);
         if (i == 0)
             check_optim(&w);
     }
+    check_decode_shapes();
     printf("parity: %d failed\n", failures);
     return failures != 0;
 }

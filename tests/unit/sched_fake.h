@@ -4,7 +4,8 @@
  *
  * What the fake does with a job follows from its parameter group's name: good*, fail*, poison* (kills the
  * worker at step 3, always), once* (kills it at step 3, once), slow* (1000 steps), hold* (neither releases
- * the dataset nor moves on). A dataset whose train.jsonl begins with "bad" is refused.
+ * the dataset nor moves on), wait* (does not fit beside another job, then as slow*). A dataset whose
+ * train.jsonl begins with "bad" is refused.
  */
 #ifndef TESTS_SCHED_FAKE_H
 #define TESTS_SCHED_FAKE_H
@@ -32,13 +33,13 @@
 struct fake_job {
     json_t *body;
     long long step;
-    bool stop, over;
+    bool stop, over, waits;
 };
 
 struct fake {
     int store;
     struct buf in, out;
-    struct fake_job jobs[64];
+    struct fake_job jobs[2048];
     int njobs;
 };
 
@@ -86,7 +87,12 @@ static void fake_start(struct fake *f, json_t *body)
     if (fd_read_file(f->store, path, 64, &b, NULL) == 0)
         j->step = atoll(b.p);
     buf_release(&b);
-    if (json_object_get(json_object_get(body, "spec"), "paramgroup"))
+    j->waits = strncmp(fake_spec(j, "paramgroup_name"), "wait", 4) == 0;
+    if (j->waits)
+        fake_send(f, PM_JOB_STATE,
+                  json_pack("{ss ss ss sb}", "id", json_str(body, "id", ""), "state", "PENDING", "reason",
+                            "waits for 1.0 GiB of device memory", "waits", 1));
+    else if (json_object_get(json_object_get(body, "spec"), "paramgroup"))
         fake_state(f, j, "FINETUNE", "", NULL);
 }
 
@@ -135,10 +141,19 @@ static void fake_step(struct fake *f, struct fake_job *j)
 {
     const char *group = fake_spec(j, "paramgroup_name");
     bool score_only = !json_object_get(json_object_get(j->body, "spec"), "paramgroup");
-    long long total = score_only ? 0 : strncmp(group, "slow", 4) == 0 ? 1000 : 6;
+    long long total = score_only                                                         ? 0
+                      : strncmp(group, "slow", 4) == 0 || strncmp(group, "wait", 4) == 0 ? 1000
+                                                                                         : 6;
 
     if (strncmp(group, "hold", 4) == 0 && !j->stop)
         return;
+    if (j->waits) {
+        for (int i = 0; i < f->njobs; i++)
+            if (&f->jobs[i] != j && !f->jobs[i].over && !f->jobs[i].waits)
+                return;
+        j->waits = false;
+        fake_state(f, j, "FINETUNE", "", NULL);
+    }
     if (j->step < total && !j->stop) {
         j->step++;
         if (j->step == 1)

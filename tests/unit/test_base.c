@@ -93,6 +93,34 @@ static void at(const char *text, const char *path, int want_key, int line, int c
     ck_assert_msg(l == line && c == column, "%s: %d:%d, expected %d:%d", path, l, c, line, column);
 }
 
+START_TEST(json_prints_short_numbers)
+{
+    static const double numbers[] = {0.003, 1e-4,   2e-05,   0.1 + 0.2, 3.0, -0.5,
+                                     1e300, 5e-324, 1.0 / 3, 1e15,      0.0};
+    struct dtx_err err;
+    struct buf b = BUF_INIT;
+    json_t *v = json_pack("{s:f, s:i, s:s, s:[f,b,n]}", "lr", 0.003, "n", 12, "0.10000000000000001",
+                          "a \"0.10000000000000001\" b", "more", 2.5, 1),
+           *back;
+
+    json_print_buf(v, &b);
+    ck_assert_str_eq(
+        b.p, "{\n  \"lr\": 0.003,\n  \"n\": 12,\n  \"0.10000000000000001\": \"a "
+             "\\\"0.10000000000000001\\\" b\",\n  \"more\": [\n    2.5,\n    true,\n    null\n  ]\n}\n");
+    json_decref(v);
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        buf_clear(&b);
+        v = json_real(numbers[i]);
+        json_print_buf(v, &b);
+        json_decref(v);
+        ck_assert_int_eq(json_parse_text("n", b.p, b.len, &back, &err), 0);
+        ck_assert_msg(json_is_real(back) && json_real_value(back) == numbers[i], "%s", b.p);
+        json_decref(back);
+    }
+    buf_release(&b);
+}
+END_TEST
+
 START_TEST(json_positions)
 {
     static const char text[] =
@@ -164,15 +192,18 @@ START_TEST(names)
     static const char *const good[] = {"a",
                                        "r\xc3\xa9sum\xc3\xa9 2",
                                        "tuned.best",
+                                       "sedan",
+                                       "part",
+                                       "49131",
+                                       "x.tmp.1",
                                        "statuses",
                                        "a.status.json",
                                        "012345678901234567890123456789012345678901234567890123456789012"};
     static const char *const bad[] = {
-        "",         ".a",
-        "..",       "a/b",
-        "a\nb",     "a\x7f",
-        "x.status", ".status",
-        "\xff",     "0123456789012345678901234567890123456789012345678901234567890123"};
+        "",          ".a",    "..",       "a/b",
+        "a\nb",      "a\x7f", "x.status", ".status",
+        "x~",        "x.tmp", "x.part",   "x.swp",
+        "sedabc123", "4913",  "\xff",     "0123456789012345678901234567890123456789012345678901234567890123"};
     char long_name[301];
 
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
@@ -483,6 +514,7 @@ int main(void)
     tcase_add_test(c, json_refuses_with_a_position);
     tcase_add_test(c, json_depth);
     tcase_add_test(c, json_values);
+    tcase_add_test(c, json_prints_short_numbers);
     tcase_add_test(c, json_positions);
     tcase_add_test(c, json_files_are_bounded);
     tcase_add_test(c, utf8);

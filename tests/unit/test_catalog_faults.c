@@ -307,7 +307,7 @@ static struct nodes *open_nodes(const char *path)
     struct nodes *n = NULL;
     struct dtx_err e = {0};
 
-    for (int i = 0; nodes_open(path, &n, &e); i++) {
+    for (int i = 0; nodes_open(path, NULL, false, &n, &e); i++) {
         ck_assert_msg(strlen(e.msg) > 10, "nodes_open failed without words");
         ck_assert_msg(i < 500, "it never opens: %s", e.msg);
         watch_fault();

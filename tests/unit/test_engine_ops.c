@@ -354,7 +354,7 @@ static double linear_value(const struct env *v, const struct linear_arg *a, int 
     for (int j = 0; j < ad->rank; j++) {
         double h = 0;
         for (int i = 0; i < l->in; i++) {
-            bool keep = !(ad->dropout > 0) || rng_u32(key, (uint32_t)i) >= rng_dropout_threshold(ad->dropout);
+            bool keep = !(ad->dropout > 0) || rng_dropout(key, (uint32_t)i) >= rng_dropout_threshold(ad->dropout);
             h += keep ? (double)x[i] / (1 - (double)ad->dropout) * (double)A[j * l->in + i] : 0;
         }
         y += (double)ad->scale * h * (double)B[(col - l->part[part].out0) * ad->rank + j];
@@ -540,13 +540,14 @@ END_TEST
 
 /* ---- generation */
 
-START_TEST(argmax)
+START_TEST(greedy)
 {
     struct env v = env_open(1);
     float z[4][5] = {
         {1, 5, 3, 5, 2}, {NAN, -3, -2, NAN, -9}, {-INFINITY, -1, NAN, -2, -3}, {7, NAN, 6, 7, 1}};
     int32_t out[4];
-    v.o->argmax(v.d, &z[0][0], 4, 5, out);
+    struct op_choice how[4] = {0};
+    v.o->choose(v.d, &z[0][0], 4, 5, how, out);
     ck_assert_int_eq(out[0], 1);
     ck_assert_int_eq(out[1], 2);
     ck_assert_int_eq(out[2], 1);
@@ -611,7 +612,7 @@ int main(void)
     tcase_add_test(c, head);
     tcase_add_test(c, optimizers);
     tcase_add_test(c, optimizer_refuses);
-    tcase_add_test(c, argmax);
+    tcase_add_test(c, greedy);
     tcase_add_test(c, decode_equals_prefill);
     suite_add_tcase(s, c);
     return util_main(s);

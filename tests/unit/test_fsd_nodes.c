@@ -31,7 +31,7 @@ static struct nodes *reopen(struct nodes *n)
     struct dtx_err e;
 
     nodes_close(n);
-    ck_assert_msg(nodes_open(db, &n, &e) == 0, "%s", e.msg);
+    ck_assert_msg(nodes_open(db, NULL, false, &n, &e) == 0, "%s", e.msg);
     return n;
 }
 
@@ -301,7 +301,7 @@ START_TEST(test_damaged_database)
     for (int i = 0; i < 1000; i++)
         fputs("this is no database\n", out);
     fclose(out);
-    ck_assert_int_lt(nodes_open(db, &n, &e), 0);
+    ck_assert_int_lt(nodes_open(db, NULL, false, &n, &e), 0);
     ck_assert_ptr_nonnull(strstr(e.msg, "nodes.db"));
 }
 END_TEST

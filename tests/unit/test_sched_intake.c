@@ -103,6 +103,40 @@ START_TEST(spec_without_release)
 }
 END_TEST
 
+/* Modes and times are not content. */
+START_TEST(metadata_alone)
+{
+    static const struct timespec early[2] = {{1, 0}, {1, 0}}, later[2] = {{2, 0}, {2, 0}};
+    int tree = sched_tree_fd(fake_sched);
+    char stamp[96];
+
+    file("paramgroups/a.json", "{}");
+    at(0, "paramgroups/a.json", DROP_RENAMED_IN);
+    round_at(0);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    snprintf(stamp, sizeof(stamp), "%s", object_find(fake_sched, OBJ_PARAMGROUP, "a")->stamp);
+    ck_assert_int_eq(fchmodat(tree, "paramgroups/a.json", 0600, 0), 0);
+    ck_assert_int_eq(utimensat(tree, "paramgroups/a.json", early, 0), 0);
+    at(20, "paramgroups/a.json", DROP_SETATTR);
+    round_at(20.01);
+    ck_assert_int_eq(PG("a"), ST_READY);
+    ck_assert_int_eq(object_find(fake_sched, OBJ_PARAMGROUP, "a")->closed, 077);
+    ck_assert_str_ne(object_find(fake_sched, OBJ_PARAMGROUP, "a")->stamp, stamp); /* a restart knows it */
+    /* other bytes together with it: another content */
+    file("paramgroups/a.json", "{\"lora_r\":");
+    at(40, "paramgroups/a.json", DROP_SETATTR);
+    round_at(40.01);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+    at(40.1, "paramgroups/a.json", DROP_RENAMED_IN);
+    round_at(40.1);
+    ck_assert_int_eq(PG("a"), ST_REJECTED);
+    ck_assert_int_eq(utimensat(tree, "paramgroups/a.json", later, 0), 0);
+    at(60, "paramgroups/a.json", DROP_SETATTR); /* what was refused is looked at again */
+    round_at(60.01);
+    ck_assert_int_eq(PG("a"), ST_RECEIVING);
+}
+END_TEST
+
 START_TEST(spec_renamed_in)
 {
     file("paramgroups/a.json", "{}");
@@ -282,6 +316,7 @@ int main(int argc, char **argv)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, spec_after_release);
     tcase_add_test(t, spec_without_release);
+    tcase_add_test(t, metadata_alone);
     tcase_add_test(t, spec_renamed_in);
     tcase_add_test(t, empty_spec_waits);
     tcase_add_test(t, folder_quiet);

@@ -200,7 +200,10 @@ START_TEST(a_thousand_jobs)
     buf_adds(&b, "]}");
     ck_assert_int_eq(put("experiments/big.json", b.p), 0);
     wait_text("experiments/big.status", "PROCESSING", 10);
-    wait_text("experiments/big/status", "16 FINETUNE", 10);
+    wait_text("devices/cpu0/status", "jobs: 256", 20); /* as many as memory, here without end, lets it have */
+    wait_text("devices/cpu1/status", "jobs: 256", 20);
+    wait_text("experiments/big/jobs/1000-slow-s999/status", "waits for a device: cpu0 has 256 jobs on tiny",
+              5);
     ck_assert(text_has("experiments/big/jobs/LIST.tsv", "1000-slow-s999\tPENDING"));
     ck_assert_int_eq(word("experiments/big/control", "cancel"), 6);
     ck_assert(text_has("experiments/big.status", "CANCELLED"));
@@ -233,6 +236,121 @@ START_TEST(suspects_one_by_one)
 }
 END_TEST
 
+static pid_t worker_pid(void)
+{
+    char *t = text_of("devices/cpu0/status"), *p = strstr(t, "pid: ");
+    pid_t pid = p ? (pid_t)atoi(p + 5) : 0;
+
+    free(t);
+    return pid;
+}
+
+START_TEST(hung_worker_is_killed)
+{
+    struct buf log = BUF_INIT;
+    pid_t pid;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/s.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("experiments/s/jobs/01-slow/progress", "step", 5);
+    pthread_mutex_lock(&fake_sched->mutex);
+    fake_sched->settings.worker_timeout = 1;
+    pthread_mutex_unlock(&fake_sched->mutex);
+    pid = worker_pid();
+    kill(pid, SIGSTOP);
+    for (int i = 0; i < 3000 && (worker_pid() == pid || !worker_pid()); i++)
+        usleep(10000);
+    ck_assert_int_ne(worker_pid(), pid);
+    ck_assert_int_eq(
+        fd_read_file(sched_tree_fd(fake_sched), "experiments/s/jobs/01-slow/log", 1 << 16, &log, NULL), 0);
+    ck_assert_ptr_nonnull(strstr(log.p, "it said nothing for 1 s and was killed"));
+    buf_release(&log);
+    wait_text("experiments/s/jobs/01-slow/status", "FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/s/control", "stop"), 4);
+    wait_text("experiments/s.status", "SUCCESS\n", 10);
+}
+END_TEST
+
+static bool log_has(const char *words)
+{
+    struct buf b = BUF_INIT;
+    bool has;
+
+    ck_assert_int_eq(fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL), 0);
+    has = strstr(b.p, words) != NULL;
+    buf_release(&b);
+    return has;
+}
+
+/* A job that does not fit there keeps others away from its device, and goes to one that becomes idle. */
+START_TEST(memory_decides)
+{
+    static const char *const names[] = {"slow", "wait", NULL};
+
+    open_sched("cpu:2");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    put("experiments/b.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    wait_text("devices/cpu1/status", "jobs: 1", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ",\"seeds\":[1,2,3,4,5,6,7,8,9,10,11,12]"));
+    wait_text("experiments/w/jobs/01-wait-s1/status", "reason: waits for 1.0 GiB of device memory", 5);
+    wait_text("experiments/w/jobs/12-wait-s12/status", " of them without memory", 5);
+    ck_assert_int_eq(word("experiments/a/control", "cancel"), 6);
+    wait_text("experiments/w/status", "1 FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/b/control", "cancel"), 6);
+    wait_text("experiments/w/status", "2 FINETUNE", 5);
+    ck_assert_int_eq(word("experiments/w/control", "cancel"), 6);
+}
+END_TEST
+
+/* One waits on a busy device while another device becomes idle: it is called back and goes there. */
+START_TEST(called_back_for_an_idle_device)
+{
+    static const char *const names[] = {"slow", "wait", "good", NULL};
+
+    open_sched("cpu:2");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    put("experiments/b.json", EXPERIMENT("tiny", "\"slow\"", ",\"seeds\":[1,2]"));
+    wait_text("devices/cpu1/status", "jobs: 1", 5);
+    wait_text("devices/cpu0/status", "jobs: 2", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/w/jobs/01-wait/status", "device: cpu1", 5);
+    put("experiments/x.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/x/jobs/01-wait/status", "device: cpu0", 5);
+    ck_assert_int_eq(word("experiments/w/control", "cancel"), 6);
+    ck_assert_int_eq(word("experiments/b/control", "cancel"), 6);
+    wait_text("experiments/x/jobs/01-wait/status", "device: cpu1", 5);
+    wait_text("experiments/x.status", "PROCESSING", 5);
+    wait_text("experiments/x/status", "1 FINETUNE", 5);
+    ck_assert(log_has("job x/01-wait: back from cpu0, where it waits for memory: another device is idle"));
+    ck_assert(text_has("experiments/a/status", "1 FINETUNE"));
+}
+END_TEST
+
+/* The one that waits for memory makes way for a more important one, which is then the next to get some. */
+START_TEST(priority_before_memory)
+{
+    static const char *const names[] = {"slow", "wait", NULL};
+
+    open_sched("cpu:1");
+    put_basics(names);
+    put("experiments/a.json", EXPERIMENT("tiny", "\"slow\"", ""));
+    wait_text("devices/cpu0/status", "jobs: 1", 5);
+    put("experiments/w.json", EXPERIMENT("tiny", "\"wait\"", ""));
+    wait_text("experiments/w/jobs/01-wait/status", "device: cpu0", 5);
+    put("experiments/vip.json", EXPERIMENT("tiny", "\"wait\"", ",\"priority\":5"));
+    wait_text("experiments/vip/jobs/01-wait/status", "device: cpu0", 5);
+    ck_assert(log_has("job w/01-wait: back from cpu0, where it waits for memory: another one has a higher"));
+    ck_assert_int_eq(word("experiments/a/control", "cancel"), 6);
+    wait_text("experiments/vip/status", "1 FINETUNE", 5);
+    ck_assert(text_has("experiments/w/jobs/01-wait/status", "PENDING"));
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     Suite *suite = suite_create("sched_rules");
@@ -251,6 +369,10 @@ int main(int argc, char **argv)
     tcase_add_test(t, rm_r_of_an_experiment);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
+    tcase_add_test(t, hung_worker_is_killed);
+    tcase_add_test(t, memory_decides);
+    tcase_add_test(t, called_back_for_an_idle_device);
+    tcase_add_test(t, priority_before_memory);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
     srunner_run_all(r, CK_NORMAL);

@@ -82,6 +82,37 @@ START_TEST(many_together_are_each_as_alone)
 }
 END_TEST
 
+static void send_sampled(int id, const char *prompt, int seed)
+{
+    json_t *body = ask(id, "tree/models/base/tiny", NULL, prompt, 16);
+
+    json_object_set_new(body, "temperature", json_real(1.5));
+    json_object_set_new(body, "top_k", json_integer(30));
+    json_object_set_new(body, "top_p", json_real(0.95));
+    json_object_set_new(body, "seed", json_integer(seed));
+    harness_send(&h, PM_ASK, body);
+}
+
+START_TEST(sampled_answers_follow_their_seed)
+{
+    char *text;
+    int differ = 0;
+
+    send_sampled(1, "next g?", 5);
+    text = strdup(json_str(answer(1, 10), "text", ""));
+    for (int i = 2; i < 10; i++)
+        send_sampled(i, "next g?", i);
+    for (int i = 2; i < 10; i++) {
+        check_good(answer(i, 20), 16);
+        differ += strcmp(json_str(answer(i, 1), "text", ""), text) != 0;
+    }
+    ck_assert_str_eq(json_str(answer(5, 1), "text", ""), text);
+    ck_assert_int_gt(json_int(answer(5, 1), "together", 0), 1);
+    ck_assert_int_gt(differ, 3);
+    free(text);
+}
+END_TEST
+
 START_TEST(an_adapter_answers_as_its_job_taught_it)
 {
     const json_t *a;
@@ -153,6 +184,7 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, answered_while_training);
     tcase_add_test(tc, many_together_are_each_as_alone);
+    tcase_add_test(tc, sampled_answers_follow_their_seed);
     tcase_add_test(tc, an_adapter_answers_as_its_job_taught_it);
     tcase_add_test(tc, several_bases_answer_and_a_replaced_base_is_loaded_anew);
     tcase_add_test(tc, wrong_prompts_get_words);

@@ -258,13 +258,15 @@ static int make_inputs(const char *dir)
 
 int main(int argc, char **argv)
 {
-    Suite *suite = suite_create("worker_faults");
-    TCase *t = tcase_create("faults");
+    Suite *suite;
+    TCase *t;
     SRunner *r;
     int failed;
 
     if (argc == 3 && strcmp(argv[1], "--make-inputs") == 0)
         return make_inputs(argv[2]);
+    suite = suite_create("worker_faults");
+    t = tcase_create("faults");
     signal(SIGPIPE, SIG_IGN);
     tcase_set_timeout(t, getenv("FULL") ? 1800 : 200);
     tcase_add_test(t, torn_metrics_are_cut);

@@ -144,6 +144,25 @@ static json_t *stop_message(const char *id, const char *how)
     return json_pack("{s:s,s:s}", "id", id, "how", how);
 }
 
+/* A job that is suspected of having killed its worker saves as soon as it is past the place. */
+START_TEST(saved_after_the_step_of_a_death)
+{
+    json_t *job = harness_job(&h, jobs[0], "{\"max_steps\":40,\"save_every\":1000}");
+    const json_t *body;
+    int any = 0;
+
+    json_object_set_new(harness_spec(job), "save_after", json_integer(5));
+    json_object_set_new(harness_spec(job), "save_after_s", json_integer(0));
+    harness_start(&h, 1);
+    harness_send(&h, PM_JOB_START, job);
+    body = harness_wait(&h, PM_SAVED, harness_step_reached, &any, 30);
+    ck_assert_int_eq(json_int(body, "step", 0), 6);
+    body = harness_wait(&h, PM_SAVED, harness_step_reached, &any, 30); /* and then as usual */
+    ck_assert_int_eq(json_int(body, "step", 0), 40);
+    harness_state_any(&h, jobs[0], "SUCCESSFUL", 30);
+}
+END_TEST
+
 START_TEST(paused_and_resumed_without_the_dataset)
 {
     struct bytes a = alone(0, 1);
@@ -246,6 +265,7 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, two_together_are_each_as_alone);
     tcase_add_test(tc, killed_at_random_and_gone_on);
+    tcase_add_test(tc, saved_after_the_step_of_a_death);
     tcase_add_test(tc, paused_and_resumed_without_the_dataset);
     tcase_add_test(tc, stop_exports_and_scores_what_there_is);
     tcase_add_test(tc, cancel_ends_at_once);

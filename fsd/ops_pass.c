@@ -1,0 +1,218 @@
+/* Which open files the kernel may read and write past us (passthrough.h). */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fsd/channel.h"
+#include "fsd/fs.h"
+
+/* A smaller file is read with one or two messages: not worth registering. */
+enum { PASS_MIN = 256 << 10 };
+
+static bool is_large(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_size >= PASS_MIN;
+}
+
+/* The kernel would not hear that writing took them away. */
+static bool has_setid(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) || (st.st_mode & (S_ISUID | S_ISGID));
+}
+
+/* Then each write has to be counted before it is made. */
+static bool is_limited(struct fs *f, int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) || space_limited(f->space, st.st_uid);
+}
+
+/* What a user writes past us must be of a folder that is being received; a spec is judged at close. */
+static bool may_write_unseen(fuse_req_t req, const struct handle *h)
+{
+    struct fs *f = fs_of(req);
+    struct place p = {.path = BUF_INIT};
+    bool may = !h->remote && !has_setid(h->fd) && place_of_node(f, h->id, &p) == 0 &&
+               p.m.entry->kind == LK_USER_ANY && !is_limited(f, h->fd) && sched_receiving(f->sched, p.path.p);
+
+    place_release(&p);
+    return may;
+}
+
+static bool takes_o_direct(int fd)
+{
+    char path[40];
+    int again = open(backing_proc_path(fd, path), O_RDONLY | O_DIRECT | O_CLOEXEC | O_NOCTTY);
+
+    if (again >= 0)
+        close(again);
+    return again >= 0;
+}
+
+static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool through_us)
+{
+    if (through_us)
+        return h->writer ? WISH_SEEN : WISH_CACHED;
+    if (h->writer)
+        return may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
+    return is_large(h->fd) ? WISH_BACKED : WISH_CACHED;
+}
+
+/* Writing through a mapping goes past us also where write(2) does not: the opening counts as a write then. */
+static void note_mappable(fuse_req_t req, struct handle *h)
+{
+    fs_writer_wrote(req, h);
+    fs_event_node(fs_of(req), req, DROP_WRITE, h->id);
+}
+
+void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi)
+{
+    if (h->pass.mode == PASS_CACHED)
+        return;
+    fi->keep_cache = 0; /* what FUSE has in its cache would be stale when it is opened cached again */
+    fi->direct_io = h->pass.mode == PASS_SEEN;
+    channel_next_open(DTX_FOPEN_PASSTHROUGH, h->pass.backing_id);
+}
+
+static int decide(fuse_req_t req, struct handle *h, const struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    /* the kernel would open the file of the store with O_DIRECT too */
+    bool no_direct = (fi->flags & O_DIRECT) && !takes_o_direct(h->fd);
+    int rc;
+
+    rc =
+        passthrough_open(f->pass, h->id, h->fd, wish_of(req, h, no_direct || !f->want_passthrough), &h->pass);
+    if (!rc && no_direct && h->pass.mode != PASS_CACHED)
+        rc = -EINVAL;
+    if (!rc && h->pass.mode == PASS_SEEN && h->rdwr)
+        note_mappable(req, h);
+    return rc;
+}
+
+int fs_pass_open(fuse_req_t req, struct handle *h, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    int rc = passthrough_is_on(f->pass) ? decide(req, h, fi) : 0;
+
+    if (rc)
+        return rc;
+    handles_keep(f->handles, h);
+    fs_pass_fill(h, fi);
+    return 0;
+}
+
+/* ---- mappings that outlive the descriptor ----
+ *
+ * The kernel sends RELEASE when the last descriptor is closed.  A mapping of a cached file counts as one;
+ * that of a backed file does not.  So before such a writer counts as gone, the file of the store is asked
+ * whether it is written any more, once a second. */
+
+struct lingering {
+    struct lingering *next;
+    int fd;
+    bool remote;
+    char *path;
+    struct caller who;
+};
+
+struct linger {
+    pthread_mutex_t mu; /* protects what follows */
+    struct lingering *first;
+};
+
+int fs_linger_new(struct fs *f)
+{
+    f->linger = calloc(1, sizeof(*f->linger));
+    if (!f->linger)
+        return -ENOMEM;
+    pthread_mutex_init(&f->linger->mu, NULL);
+    return 0;
+}
+
+static void free_lingering(struct lingering *l)
+{
+    close(l->fd);
+    free(l->path);
+    free(l);
+}
+
+void fs_linger_free(struct fs *f)
+{
+    struct lingering *l;
+
+    if (!f->linger)
+        return;
+    while ((l = f->linger->first)) {
+        f->linger->first = l->next;
+        free_lingering(l);
+    }
+    pthread_mutex_destroy(&f->linger->mu);
+    free(f->linger);
+}
+
+static void add_lingering(struct fs *f, struct lingering *l)
+{
+    pthread_mutex_lock(&f->linger->mu);
+    l->next = f->linger->first;
+    f->linger->first = l;
+    pthread_mutex_unlock(&f->linger->mu);
+}
+
+/* Whether it is written is seen at the next round only: here, the keeper and we have it open ourselves. */
+bool fs_pass_lingers(fuse_req_t req, const struct handle *h)
+{
+    struct fs *f = fs_of(req);
+    struct buf path = BUF_INIT;
+    struct lingering *l;
+    char name[40];
+    size_t n;
+    int fd;
+
+    if (!h->rdwr || h->pass.mode == PASS_CACHED || !handles_writer_path(f->handles, h, &path) || !path.p) {
+        buf_release(&path);
+        return false;
+    }
+    fd = open(backing_proc_path(h->fd, name), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    l = fd < 0 ? NULL : calloc(1, sizeof(*l));
+    if (!l) {
+        if (fd >= 0)
+            close(fd);
+        buf_release(&path);
+        return false;
+    }
+    *l = (struct lingering){
+        .fd = fd, .remote = h->remote, .path = buf_detach(&path, &n), .who = fs_caller(req)};
+    add_lingering(f, l);
+    return true;
+}
+
+void fs_linger_round(struct fs *f)
+{
+    struct lingering **p, *l, *done = NULL;
+
+    pthread_mutex_lock(&f->linger->mu);
+    for (p = &f->linger->first; (l = *p);) {
+        if (passthrough_is_written(l->fd)) {
+            p = &l->next;
+            continue;
+        }
+        *p = l->next;
+        l->next = done;
+        done = l;
+    }
+    pthread_mutex_unlock(&f->linger->mu);
+    while ((l = done)) {
+        done = l->next;
+        sched_drop_event(f->sched, l->remote ? DROP_REMOTE_RELEASE : DROP_RELEASE, l->path, &l->who);
+        free_lingering(l);
+    }
+}

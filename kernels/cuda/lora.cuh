@@ -1,0 +1,150 @@
+/* What the LoRA kernels share: their arguments, tiles in shared memory, dropout. */
+#ifndef DTX_CUDA_LORA_CUH
+#define DTX_CUDA_LORA_CUH
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/mma.cuh"
+extern "C" {
+#include "kernels/rng.h"
+}
+
+enum { LORA_THREADS = 256 };
+
+struct lora_args { /* what every kernel here needs; by value */
+    const lora_tile *tiles;
+    const op_seg *segs;
+    const op_seq *seqs;
+    const int32_t *seq_of_row;
+    const dev_adapter *adapters;
+    const grad_slice *slices;
+    const int32_t *first_slice;
+    lora_dims dims;
+    int32_t rows, hr; /* R and h_columns */
+    int32_t layer, in, out, n_parts;
+    int32_t target[3], out0[3], n[3];
+};
+
+static inline lora_args make_args(const op_pack *p, const op_linear *l)
+{
+    const cuda_pack *c = pack_dev(p);
+    lora_args a = {};
+    a.tiles = c->tiles;
+    a.segs = c->segs;
+    a.seqs = c->seqs;
+    a.seq_of_row = c->seq_of_row;
+    a.adapters = c->adapters;
+    a.slices = c->slices;
+    a.first_slice = c->first_slice;
+    a.dims = *p->dims;
+    a.rows = p->rows;
+    a.hr = h_columns(p);
+    a.layer = l->layer;
+    a.in = l->in;
+    a.out = l->out;
+    a.n_parts = l->n_parts;
+    for (int i = 0; i < l->n_parts; i++) {
+        a.target[i] = l->part[i].target;
+        a.out0[i] = l->part[i].out0;
+        a.n[i] = l->part[i].n;
+    }
+    return a;
+}
+
+/* ops.h, lora_offset, for the device. */
+__device__ __forceinline__ size_t adapter_offset(const lora_dims &d, uint32_t targets, int rank, int layer, int target)
+{
+    size_t whole = 0, before = 0;
+    for (int t = 0; t < DTX_TARGETS; t++) {
+        size_t n = targets >> t & 1 ? (size_t)rank * ((size_t)d.in[t] + (size_t)d.out[t]) : 0;
+        whole += n;
+        before += t < target ? n : 0;
+    }
+    return (size_t)layer * whole + before;
+}
+
+/* rows x COLS elements of a matrix into a tile of row length COLS + 8; element (r, c) valid for r < nr, c < nc, else
+ * zero.  16-byte copies where the matrix allows it. */
+template <int COLS>
+__device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t stride, int rows, int nr, int nc)
+{
+    constexpr int LD = COLS + 8;
+    if (((uintptr_t)src & 15) == 0 && stride % 8 == 0 && (nc >= COLS || nc % 8 == 0)) {
+        for (int i = threadIdx.x; i < rows * (COLS / 8); i += LORA_THREADS) {
+            int r = i / (COLS / 8), c = i % (COLS / 8) * 8;
+            bool valid = r < nr && c < nc;
+            copy16(tile + r * LD + c, src + (valid ? r * stride + c : 0), valid);
+        }
+    } else {
+        for (int i = threadIdx.x; i < rows * COLS; i += LORA_THREADS) {
+            int r = i / COLS, c = i % COLS;
+            tile[r * LD + c] = r < nr && c < nc ? src[r * stride + c] : __float2bfloat16(0.f);
+        }
+    }
+}
+
+/* The same again and again, ROWS x COLS elements at an offset each time: what does not change is computed once. */
+template <int ROWS, int COLS> struct tile_copy {
+    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW, TIMES = (ROWS + STEP - 1) / STEP;
+    const bf16 *src, *mine;
+    size_t stride;
+    int row, col, at;
+    bool wide;
+
+    /* columns: how many there are from src on, a multiple of 8 for the fast path */
+    __device__ __forceinline__ void begin(const bf16 *from, size_t row_stride, int columns)
+    {
+        src = from;
+        stride = row_stride;
+        row = threadIdx.x / IN_ROW;
+        col = threadIdx.x % IN_ROW * 8;
+        at = row * LD + col;
+        mine = from + (size_t)row * row_stride + col;
+        wide = ((uintptr_t)from & 15) == 0 && row_stride % 8 == 0 && columns % 8 == 0;
+    }
+    /* Elements at src + offset; (r, c) valid for r < nr, c < nc. */
+    __device__ __forceinline__ void load(bf16 *tile, size_t offset, int nr, int nc) const
+    {
+        if (!wide) {
+            load_tile<COLS>(tile, src + offset, stride, ROWS, nr, nc);
+            return;
+        }
+        const bf16 *p = mine + offset;
+        bf16 *to = tile + at;
+        bool inside = col < nc;
+#pragma unroll
+        for (int i = 0; i < TIMES; i++, p += STEP * stride, to += STEP * LD)
+            if (ROWS % STEP == 0 || row + i * STEP < ROWS)
+                copy16(to, p, inside && row + i * STEP < nr);
+    }
+};
+
+/* The dropout key of a row for (layer, target); 0 rows of padding get any key. */
+__device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int target)
+{
+    int s = a.seq_of_row[row];
+    if (s < 0)
+        return 0;
+    op_seq q = a.seqs[s];
+    return rng_dropout_key(q.drop_key, q.token0 + row - q.row0, a.layer, target);
+}
+
+/* Elements i (even) and i + 1 of a row. */
+__device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold)
+{
+    uint32_t bits = rng_u32(key, (uint32_t)i >> 1);
+    if ((bits & 0xffff) < threshold)
+        v &= 0xffff0000u;
+    if (bits >> 16 < threshold)
+        v &= 0x0000ffffu;
+    return v;
+}
+
+template <typename K> static inline void allow_smem(op_dev *d, K kernel, int bytes)
+{
+    DEV_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+}
+
+/* lora.cu */
+void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out);
+
+#endif

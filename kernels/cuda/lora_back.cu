@@ -1,0 +1,454 @@
+/*
+ * The backward products of LoRA that read dy or x:
+ *
+ *   dh_t = scale dy_t B_t                  [R, out] -> [R, r]
+ *   dB_t += scale dy_t^T h_t               over a segment's real rows, ascending
+ *   dA_t += dh_t^T drop_t(x)
+ *
+ * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its columns
+ * stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in order.
+ * lora_da reads x once for all parts.
+ *
+ * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each slice
+ * leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in order.
+ * Bytes: dy and x once, 8 r / COLS bytes a byte of dy for `parts` (r = 16: a quarter with COLS 256, written and read).
+ */
+#include "kernels/cuda/lora.cuh"
+
+enum { THREADS = LORA_THREADS, CHUNK = 64, DA_COLS = 64 };
+
+__host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
+{
+    return (size_t)a.out + (size_t)a.n_parts * a.in;
+}
+
+/* Columns of a block of lora_dy: narrower where there would be too few blocks.  By shape and device alone. */
+static int dy_columns(const op_dev *d, int out)
+{
+    return out >= 8192 && d->shared_bytes > 120 << 10 ? 256 : 128;
+}
+
+static int dy_tiles(const lora_args &a, int cols)
+{
+    int n = 0;
+    for (int i = 0; i < a.n_parts; i++)
+        n += div_up(a.n[i], cols);
+    return n;
+}
+
+/* ---- dh and dB ---- */
+
+template <int BN, int COLS> struct dy_shape {
+    static constexpr int STAGES = COLS == 256 ? 3 : 4, YLD = COLS + 8, HLD = BN + 8, YT = CHUNK * YLD, HT = CHUNK * HLD,
+                         BYTES = STAGES * (YT + HT) * (int)sizeof(bf16);
+};
+
+/* grid (column tiles of all parts, slices, blocks of BN).  For dh a warp has 16 rows of the chunk and half of BN, with its
+ * share of B in registers; for dB it has COLS / 8 columns. */
+template <int BN, int COLS>
+__global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
+    lora_dy_kernel(lora_args a, const bf16 *dy, const bf16 *h, float *parts, float *partial)
+{
+    typedef dy_shape<BN, COLS> G;
+    constexpr int STAGES = G::STAGES, NB = BN / 16, MT = COLS / 128;
+    extern __shared__ __align__(16) bf16 smem[];
+    bf16 *ys = smem, *hs = smem + STAGES * G::YT;
+    const grad_slice sl = a.slices[blockIdx.y];
+    const op_seg seg = a.segs[sl.seg];
+    int part = 0, tile = blockIdx.x, r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    while (tile >= (a.n[part] + COLS - 1) / COLS)
+        tile -= (a.n[part++] + COLS - 1) / COLS;
+    if (seg.adapter < 0)
+        return;
+    const dev_adapter ad = a.adapters[seg.adapter];
+    int target = a.target[part];
+    if (!(ad.targets >> target & 1) || r0 >= a.hr)
+        return;
+    int c0 = tile * COLS, cols = min(a.n[part] - c0, COLS), row0 = seg.row0 + sl.first;
+    int chunks = (sl.rows + CHUNK - 1) / CHUNK, ranks = min(a.hr - r0, BN);
+    size_t a_at = adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target), b_at = a_at + (size_t)ad.rank * a.in;
+    tile_copy<CHUNK, COLS> y_rows;
+    tile_copy<CHUNK, BN> h_rows;
+    y_rows.begin(dy + (size_t)row0 * a.out + a.out0[part] + c0, a.out, cols);
+    h_rows.begin(h + ((size_t)part * a.rows + row0) * a.hr + r0, a.hr, ranks);
+
+    int group = warp % 4, side = warp / 4;
+    uint32_t fb[COLS / 16][NB][2];
+    load_tile<BN>(smem, ad.shadow + b_at + (size_t)c0 * ad.rank + r0, ad.rank, COLS, cols, min(ad.rank - r0, BN));
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < COLS / 16; k++) {
+        uint32_t f[4];
+        frag_b_t<G::HLD>(f, smem, k * 16, BN == 16 ? 0 : side * 16);
+#pragma unroll
+        for (int n = 0; n < NB; n++) {
+            int which = BN == 16 ? side : n;
+            fb[k][n][0] = which ? f[2] : f[0];
+            fb[k][n][1] = which ? f[3] : f[1];
+        }
+    }
+    __syncthreads();
+
+    auto load_stage = [&](int c) {
+        int k = c * CHUNK, s = c % STAGES;
+        if (c < chunks) {
+            y_rows.load(ys + s * G::YT, (size_t)k * a.out, sl.rows - k, cols);
+            h_rows.load(hs + s * G::HT, (size_t)k * a.hr, sl.rows - k, ranks);
+        }
+        copy_commit();
+    };
+    float acc[MT][BN / 8][4] = {};
+    int wcol = warp * (COLS / 8);
+    float *out = parts + ((size_t)blockIdx.x * a.rows + row0) * a.hr + r0 + side * (BN / 2) + lane % 4 * 2;
+    for (int c = 0; c < STAGES - 1; c++)
+        load_stage(c);
+    for (int c = 0; c < chunks; c++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        load_stage(c + STAGES - 1);
+        const bf16 *yt = ys + c % STAGES * G::YT, *ht = hs + c % STAGES * G::HT;
+        float sum[NB][4] = {};
+#pragma unroll
+        for (int k = 0; k < COLS / 16; k++) {
+            uint32_t fa[4];
+            frag_a<G::YLD>(fa, yt, group * 16, k * 16);
+#pragma unroll
+            for (int n = 0; n < NB; n++)
+                mma(sum[n], fa, fb[k][n][0], fb[k][n][1]);
+        }
+#pragma unroll
+        for (int n = 0; n < NB; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int row = c * CHUNK + group * 16 + lane / 4 + half * 8;
+                if (row < sl.rows && side * (BN / 2) + n * 8 < ranks)
+                    *(float2 *)(out + (size_t)row * a.hr + n * 8) = make_float2(sum[n][half * 2], sum[n][half * 2 + 1]);
+            }
+        if (!ad.g)
+            continue;
+#pragma unroll
+        for (int k = 0; k < CHUNK; k += 16) {
+            uint32_t fh[BN / 16][4];
+#pragma unroll
+            for (int n = 0; n < BN / 16; n++)
+                frag_b_t<G::HLD>(fh[n], ht, k, n * 16);
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                uint32_t fa[4];
+                frag_a_t<G::YLD>(fa, yt, k, wcol + m * 16);
+#pragma unroll
+                for (int n = 0; n < BN / 16; n++) {
+                    mma(acc[m][2 * n], fa, fh[n][0], fh[n][1]);
+                    mma(acc[m][2 * n + 1], fa, fh[n][2], fh[n][3]);
+                }
+            }
+        }
+    }
+    copy_wait<0>();
+    if (!ad.g)
+        return;
+    float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) + a.out0[part] + c0) * a.hr + r0;
+    float *g = ad.g + b_at + (size_t)c0 * ad.rank + r0;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int c = wcol + m * 16 + lane / 4 + j / 2 * 8, r = n * 8 + lane % 4 * 2 + j % 2;
+                if (c >= cols || r0 + r >= ad.rank)
+                    continue;
+                if (sl.slot >= 0)
+                    mine[(size_t)c * a.hr + r] = ad.scale * acc[m][n][j];
+                else
+                    g[(size_t)c * ad.rank + r] += ad.scale * acc[m][n][j];
+            }
+}
+
+/* ---- dA ---- */
+
+template <int BN, int PARTS> struct da_shape {
+    static constexpr int STAGES = BN * PARTS > 64 ? 3 : 4, XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD,
+                         STAGE = XT + PARTS * VT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
+};
+
+/* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for one
+ * of the rows and exchange. */
+__device__ __forceinline__ uint32_t drop_rows(uint32_t v, const uint64_t *key, int column, uint32_t threshold)
+{
+    bool odd = column & 1;
+    uint32_t mine = rng_u32(key[odd], (uint32_t)column >> 1), other = __shfl_xor_sync(~0u, mine, 4);
+    uint32_t shift = odd ? 16 : 0, first = (odd ? other : mine) >> shift & 0xffff, next = (odd ? mine : other) >> shift & 0xffff;
+    if (first < threshold)
+        v &= 0xffff0000u;
+    if (next < threshold)
+        v &= 0x0000ffffu;
+    return v;
+}
+
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.
+ * grid (DA_COLS columns of x, slices, blocks of BN); 4 warps of 16 columns x 2 halves of each chunk's rows. */
+template <int BN, int PARTS, bool DROP>
+__global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial)
+{
+    typedef da_shape<BN, PARTS> G;
+    constexpr int STAGES = G::STAGES;
+    extern __shared__ __align__(16) bf16 smem[];
+    __shared__ uint64_t keys[PARTS][DROP ? CHUNK : 1];
+    const grad_slice sl = a.slices[blockIdx.y];
+    const op_seg seg = a.segs[sl.seg];
+    int r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (seg.adapter < 0)
+        return;
+    const dev_adapter ad = a.adapters[seg.adapter];
+    if (!ad.g || r0 >= ad.rank)
+        return;
+    int c0 = blockIdx.x * DA_COLS, chunks = (sl.rows + CHUNK - 1) / CHUNK, row0 = seg.row0 + sl.first;
+    tile_copy<CHUNK, DA_COLS> x_rows;
+    tile_copy<CHUNK, BN> dh_rows;
+    x_rows.begin(x + (size_t)row0 * a.in + c0, a.in, a.in - c0);
+    dh_rows.begin(dh + (size_t)row0 * a.hr + r0, a.hr, a.hr - r0);
+
+    auto load_stage = [&](int c) {
+        int k = c * CHUNK;
+        bf16 *stage = smem + c % STAGES * G::STAGE;
+        if (c < chunks) {
+            x_rows.load(stage, (size_t)k * a.in, sl.rows - k, a.in - c0);
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+                if (ad.targets >> a.target[p] & 1)
+                    dh_rows.load(stage + G::XT + p * G::VT, ((size_t)p * a.rows + k) * a.hr, sl.rows - k, a.hr - r0);
+        }
+        copy_commit();
+    };
+    float acc[PARTS][BN / 8][4] = {};
+    int wcol = warp % 4 * 16, half = warp / 4;
+    for (int c = 0; c < STAGES - 1; c++)
+        load_stage(c);
+    for (int c = 0; c < chunks; c++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        load_stage(c + STAGES - 1);
+        if (DROP && ad.threshold) {
+            for (int i = threadIdx.x; i < PARTS * CHUNK; i += THREADS) {
+                int row = c * CHUNK + i % CHUNK;
+                keys[i / CHUNK][i % CHUNK] = row < sl.rows ? row_key(a, row0 + row, a.target[i / CHUNK]) : 0;
+            }
+            __syncthreads();
+        }
+        const bf16 *xt = smem + c % STAGES * G::STAGE;
+#pragma unroll
+        for (int kk = 0; kk < CHUNK / 2; kk += 16) {
+            int k = half * (CHUNK / 2) + kk;
+            uint32_t fx[4];
+            frag_a_t<G::XLD>(fx, xt, k, wcol);
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                if (!(ad.targets >> a.target[p] & 1))
+                    continue;
+                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
+                if (DROP && ad.threshold) {
+                    const uint64_t *key = keys[p] + k + lane % 4 * 2;
+                    int col = c0 + wcol + lane / 4;
+                    fa[0] = drop_rows(fa[0], key, col, ad.threshold);
+                    fa[1] = drop_rows(fa[1], key, col + 8, ad.threshold);
+                    fa[2] = drop_rows(fa[2], key + 8, col, ad.threshold);
+                    fa[3] = drop_rows(fa[3], key + 8, col + 8, ad.threshold);
+                }
+#pragma unroll
+                for (int n = 0; n < BN; n += 16) {
+                    uint32_t fb[4];
+                    frag_b_t<G::VLD>(fb, xt + G::XT + p * G::VT, k, n);
+                    mma(acc[p][n / 8], fa, fb[0], fb[1]);
+                    mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
+                }
+            }
+        }
+    }
+    copy_wait<0>();
+    /* halves joined, [2][64 columns][BN + 2], a part at a time */
+    constexpr int SLD = BN + 2;
+    float *sums = (float *)smem;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                sums[(half * DA_COLS + wcol + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] = acc[p][n][j];
+        __syncthreads();
+        if (!(ad.targets >> a.target[p] & 1))
+            continue;
+        float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, a.target[p]);
+        float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) + a.out + (size_t)p * a.in + c0) * a.hr + r0;
+        for (int i = threadIdx.x; i < DA_COLS * BN; i += THREADS) { /* partial sums lie by column, dA by rank */
+            int c = sl.slot >= 0 ? i / BN : i % DA_COLS, r = sl.slot >= 0 ? i % BN : i / DA_COLS;
+            if (c0 + c >= a.in || r0 + r >= ad.rank)
+                continue;
+            float s = ad.keep * (sums[c * SLD + r] + sums[(DA_COLS + c) * SLD + r]);
+            if (sl.slot >= 0)
+                mine[(size_t)c * a.hr + r] = s;
+            else
+                g[(size_t)(r0 + r) * a.in + c0 + c] += s;
+        }
+    }
+}
+
+/* grid (elements / THREADS of [rank][columns], segments): adds a segment's slices in order. */
+__global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
+{
+    const grad_slice first = a.slices[a.first_slice[blockIdx.y]];
+    if (first.slot < 0)
+        return;
+    const op_seg seg = a.segs[first.seg];
+    const dev_adapter ad = a.adapters[seg.adapter < 0 ? 0 : seg.adapter];
+    if (seg.adapter < 0 || !ad.g)
+        return;
+    size_t columns = grad_columns(a), i = (size_t)blockIdx.x * THREADS + threadIdx.x, col = i / a.hr;
+    int r = (int)(i % a.hr), part = 0, n = (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS;
+    if (col >= columns || r >= ad.rank)
+        return;
+    bool is_b = col < (size_t)a.out;
+    if (is_b)
+        while (part + 1 < a.n_parts && col >= (size_t)a.out0[part + 1])
+            part++;
+    else
+        part = (int)((col - a.out) / a.in);
+    int target = a.target[part];
+    if (!(ad.targets >> target & 1))
+        return;
+    const float *p = partial + (size_t)first.slot * columns * a.hr + i;
+    float sum = p[0];
+    for (int s = 1; s < n; s++)
+        sum += p[(size_t)s * columns * a.hr];
+    float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target);
+    if (is_b)
+        g[(size_t)ad.rank * a.in + (col - a.out0[part]) * ad.rank + r] += sum;
+    else
+        g[(size_t)r * a.in + (col - a.out) % a.in] += sum;
+}
+
+/* ---- launches: with `a` NULL, what the device needs to know of a kernel, once, when it opens ---- */
+
+struct back_args {
+    const lora_args *a;
+    const bf16 *dy, *x, *h;
+    bf16 *dh;
+    float *parts, *partial;
+    dim3 grid;
+    bool drop; /* some adapter of the pack has dropout */
+};
+
+template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
+{
+    int bytes = dy_shape<BN, COLS>::BYTES;
+    if (!b.a)
+        allow_smem(d, lora_dy_kernel<BN, COLS>, bytes);
+    else
+        lora_dy_kernel<BN, COLS><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.dy, b.h, b.parts, b.partial);
+}
+
+template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b)
+{
+    int bytes = da_shape<BN, PARTS>::BYTES;
+    if (!b.a) {
+        allow_smem(d, lora_da_kernel<BN, PARTS, false>, bytes);
+        allow_smem(d, lora_da_kernel<BN, PARTS, true>, bytes);
+    } else if (b.drop) {
+        lora_da_kernel<BN, PARTS, true><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+    } else {
+        lora_da_kernel<BN, PARTS, false><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+    }
+}
+
+template <int BN> static void launch_da_parts(op_dev *d, const back_args &b)
+{
+    if (!b.a || b.a->n_parts == 1)
+        launch_da<BN, 1>(d, b);
+    if (!b.a || b.a->n_parts == 2)
+        launch_da<BN, 2>(d, b);
+    if (!b.a || b.a->n_parts == 3)
+        launch_da<BN, 3>(d, b);
+}
+
+void lora_back_setup(op_dev *d)
+{
+    back_args none = {};
+    launch_dy<16, 128>(d, none);
+    launch_dy<32, 128>(d, none);
+    if (dy_columns(d, 1 << 20) == 256) {
+        launch_dy<16, 256>(d, none);
+        launch_dy<32, 256>(d, none);
+    }
+    launch_da_parts<16>(d, none);
+    launch_da_parts<32>(d, none);
+}
+
+static size_t grad_floats(const op_pack *p, const lora_args &a)
+{
+    return (size_t)pack_dev(p)->n_slots * grad_columns(a) * a.hr;
+}
+
+/* The most bytes that lora_back allocates for R rows, `slots` of them partial sums, of a linear with parts of n[] columns. */
+size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr)
+{
+    size_t out = 0, tiles = 0;
+    for (int i = 0; i < n_parts; i++) {
+        out += n[i];
+        tiles += div_up(n[i], 128);
+    }
+    return (tiles * R + slots * (out + (size_t)n_parts * in)) * hr * sizeof(float);
+}
+
+static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tiles)
+{
+    const lora_args &a = *b.a;
+    TRACE(d, "lora_dy %d -> %d", a.in, a.out);
+    b.grid = dim3(tiles, pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
+    if (a.hr <= 16 && cols == 128)
+        launch_dy<16, 128>(d, b);
+    else if (a.hr <= 16)
+        launch_dy<16, 256>(d, b);
+    else if (cols == 128)
+        launch_dy<32, 128>(d, b);
+    else
+        launch_dy<32, 256>(d, b);
+    DEV_LAUNCHED(d, "lora dy");
+}
+
+static void back_da(op_dev *d, const op_pack *p, back_args b)
+{
+    const lora_args &a = *b.a;
+    TRACE(d, "lora_da %d -> %d", a.in, a.out);
+    b.grid = dim3(div_up(a.in, DA_COLS), pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
+    if (a.hr <= 16)
+        launch_da_parts<16>(d, b);
+    else
+        launch_da_parts<32>(d, b);
+    if (b.partial)
+        grad_join_kernel<<<dim3(div_up((int64_t)grad_columns(a) * a.hr, THREADS), p->n_segs), THREADS, 0, d->stream>>>(
+            a, b.partial);
+    DEV_LAUNCHED(d, "lora dA");
+}
+
+void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh)
+{
+    TRACE(d, "lora_back %d -> %d R %d", l->in, l->out, p->rows);
+    lora_args a = make_args(p, l);
+    int cols = dy_columns(d, a.out), tiles = dy_tiles(a, cols);
+    size_t floats = grad_floats(p, a), all = floats + (size_t)tiles * a.rows * a.hr;
+    if (pack_dev(p)->n_slices == 0)
+        return;
+    float *scratch = (float *)dev_alloc(d, all * sizeof(float));
+    if (!scratch)
+        return;
+    back_args b = {&a, dy, x, h, dh, scratch, floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL, dim3(), pack_dev(p)->dropout};
+    int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
+    back_dy(d, p, b, cols, tiles);
+    lora_join(d, p, a, n, true, scratch, dh);
+    back_da(d, p, b);
+    dev_free(d, scratch);
+}
