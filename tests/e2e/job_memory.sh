@@ -16,7 +16,7 @@ limit() { # BYTES of each device, from the next start
     printf '{"memory": %s}\n' "$1" >"$T/dtx.json"
 }
 start() { start_dtxd --config "$T/dtx.json" || exit 1; }
-prepare() { demo_in tickets && group probe "$PROBE" && group long "$LONG" && group other "${PROBE/\"lora_r\":4/\"lora_r\":8}"; }
+prepare() { demo_in tickets && group probe "$PROBE" && group long "$LONG" && group rare "${PROBE/\"save_every\":4/\"save_every\":1000}" && group other "${PROBE/\"lora_r\":4/\"lora_r\":8}"; }
 planned() { jq '.devices[0].stats.mem_planned // 0' "$M/status.json"; }
 
 echo '{}' >"$T/dtx.json"
@@ -83,7 +83,7 @@ check "on the other one" has "$M/experiments/larger.status" '^reason: 2 of 2'
 same "with the same bytes beside a small device" larger.02-probe
 check "the log says why" has "$M/log" 'job larger/.*: not on cpu0: it can never fit: '
 
-# A device that dies again and again: its jobs end on the other.
+# A device that dies again and again: its jobs, which are not saved meanwhile, end on the other.
 limit '"2 GiB"'
 DEVICES=cpu:2
 start
@@ -95,12 +95,12 @@ start
     done
 ) &
 killer=$!
-experiment moves '"tickets"' '"other","probe"'
+experiment moves '"tickets"' '"other","rare"'
 check "a dying device: ends" ended 110 moves
 touch "$T/stop"
 wait "$killer"
 check "both jobs" has "$M/experiments/moves.status" '^reason: 2 of 2'
-same "with the same bytes on the other device" moves.02-probe
+same "with the same bytes on the other device" moves.02-rare
 check "the one that was there went to the other device" sh -c "[ \$(grep 'job moves/.*: to cpu' '$M/log' | tail -n 1 | grep -c 'cpu0') = 1 ] && grep -q 'job moves/.*: to cpu1' '$M/log'"
 check "it was killed there" has "$M/experiments/moves/log" 'its worker ended (signal 9'
 
