@@ -76,14 +76,16 @@ $(BUILD)/dtx.layout.5: packaging/man/layout_page.c $(LAYOUT_OBJ) $(BASE_OBJ)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $(BUILD)/layout_page $^ $(ALL_LIBS)
 	$(BUILD)/layout_page >$@
+$(BUILD)/dtxd.conf.5: $(BUILD)/dtx.layout.5
+	$(BUILD)/layout_page conf >$@
 
 PREFIX ?= /usr/local
-install: all $(BUILD)/dtx.layout.5
+install: all $(BUILD)/dtx.layout.5 $(BUILD)/dtxd.conf.5
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(BUILD)/dtxd $(BUILD)/dtx-worker $(wildcard $(BUILD)/dtx_cuda.so) $(DESTDIR)$(PREFIX)/bin
 	install -m 755 mnt-layout/bin_dtx.sh $(DESTDIR)$(PREFIX)/bin/dtx
-	install -m 644 $(BUILD)/dtx.layout.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 $(BUILD)/dtx.layout.5 $(BUILD)/dtxd.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 644 packaging/man/dtxd.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	sed 's,/usr/bin/dtxd,$(PREFIX)/bin/dtxd,' packaging/systemd/dtxd.service \
 	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/dtxd.service

@@ -70,9 +70,9 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
     f->renders = render_cache_new();
     f->handles = handles_new(f->nodes, f->kept);
     f->pass = passthrough_new();
-    return f->renders && f->handles && f->pass && fs_linger_new(f) == 0
-               ? 0
-               : dtx_fail(e, -ENOMEM, "out of memory");
+    if (!f->renders || !f->handles || !f->pass || fs_linger_new(f))
+        return dtx_fail(e, -ENOMEM, "out of memory");
+    return space_new(f->sched, sched_store_fd(f->sched), &f->space, e);
 }
 
 /* ---- what a process before had open ---- */
@@ -131,13 +131,16 @@ int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *st
     rc = open_parts(f, store, e);
     if (!rc)
         rc = restore_all(f, e);
-    if (rc)
+    if (rc) {
+        sched_on_usage(sched, NULL, NULL); /* it lives on */
         fs_release(f);
+    }
     return rc;
 }
 
 void fs_release(struct fs *f)
 {
+    space_free(f->space);
     fs_linger_free(f);
     handles_free(f->handles);
     passthrough_free(f->pass);

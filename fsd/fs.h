@@ -20,6 +20,7 @@
 #include "fsd/nodes.h"
 #include "fsd/passthrough.h"
 #include "fsd/render_cache.h"
+#include "fsd/space.h"
 #include "mnt-layout/layout.h"
 #include "scheduler/sched.h"
 
@@ -32,12 +33,11 @@ struct fs {
     struct backing *backing;
     struct render_cache *renders;
     struct handles *handles;
+    struct space *space;
     struct passthrough *pass;
     struct fuse_session *se; /* borrowed; NULL before session_serve */
     struct linger *linger;   /* ops_pass.c */
     bool want_passthrough;   /* set before session_serve */
-    /* Must what this caller writes below path come through us, e.g. to be counted?  NULL: never. */
-    bool (*count_writes)(struct fs *f, const char *path, const struct caller *who);
     int tree_fd; /* borrowed */
     bool root;   /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
@@ -116,6 +116,22 @@ void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
 int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node);
 /* Names in a folder, as a caller sees them. */
 int fs_list(struct fs *f, uint64_t id, struct listing *l);
+
+/* ---- growth.c: space.h at a request ---- */
+
+/* Something new is to be made in a folder, in the caller's name.  An error has been told to the scheduler. */
+int fs_claim_new(fuse_req_t req, const char *path, struct space_claim *c);
+/* n bytes are to be written at off of what is open at fd (n 0: nothing grows).  path: NULL if it has none. */
+int fs_claim_write(fuse_req_t req, int fd, off_t off, off_t n, const char *path, struct space_claim *c);
+/* The size is to become `size`. */
+int fs_claim_size(fuse_req_t req, int fd, off_t size, const char *path, struct space_claim *c);
+/* rc: 0 or the error that the store gave; one for want of space is told to the scheduler. fd -1: nothing was
+ * made. */
+void fs_settle(fuse_req_t req, struct space_claim *c, int fd, const char *path, int rc);
+/* A name is about to go: an O_PATH descriptor for space_note afterwards, or -1. */
+int fs_hold(int dirfd, const char *name);
+/* Look at what is held again, and let go of it. */
+void fs_note_held(struct fs *f, int fd, const char *path);
 
 /* ---- operations ---- */
 

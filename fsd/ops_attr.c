@@ -90,9 +90,28 @@ static int set_backed(int fd, const struct stat *attr, int to_set, struct handle
     return rc;
 }
 
+/* With the path, NULL where it has none. */
+static int change_user(fuse_req_t req, int fd, const struct stat *attr, int to_set, struct handle *h,
+                       const char *path)
+{
+    struct space_claim claim = {.bytes = -1};
+    int rc = 0;
+
+    if (to_set & FUSE_SET_ATTR_SIZE)
+        rc = fs_claim_size(req, fd, attr->st_size, path, &claim);
+    if (rc)
+        return rc;
+    rc = set_backed(fd, attr, to_set, h);
+    fs_settle(req, &claim, fd, path, rc);
+    if (to_set & (FUSE_SET_ATTR_SIZE | FUSE_SET_ATTR_UID))
+        space_note(fs_of(req)->space, fd, path);
+    return rc;
+}
+
 static int setattr_user(fuse_req_t req, uint64_t id, const struct stat *attr, int to_set, struct handle *h)
 {
     struct fs *f = fs_of(req);
+    struct buf path = BUF_INIT;
     struct backing_fd file;
     int rc = 0;
 
@@ -102,7 +121,10 @@ static int setattr_user(fuse_req_t req, uint64_t id, const struct stat *attr, in
         rc = backing_get(f->backing, id, &file);
     if (rc)
         return rc;
-    rc = set_backed(file.fd, attr, to_set, h);
+    if (nodes_path(f->nodes, id, &path))
+        buf_release(&path);
+    rc = change_user(req, file.fd, attr, to_set, h, path.p);
+    buf_release(&path);
     backing_put(f->backing, &file);
     if (rc)
         return rc;
@@ -219,6 +241,7 @@ void fs_op_statfs(fuse_req_t req, fuse_ino_t ino)
         return;
     }
     s.f_namemax = FS_NAME_MAX;
+    space_statvfs(fs_of(req)->space, fuse_req_ctx(req)->uid, &s);
     fuse_reply_statfs(req, &s);
 }
 

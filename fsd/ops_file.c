@@ -143,8 +143,10 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     fs_writer_opened(req, h);
-    if (fi->flags & O_TRUNC)
+    if (fi->flags & O_TRUNC) {
         fs_event_node(f, req, DROP_CREATE, ino);
+        space_note(f->space, h->fd, NULL);
+    }
     rc = fs_pass_open(req, h, fi);
     if (rc || fuse_reply_open(req, fi) == -ENOENT)
         fs_close_handle(req, h->fh);
@@ -240,6 +242,17 @@ static void writer_closed(fuse_req_t req, struct handle *h)
     buf_release(&path);
 }
 
+/* A writer is done: what the file takes now counts, also what was written past us. */
+static void note_closed(struct fs *f, const struct handle *h)
+{
+    struct buf path = BUF_INIT;
+
+    if (nodes_path(f->nodes, h->id, &path))
+        buf_clear(&path);
+    space_note(f->space, h->fd, path.len ? path.p : NULL);
+    buf_release(&path);
+}
+
 void fs_close_handle(fuse_req_t req, uint64_t fh)
 {
     struct fs *f = fs_of(req);
@@ -250,6 +263,8 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
         passthrough_close(f->pass, h->id, h->pass);
     if (h && h->writer && !fs_pass_lingers(req, h))
         writer_closed(req, h);
+    if (h && h->writer)
+        note_closed(f, h);
     gone = handles_remove(f->handles, fh);
     if (gone)
         backing_drop(f->backing, gone);
@@ -278,26 +293,37 @@ void fs_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
     }
 }
 
-/* Before and after a change through an open file: may it be, and the scheduler is told. */
-static int begin_change(fuse_req_t req, struct handle *h, struct buf *path)
+/* A change through an open file. */
+struct change {
+    struct buf path; /* none: the file was unlinked, nobody's concern */
+    struct space_claim claim;
+};
+
+/* May it be, and is there room for n bytes at off? */
+static int begin_change(fuse_req_t req, struct handle *h, off_t off, size_t n, struct change *c)
 {
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
+    int rc = 0;
 
-    buf_init(path);
-    if (nodes_path(f->nodes, h->id, path))
-        return 0; /* unlinked: nobody's concern */
-    return sched_may_change(f->sched, path->p, &who);
+    buf_init(&c->path);
+    c->claim = (struct space_claim){.bytes = -1};
+    if (nodes_path(f->nodes, h->id, &c->path) == 0)
+        rc = sched_may_change(f->sched, c->path.p, &who);
+    else
+        buf_release(&c->path);
+    return rc ? rc : fs_claim_write(req, h->fd, off, (off_t)n, c->path.p, &c->claim);
 }
 
-static void end_change(fuse_req_t req, struct handle *h, struct buf *path, bool done)
+/* It ended with rc; the scheduler is told. */
+static void end_change(fuse_req_t req, struct handle *h, struct change *c, ssize_t rc)
 {
-    if (done) {
+    fs_settle(req, &c->claim, h->fd, c->path.p, rc < 0 ? (int)rc : 0);
+    if (rc >= 0) {
         fs_writer_wrote(req, h);
-        if (path->p)
-            fs_event(fs_of(req), req, DROP_WRITE, path->p);
+        if (c->path.p)
+            fs_event(fs_of(req), req, DROP_WRITE, c->path.p);
     }
-    buf_release(path);
 }
 
 /* Where a write goes.  The kernel knows the end of a file that is opened with O_APPEND, unless it grew behind
@@ -316,7 +342,7 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
 {
     struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
     struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
-    struct buf path;
+    struct change c;
     ssize_t n;
 
     if (!h || (h->kind != HANDLE_FILE && h->kind != HANDLE_CONTROL)) {
@@ -330,12 +356,14 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
     out.buf[0].fd = h->fd;
     out.buf[0].pos = place_to_write(h, off);
-    n = begin_change(req, h, &path);
-    if (!n)
+    n = begin_change(req, h, out.buf[0].pos, fuse_buf_size(in), &c);
+    if (!n) {
         n = fs_kill_setid(fs_of(req), h->id, h->fd);
-    if (!n)
-        n = fuse_buf_copy(&out, in, 0);
-    end_change(req, h, &path, n > 0);
+        if (!n)
+            n = fuse_buf_copy(&out, in, 0);
+        end_change(req, h, &c, n);
+    }
+    buf_release(&c.path);
     if (n < 0)
         fs_reply_err(req, (int)n);
     else
@@ -379,19 +407,22 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
                      struct fuse_file_info *fi)
 {
     struct handle *h = handles_get(fs_of(req)->handles, fi->fh);
-    struct buf path;
+    bool shrinks = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_COLLAPSE_RANGE);
+    struct change c;
     int rc;
 
     if (!h || h->kind != HANDLE_FILE) {
         fs_reply_err(req, -EOPNOTSUPP);
         return;
     }
-    rc = begin_change(req, h, &path);
-    if (!rc)
+    rc = begin_change(req, h, off, shrinks || len < 0 ? 0 : (size_t)len, &c);
+    if (!rc) {
         rc = fs_kill_setid(fs_of(req), h->id, h->fd);
-    if (!rc && fallocate(h->fd, mode, off, len))
-        rc = -errno;
-    end_change(req, h, &path, rc == 0);
+        if (!rc && fallocate(h->fd, mode, off, len))
+            rc = -errno;
+        end_change(req, h, &c, rc);
+    }
+    buf_release(&c.path);
     fs_reply_err(req, rc);
 }
 
@@ -401,23 +432,24 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
 {
     struct fs *f = fs_of(req);
     struct handle *from = handles_get(f->handles, fi_in->fh), *to = handles_get(f->handles, fi_out->fh);
-    struct buf path;
+    struct change c;
     ssize_t n;
 
     if (!from || !to || from->kind != HANDLE_FILE || to->kind != HANDLE_FILE) {
         fs_reply_err(req, -EXDEV); /* the kernel copies by reading and writing then */
         return;
     }
-    n = begin_change(req, to, &path);
-    if (!n)
-        n = fs_kill_setid(f, to->id, to->fd);
+    len = len > COPY_MAX ? COPY_MAX : len;
+    n = begin_change(req, to, off_out, len, &c);
+    if (!n && (n = fs_kill_setid(f, to->id, to->fd)))
+        end_change(req, to, &c, n);
     if (!n) {
-        n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len > COPY_MAX ? COPY_MAX : len,
-                            (unsigned)flags);
+        n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, (unsigned)flags);
         if (n < 0)
             n = errno == ENOSYS ? -EXDEV : -errno;
+        end_change(req, to, &c, n);
     }
-    end_change(req, to, &path, n > 0);
+    buf_release(&c.path);
     if (n < 0)
         fs_reply_err(req, (int)n);
     else

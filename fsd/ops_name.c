@@ -12,6 +12,8 @@ struct spot {
     struct place p;
     struct backing_fd dir;
     uint64_t parent;
+    struct space_claim claim;
+    int made; /* O_PATH of what was made, -1: nothing */
 };
 
 static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t type, struct spot *s)
@@ -21,10 +23,14 @@ static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t 
     int rc = place_may_create(f, parent, name, type, &s->p);
 
     s->parent = parent;
+    s->claim = (struct space_claim){.bytes = -1};
+    s->made = -1;
     if (!rc) /* a dataset that a job reads must not grow a validation.jsonl either */
         rc = sched_may_change(f->sched, s->p.path.p, &who);
     if (!rc)
         rc = backing_get(f->backing, parent, &s->dir);
+    if (!rc && (rc = fs_claim_new(req, s->p.path.p, &s->claim)))
+        backing_put(f->backing, &s->dir);
     if (rc) {
         place_release(&s->p);
         return rc;
@@ -33,8 +39,13 @@ static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t 
     return 0;
 }
 
-static void spot_end(struct fs *f, struct spot *s)
+static void spot_end(fuse_req_t req, struct spot *s, int rc)
 {
+    struct fs *f = fs_of(req);
+
+    fs_settle(req, &s->claim, s->made, s->p.path.p, rc);
+    if (s->made >= 0)
+        close(s->made);
     fs_unlock_name(f, s->parent);
     backing_put(f->backing, &s->dir);
     place_release(&s->p);
@@ -59,7 +70,7 @@ static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *n
 }
 
 /* What was just made: owner, node, attributes. On failure it is removed again. */
-static int adopt(struct fs *f, fuse_req_t req, const struct spot *s, const char *name, mode_t mode,
+static int adopt(struct fs *f, fuse_req_t req, struct spot *s, const char *name, mode_t mode,
                  struct fuse_entry_param *e, struct node_info *node)
 {
     struct fs_attr a;
@@ -71,6 +82,8 @@ static int adopt(struct fs *f, fuse_req_t req, const struct spot *s, const char 
         unlinkat(s->dir.fd, name, S_ISDIR(mode) ? AT_REMOVEDIR : 0);
     else
         fs_fill_entry(node, &a, e);
+    if (!rc && s->claim.bytes >= 0)
+        s->made = fs_hold(s->dir.fd, name);
     return rc;
 }
 
@@ -125,7 +138,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
         rc = adopt(f, req, &s, name, mode, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_CREATE, s.p.path.p);
-    spot_end(f, &s);
+    spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
 }
 
@@ -148,7 +161,7 @@ void fs_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
         rc = adopt(f, req, &s, name, mode | S_IFDIR, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_MKDIR, s.p.path.p);
-    spot_end(f, &s);
+    spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
 }
 
@@ -171,7 +184,7 @@ void fs_op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const ch
         rc = adopt(f, req, &s, name, S_IFLNK, &e, &node);
     if (!rc)
         fs_event(f, req, DROP_LINK, s.p.path.p);
-    spot_end(f, &s);
+    spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
 }
 
@@ -240,7 +253,7 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
         fs_fill_entry(&node, &a, &e);
         fs_event(f, req, DROP_LINK, s.p.path.p);
     }
-    spot_end(f, &s);
+    spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
 }
 
@@ -319,7 +332,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         fs_writer_opened(req, h);
         fs_event(f, req, DROP_CREATE, s.p.path.p);
     }
-    spot_end(f, &s);
+    spot_end(req, &s, rc);
     if (h)
         rc = fs_pass_open(req, h, fi);
     if (h && (rc || fuse_reply_create(req, &e, fi) == -ENOENT)) {

@@ -27,15 +27,21 @@ static bool has_setid(int fd)
     return fstat(fd, &st) || (st.st_mode & (S_ISUID | S_ISGID));
 }
 
+/* Then each write has to be counted before it is made. */
+static bool is_limited(struct fs *f, int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) || space_limited(f->space, st.st_uid);
+}
+
 /* What a user writes past us must be of a folder that is being received; a spec is judged at close. */
 static bool may_write_unseen(fuse_req_t req, const struct handle *h)
 {
     struct fs *f = fs_of(req);
-    struct caller who = fs_caller(req);
     struct place p = {.path = BUF_INIT};
     bool may = !h->remote && !has_setid(h->fd) && place_of_node(f, h->id, &p) == 0 &&
-               p.m.entry->kind == LK_USER_ANY && !(f->count_writes && f->count_writes(f, p.path.p, &who)) &&
-               sched_receiving(f->sched, p.path.p);
+               p.m.entry->kind == LK_USER_ANY && !is_limited(f, h->fd) && sched_receiving(f->sched, p.path.p);
 
     place_release(&p);
     return may;

@@ -25,7 +25,7 @@ static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, c
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
     struct backing_fd dir;
-    int rc = sched_may_change(f->sched, p->path.p, &who);
+    int held, rc = sched_may_change(f->sched, p->path.p, &who);
 
     if (!rc)
         rc = backing_get(f->backing, parent, &dir);
@@ -33,12 +33,14 @@ static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, c
         return rc;
     fs_lock_name(f, parent);
     pin_if_known(f, parent, name);
+    held = fs_hold(dir.fd, name);
     rc = unlinkat(dir.fd, name, flags) ? -errno : 0;
     if (rc == -ENOENT && again)
         rc = 0;
     if (!rc)
         nodes_unbind(f->nodes, parent, name);
     fs_unlock_name(f, parent);
+    fs_note_held(f, held, NULL);
     backing_put(f->backing, &dir);
     return rc;
 }
@@ -184,6 +186,7 @@ static int rmdir_own(fuse_req_t req, const struct place *p, uint64_t parent, con
     if (!rc)
         rc = sched_rmdir(f->sched, &p->m, &who);
     if (!rc) {
+        space_look(f->space);
         keep_hidden(f, p->path.p, &who, true);
         nodes_unbind(f->nodes, parent,
                      name); /* the kernel holds it for dead: should it come back, it is another */

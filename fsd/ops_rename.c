@@ -98,12 +98,25 @@ static void rename_nodes(struct fs *f, const struct rename *r)
         nodes_rename(f->nodes, r->parent, r->name, r->newparent, r->newname);
 }
 
+/* A file counts for its new place at once, what lies in a folder after the next scan. */
+static void note_space(struct fs *f, const struct rename *r)
+{
+    struct stat st;
+    int fd = fs_hold(r->newdir.fd, r->newname);
+
+    space_moved(f->space);
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
+        space_look(f->space);
+    fs_note_held(f, fd, r->to.path.p);
+}
+
 static int rename_backed(struct fs *f, const struct rename *r)
 {
     struct node_info over;
-    int rc;
+    int rc, held;
 
     fs_lock_names(f, r->parent, r->newparent);
+    held = r->replaces ? fs_hold(r->newdir.fd, r->newname) : -1;
     if (!r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
         nodes_known(f->nodes, over.id))
         backing_pin(f->backing, over.id);
@@ -113,6 +126,9 @@ static int rename_backed(struct fs *f, const struct rename *r)
     if (!rc)
         rename_nodes(f, r);
     fs_unlock_names(f, r->parent, r->newparent);
+    if (!rc)
+        note_space(f, r);
+    fs_note_held(f, held, r->flags & RENAME_EXCHANGE ? r->from.path.p : NULL);
     return rc;
 }
 

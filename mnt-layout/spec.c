@@ -157,6 +157,9 @@ static int check_document(struct spec_ctx *c, enum spec_kind kind, const json_t 
 {
     int rc;
 
+    if (!json_is_object(doc) && kind >= SPEC_KINDS)
+        return spec_fail(c, false, "found %s; expected an object {...}",
+                         json_is_array(doc) ? "a list" : "a single value");
     if (!json_is_object(doc))
         return spec_fail(c, false, "found %s; expected an object {...} as in templates/%s.json",
                          json_is_array(doc) ? "a list" : "a single value", spec_tables[kind].name);
@@ -178,6 +181,8 @@ int spec_parse(enum spec_kind kind, const char *file, const char *text, size_t n
     if (n > SPEC_MAX_BYTES)
         return dtx_fail(e, -EFBIG, "%s: %zu bytes; expected at most %d MiB in a spec", file, n,
                         SPEC_MAX_BYTES >> 20);
+    if (text_is_blank(text, n) && kind >= SPEC_KINDS)
+        return dtx_fail(e, -EINVAL, "%s:1:1: the file is empty; expected an object {...}", file);
     if (text_is_blank(text, n))
         return dtx_fail(e, -EINVAL, "%s:1:1: the file is empty; start from templates/%s.json", file,
                         spec_tables[kind].name);

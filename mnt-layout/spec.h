@@ -18,7 +18,9 @@ enum spec_kind {
     SPEC_SERVICE,
     SPEC_COMPARE,
     SPEC_PLUGIN,
-    SPEC_KINDS
+    SPEC_KINDS,               /* what is dropped into the mount */
+    SPEC_CONFIG = SPEC_KINDS, /* the administrator's configuration file of dtxd */
+    SPEC_TABLES
 };
 
 /* Parse and validate a spec's text.  On success *out is the normalized document: every key of the table
@@ -39,7 +41,10 @@ enum spec_kind {
  *   dataset
  * {"splits":{"train":..,"validation":..,"test":..},"features":{..},"template","plugin","metadata":{..}}
  *   service     {"model":NAME,...}   compare {"models":[..],"max_new_tokens",...} (front matter of a prompt)
- * plugin */
+ * plugin
+ *   config      {"admins":[NAME or uid,..],"quotas":{"default" or NAME or "UID":bytes or
+ * null},"store_max":bytes or null,"store_reserve":bytes,"log_max":bytes,"work_days":days or
+ * null,"roots":[],"hosts":[]} */
 int spec_parse(enum spec_kind kind, const char *file, const char *text, size_t n, json_t **out,
                struct dtx_err *e);
 
@@ -55,6 +60,8 @@ int spec_merge_overrides(json_t *paramgroup, const json_t *overrides, struct dtx
 /* The JSON Schema (draft 2020-12) of a kind, and a template to copy and edit. */
 int spec_schema(enum spec_kind kind, struct buf *out);
 int spec_template(enum spec_kind kind, struct buf *out);
+/* The keys as paragraphs of a man page. */
+int spec_man_keys(enum spec_kind kind, struct buf *out);
 const char *
 spec_kind_name(enum spec_kind kind); /* "paramgroup": schemas/paramgroup.json, templates/paramgroup.json */
 

@@ -154,6 +154,54 @@ static int check_interval(struct spec_ctx *c, const struct spec_key *key, const 
     return 0;
 }
 
+static int check_size(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
+{
+    const char *s = json_string_value(v);
+    int64_t bytes = -1;
+
+    if (s && strlen(s) == json_string_length(v))
+        bytes = text_parse_size(s);
+    else if (json_is_integer(v))
+        bytes = json_integer_value(v);
+    if (bytes < 0 || (double)bytes < key->min || (double)bytes > key->max)
+        return spec_fail_found(c, key, v, NULL);
+    *out = json_integer(bytes);
+    return 0;
+}
+
+/* The same for all, or an object of sizes. */
+static int check_sizes(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
+{
+    const char *name;
+    json_t *size, *one = NULL;
+    int rc = 0;
+
+    if (!json_is_object(v))
+        return check_size(c, key, v, out);
+    *out = json_object();
+    json_object_foreach((json_t *)v, name, size)
+    {
+        size_t mark = spec_enter_key(c, name);
+        rc = check_size(c, key, size, &one);
+        spec_leave(c, mark);
+        if (rc)
+            return rc;
+        json_object_set_new(*out, name, one);
+    }
+    return 0;
+}
+
+static int check_user(struct spec_ctx *c, const struct spec_key *key, const json_t *v, json_t **out)
+{
+    if (json_is_integer(v) && in_range(key, json_number_value(v)))
+        *out = json_integer(json_integer_value(v));
+    else if (json_string_length(v) > 0 && strlen(json_string_value(v)) == json_string_length(v))
+        *out = json_string(json_string_value(v));
+    else
+        return spec_fail_found(c, key, v, NULL);
+    return 0;
+}
+
 /* ---- lists and objects ---- */
 
 static int check_unique(struct spec_ctx *c, const json_t *list, size_t i)
@@ -259,6 +307,12 @@ static int check_typed(struct spec_ctx *c, const struct spec_key *key, const jso
         return check_map(c, key, v, out);
     case ST_FREE:
         return check_free(c, key, v, out);
+    case ST_SIZE:
+        return check_size(c, key, v, out);
+    case ST_SIZES:
+        return check_sizes(c, key, v, out);
+    case ST_USER:
+        return check_user(c, key, v, out);
     }
     return spec_fail(c, false, "key \"%s\": no such type", c->path);
 }

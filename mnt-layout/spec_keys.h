@@ -26,6 +26,9 @@ enum spec_type {
     ST_OBJECT,   /* with the keys of sub */
     ST_MAP,      /* at most max keys (out of words, if there are words), values like sub[0] */
     ST_FREE,     /* an object that somebody else checks: a plugin's parameters */
+    ST_SIZE,     /* min..max bytes: a number, or "50 GiB"; normalized to the number */
+    ST_SIZES,    /* a size, or an object of sizes by name: at most max bytes */
+    ST_USER,     /* of this machine: a name, or a number from min to max */
 };
 
 enum {
@@ -63,7 +66,7 @@ struct spec_table {
     bool either_or;
 };
 
-extern const struct spec_table spec_tables[SPEC_KINDS];
+extern const struct spec_table spec_tables[SPEC_TABLES];
 
 const struct spec_key *spec_key_find(const struct spec_key *keys, const char *name);
 /* "a number > 0 and <= 10" */

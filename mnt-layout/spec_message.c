@@ -176,6 +176,15 @@ void spec_expected(const struct spec_key *key, struct buf *out)
     case ST_FREE:
         buf_adds(out, "an object {...}");
         break;
+    case ST_SIZE:
+        buf_adds(out, "a number of bytes, or a size like \"50 GiB\"");
+        break;
+    case ST_SIZES:
+        buf_adds(out, "a size like \"40 GiB\", or an object of sizes {\"NAME\": SIZE}");
+        break;
+    case ST_USER:
+        buf_adds(out, "a user's name or number");
+        break;
     }
     if (key->flags & SK_NULL)
         buf_adds(out, ", or null");

@@ -217,7 +217,44 @@ static const struct spec_key plugin_keys[] = {
     {.name = "memory_mb", .type = ST_INT, .min = 16, .max = 1048576, .value = "1024", .help = "most memory, in MiB"},
     END};
 
-const struct spec_table spec_tables[SPEC_KINDS] = {
+/* ---- the administrator's configuration ---- */
+
+#define SIZE_MAX_BYTES 9.0e18
+static const struct spec_key user_item[] = {{.name = "user", .type = ST_USER, .min = 0, .max = 4294967294.0}, END};
+static const struct spec_key quota_item[] = {
+    {.name = "quota", .type = ST_SIZE, .flags = SK_NULL, .min = 0, .max = SIZE_MAX_BYTES}, END};
+static const struct spec_key not_yet_item[] = {{.name = "item", .type = ST_STRING, .min = 1, .max = 4096}, END};
+
+static const struct spec_key config_keys[] = {
+    {.name = "admins", .type = ST_LIST, .flags = SK_UNIQUE, .min = 0, .max = 64, .sub = user_item, .value = "[]",
+     .example = "[\"alice\", 1001]", .help = "users who may change and cancel what belongs to others"},
+    {.name = "quotas", .type = ST_MAP, .max = 256, .sub = quota_item, .value = "{}",
+     .example = "{\"default\": \"50 GiB\", \"alice\": \"500 GiB\", \"1002\": null}",
+     .help = "how much a user's files may take, by name or number; \"default\": everybody else but root; null: as much "
+             "as there is"},
+    {.name = "store_max", .type = ST_SIZE, .flags = SK_NULL, .min = 0, .max = SIZE_MAX_BYTES,
+     .help = "how much everything in the store may take together; null: what the disk has"},
+    {.name = "store_reserve", .type = ST_SIZE, .min = 0, .max = SIZE_MAX_BYTES, .value = "0",
+     .help = "how much of the store's disk copies through the mount leave free, for checkpoints and the catalog"},
+    {.name = "log_max", .type = ST_SIZE, .min = 4096, .max = SIZE_MAX_BYTES, .value = "\"64 MiB\"",
+     .help = "how long the log of the mount, of an experiment or of a job may grow; its older half then goes"},
+    {.name = "work_days", .type = ST_NUMBER, .flags = SK_NULL | SK_ABOVE, .min = 0, .max = 36500,
+     .help = "days after which the training state of a job that ended goes (a retry then begins anew); null: never"},
+    {.name = "memory", .type = ST_SIZES, .flags = SK_NULL, .min = 1, .max = 1e18, .example = "{\"gpu0\": \"60 GiB\"}",
+     .help = "what DTX may use of each device's memory, or of devices by their name in devices/; null: all but a twentieth, "
+             "less what other programs use; the workers of cpu:N share the machine's.  It holds for workers that start "
+             "afterwards.  What does not fit waits; what can never fit is refused"},
+    {.name = "worker_timeout", .type = ST_INT, .min = 0, .max = 86400, .value = "600",
+     .help = "seconds, at least 5, after which a worker that says nothing is taken to hang, and is killed; its jobs go on "
+             "from their last save.  A worker speaks once a second, but not within a training step or while it loads a "
+             "model; 0: never"},
+    {.name = "roots", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",
+     .help = "reserved: folders outside of the store that datasets may name"},
+    {.name = "hosts", .type = ST_LIST, .min = 0, .max = 0, .sub = not_yet_item, .value = "[]",
+     .help = "reserved: what datasets may be fetched from"},
+    END};
+
+const struct spec_table spec_tables[SPEC_TABLES] = {
     [SPEC_PARAMGROUP] = {.name = "paramgroup", .title = "how to train", .schema_path = "../schemas/paramgroup.json",
                          .keys = paramgroup_keys},
     [SPEC_EVALUATION] = {.name = "evaluation", .title = "how to score", .schema_path = "../schemas/evaluation.json",
@@ -233,9 +270,11 @@ const struct spec_table spec_tables[SPEC_KINDS] = {
                       .schema_path = "../../schemas/compare.json", .keys = compare_keys},
     [SPEC_PLUGIN] = {.name = "plugin", .title = "a program that makes rows or scores",
                      .schema_path = "../../../schemas/plugin.json", .keys = plugin_keys},
+    [SPEC_CONFIG] = {.name = "dtxd.conf", .title = "the administrator's configuration", .schema_path = "",
+                     .keys = config_keys},
 };
 
 const char *spec_kind_name(enum spec_kind kind)
 {
-    return (unsigned)kind < SPEC_KINDS ? spec_tables[kind].name : "?";
+    return (unsigned)kind < SPEC_TABLES ? spec_tables[kind].name : "?";
 }

@@ -108,6 +108,14 @@ static json_t *typed_schema(const struct spec_key *key)
         return map_schema(key);
     case ST_FREE:
         return json_pack("{s:s}", "type", "object");
+    case ST_SIZE:
+        return json_pack("{s:[{s:s,s:i},{s:s,s:s}]}", "anyOf", "type", "integer", "minimum", 0, "type",
+                         "string", "pattern", "^[0-9]+([.][0-9]+)? ?([KMGTPkmgtp]?B?|[KMGTPkmgtp]iB)$");
+    case ST_SIZES:
+        return json_object(); /* checked by spec_check.c alone: no spec in the mount has it */
+    case ST_USER:
+        return json_pack("{s:[{s:s,s:i},{s:s,s:i}]}", "anyOf", "type", "integer", "minimum", 0, "type",
+                         "string", "minLength", 1);
     }
     return NULL;
 }
@@ -199,5 +207,20 @@ int spec_template(enum spec_kind kind, struct buf *out)
                      : key->value ? key->value
                                   : "null");
     buf_adds(out, "\n}\n");
+    return out->failed ? -ENOMEM : 0;
+}
+
+/* ---- man page ---- */
+
+int spec_man_keys(enum spec_kind kind, struct buf *out)
+{
+    for (const struct spec_key *key = spec_tables[kind].keys; key->name; key++) {
+        buf_addf(out, ".TP\n.B %s\n%s", key->name, key->help);
+        buf_adds(out, ".\nExpected: ");
+        spec_expected(key, out);
+        buf_adds(out, ".\n");
+        if (!(key->flags & SK_REQUIRED))
+            buf_addf(out, "Default: %s.\n", key->value ? key->value : "null");
+    }
     return out->failed ? -ENOMEM : 0;
 }

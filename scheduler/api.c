@@ -108,18 +108,6 @@ static void match_path(const struct layout_match *m, char *out, size_t n)
 
 /* ---- reading ---- */
 
-/* Its folder has the mode of the most closed thing it was made from; before there is one, the spec's. */
-static mode_t experiment_privacy(struct sched *s, const struct experiment *x)
-{
-    char path[PATH_MAX];
-    mode_t closed;
-
-    snprintf(path, sizeof(path), "experiments/%s.json", x->name);
-    closed = privacy_of_path(s->tree_fd, path);
-    path[strlen(path) - 5] = '\0';
-    return closed | privacy_of_path(s->tree_fd, path);
-}
-
 /* The group may steer what its owner lets it write: the spec; once that is gone, the folder. */
 static mode_t control_closed(struct sched *s, const struct subject *it)
 {
@@ -155,7 +143,7 @@ int sched_stat(struct sched *s, const struct layout_match *m, struct sched_attr 
     } else if (there && it.exp) {
         *attr = (struct sched_attr){it.exp->uid, it.exp->gid, it.job ? it.job->changed : it.exp->changed, 0};
         if (!it.job && (m->entry->object == OBJ_EXPERIMENT || m->entry->reader == LR_OBJECT_STATUS))
-            attr->closed = experiment_privacy(s, it.exp);
+            attr->closed = experiment_closed(s, it.exp);
     }
     if (there && m->entry->kind == LK_CONTROL)
         attr->closed |= control_closed(s, &it);
@@ -199,33 +187,21 @@ int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *a
 
 /* ---- who may ---- */
 
-/* Is gid among the groups of the process?  Callers of other machines (NFS) have no process here. */
-static bool process_in_group(pid_t pid, gid_t gid)
+static bool is_admin(struct sched *s, uid_t uid)
 {
-    char path[64], *line, *end;
-    struct buf b = BUF_INIT;
-    bool in = false;
+    bool admin = false;
 
-    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
-    if (pid > 0 && fd_read_file(AT_FDCWD, path, 65536, &b, NULL) == 0 && (line = strstr(b.p, "\nGroups:")))
-        for (line += 8; *line && *line != '\n'; line = end) {
-            unsigned long g = strtoul(line, &end, 10);
-            if (end == line)
-                break;
-            in |= g == gid;
-        }
-    buf_release(&b);
-    return in;
+    pthread_mutex_lock(&s->mutex);
+    for (int i = 0; i < s->settings.nadmins; i++)
+        admin |= s->settings.admins[i] == uid;
+    pthread_mutex_unlock(&s->mutex);
+    return admin;
 }
 
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode)
 {
-    if (who->uid == uid || who->uid == 0)
-        return true;
-    for (int i = 0; i < s->settings.nadmins; i++)
-        if (s->settings.admins[i] == who->uid)
-            return true;
-    return (mode & 020) && (who->gid == gid || process_in_group(who->pid, gid));
+    return who->uid == uid || who->uid == 0 || is_admin(s, who->uid) ||
+           ((mode & 020) && caller_in_group(who, gid));
 }
 
 static int may(struct sched *s, const struct layout_match *m, const struct caller *who)

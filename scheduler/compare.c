@@ -22,6 +22,7 @@ enum { MAX_MODELS = 256, MAX_TRIES = 2 };
 struct ask {
     struct model_ref ref;
     char shown[NAME_CAP];
+    bool given;   /* by a service, to all */
     long long id; /* of the message, 0: not sent */
     struct worker *worker;
     int tries;
@@ -74,6 +75,7 @@ static int add_model(struct sched *s, struct asking *a, const char *model, const
         snprintf(ask->shown, sizeof(ask->shown), "%.*s", NAME_CAP - 1, shown);
     else
         memcpy(ask->shown, ask->ref.shown, sizeof(ask->shown));
+    ask->given = !for_whom;
     a->n++;
     return 0;
 }
@@ -229,21 +231,33 @@ static json_t *answers_json(const struct object *o)
     return json_pack("{sOso}", "prompt", json_object_get(o->spec, "prompt"), "answers", list);
 }
 
-static int put_file(struct sched *s, const struct object *o, const char *dir, const char *name,
+/* Answers have no more readers than the prompt and the models that were asked; a service's are what its owner
+ * gives to all. */
+static mode_t closed_answers(struct sched *s, const struct object *o)
+{
+    mode_t closed = o->closed;
+
+    for (int i = 0; o->kind == OBJ_COMPARE && i < o->asking->n; i++)
+        if (!o->asking->v[i].given)
+            closed |= model_closed(s, &o->asking->v[i].ref);
+    return closed;
+}
+
+static int put_file(struct sched *s, const struct object *o, mode_t closed, const char *dir, const char *name,
                     const struct buf *b, struct dtx_err *e)
 {
     char path[PATH_MAX];
     int rc;
 
     snprintf(path, sizeof(path), "%s/%s", dir, name);
-    rc = fd_replace_file(s->tree_fd, path, b->p ? b->p : "", b->len, 0644, e);
+    rc = fd_replace_file(s->tree_fd, path, b->p ? b->p : "", b->len, 0644 & ~closed, e);
     if (rc == 0)
         give_to(s, path, o->uid, o->gid);
     return rc;
 }
 
-static int put_text(struct sched *s, const struct object *o, const struct ask *a, const char *dir,
-                    struct dtx_err *e)
+static int put_text(struct sched *s, const struct object *o, const struct ask *a, mode_t closed,
+                    const char *dir, struct dtx_err *e)
 {
     char name[NAME_CAP + 8];
     const char *error = json_str(a->answer, "error", NULL);
@@ -255,43 +269,46 @@ static int put_text(struct sched *s, const struct object *o, const struct ask *a
         if (*c == '/')
             *c = '.';
     buf_addf(&b, "%s%s\n", error ? "ERROR: " : "", error ? error : json_str(a->answer, "text", ""));
-    rc = put_file(s, o, dir, name, &b, e);
+    rc = put_file(s, o, closed, dir, name, &b, e);
     buf_release(&b);
     return rc;
 }
 
-static int write_comparison(struct sched *s, struct object *o, const json_t *all, struct dtx_err *e)
+static int write_comparison(struct sched *s, struct object *o, mode_t closed, const json_t *all,
+                            struct dtx_err *e)
 {
     char dir[PATH_MAX / 2];
     struct buf b = BUF_INIT;
     int rc;
 
     snprintf(dir, sizeof(dir), "models/compare/%s", o->name);
-    rc = fd_mkdirs(s->tree_fd, dir, 0755, e);
+    rc = fd_mkdirs(s->tree_fd, dir, 0755 & ~closed, e);
+    if (rc == 0 && fchmodat(s->tree_fd, dir, 0755 & ~closed, 0))
+        rc = dtx_fail_errno(e, "cannot set the permissions of %s", dir);
     if (rc == 0)
         give_to(s, dir, o->uid, o->gid);
     for (int i = 0; rc == 0 && i < o->asking->n; i++)
-        rc = put_text(s, o, &o->asking->v[i], dir, e);
+        rc = put_text(s, o, &o->asking->v[i], closed, dir, e);
     if (rc == 0) {
         compare_markdown(&b, all);
-        rc = put_file(s, o, dir, "answers.md", &b, e);
+        rc = put_file(s, o, closed, dir, "answers.md", &b, e);
     }
     if (rc == 0) {
         buf_clear(&b);
         compare_stats_tsv(&b, all);
-        rc = put_file(s, o, dir, "stats.tsv", &b, e);
+        rc = put_file(s, o, closed, dir, "stats.tsv", &b, e);
     }
     if (rc == 0) {
         buf_clear(&b);
         json_dump_buf(all, &b);
         buf_addc(&b, '\n');
-        rc = put_file(s, o, dir, "answers.json", &b, e);
+        rc = put_file(s, o, closed, dir, "answers.json", &b, e);
     }
     buf_release(&b);
     return rc;
 }
 
-static int write_answer(struct sched *s, struct object *o, struct dtx_err *e)
+static int write_answer(struct sched *s, struct object *o, mode_t closed, struct dtx_err *e)
 {
     const char *slash = strchr(o->name, '/'), *error = json_str(o->asking->v[0].answer, "error", NULL);
     char dir[PATH_MAX / 2], name[NAME_CAP + 8];
@@ -302,7 +319,7 @@ static int write_answer(struct sched *s, struct object *o, struct dtx_err *e)
     snprintf(name, sizeof(name), "%s.md", slash + 1);
     buf_addf(&b, "%s%s\n", error ? "ERROR: " : "",
              error ? error : json_str(o->asking->v[0].answer, "text", ""));
-    rc = put_file(s, o, dir, name, &b, e);
+    rc = put_file(s, o, closed, dir, name, &b, e);
     buf_release(&b);
     return rc;
 }
@@ -321,6 +338,7 @@ static void finish(struct sched *s, struct object *o)
 {
     json_t *all = answers_json(o);
     const char *error = NULL;
+    mode_t closed = closed_answers(s, o);
     struct dtx_err e = {0};
     int rc, good = 0;
 
@@ -332,7 +350,7 @@ static void finish(struct sched *s, struct object *o)
             good++;
     }
     slow_begin(s);
-    rc = o->kind == OBJ_ASK ? write_answer(s, o, &e) : write_comparison(s, o, all, &e);
+    rc = o->kind == OBJ_ASK ? write_answer(s, o, closed, &e) : write_comparison(s, o, closed, all, &e);
     slow_end(s);
     if (rc) {
         catalog_trouble(s, &e);

@@ -8,85 +8,95 @@
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
 #include "scheduler/base/log.h"
-#include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-/* admins: user names or numbers who may change what is not theirs.  memory: what DTX may use of the devices.
- * worker_timeout: seconds after which a worker that says nothing is killed.  roots: folders that datasets may
- * name, hosts: what may be fetched from, quotas: bytes a user may store; these three are read by later parts
- * and only checked here. */
-static const char *const keys[] = {"admins", "memory", "worker_timeout", "roots", "hosts", "quotas"};
-enum { KEYS = sizeof(keys) / sizeof(keys[0]) };
-
-static int check_keys(const json_t *v, const char *text, size_t n, const char *path, struct dtx_err *e)
+/* A name or number of a user of this machine. */
+static int find_user(const char *name, uid_t *uid, struct dtx_err *e)
 {
-    const char *key;
-    json_t *value;
-    int line = 1, column = 1, near;
-
-    if (!json_is_object(v))
-        return dtx_fail(e, -EINVAL, "%s:1:1: expected a JSON object", path);
-    json_object_foreach((json_t *)v, key, value)
-    {
-        bool known = false;
-        for (int i = 0; i < KEYS; i++)
-            known |= strcmp(key, keys[i]) == 0;
-        if (known)
-            continue;
-        json_locate(text, n, key, 1, &line, &column);
-        near = text_nearest(key, keys, KEYS);
-        return dtx_fail(e, -EINVAL,
-                        "%s:%d:%d: key \"%s\": unknown%s%s%s; expected admins, memory, worker_timeout, "
-                        "roots, hosts or quotas",
-                        path, line, column, key, near < 0 ? "" : "; did you mean \"",
-                        near < 0 ? "" : keys[near], near < 0 ? "" : "\"?");
-    }
-    return 0;
-}
-
-static int one_admin(const json_t *v, uid_t *uid, struct dtx_err *e)
-{
-    const char *name = json_string_value(v);
     struct passwd pw, *found = NULL;
-    char data[4096];
+    char data[4096], *end;
+    unsigned long n = strtoul(name, &end, 10);
 
-    if (json_is_integer(v) && json_integer_value(v) >= 0) {
-        *uid = (uid_t)json_integer_value(v);
+    if (*name >= '0' && *name <= '9' && !*end && n < UINT32_MAX) {
+        *uid = (uid_t)n;
         return 0;
     }
-    if (!name || getpwnam_r(name, &pw, data, sizeof(data), &found) || !found)
-        return dtx_fail(e, -EINVAL, "admins: expected names of users of this machine or numbers, found %s",
-                        name ? name : "something else");
+    if (getpwnam_r(name, &pw, data, sizeof(data), &found) || !found)
+        return dtx_fail(e, -EINVAL, "expected names of users of this machine or numbers, found %s", name);
     *uid = found->pw_uid;
     return 0;
 }
 
-static int read_admins(const json_t *all, struct settings *out, struct dtx_err *e)
+static int read_admins(const json_t *list, struct settings *out, struct dtx_err *e)
 {
-    json_t *list = json_object_get(all, "admins"), *v;
     int rc = 0;
+    json_t *v;
     size_t i;
 
-    if (list && !json_is_array(list))
-        return dtx_fail(e, -EINVAL, "admins: expected a list, like [\"alice\", 1001]");
-    if (json_array_size(list) > sizeof(out->admins) / sizeof(out->admins[0]))
-        return dtx_fail(e, -E2BIG, "admins: at most %zu", sizeof(out->admins) / sizeof(out->admins[0]));
     json_array_foreach(list, i, v)
     {
-        if (rc == 0)
-            rc = one_admin(v, &out->admins[out->nadmins++], e);
+        uid_t *uid = &out->admins[out->nadmins++]; /* the table has bounded the list */
+        if (json_is_integer(v))
+            *uid = (uid_t)json_integer_value(v);
+        else if (rc == 0)
+            rc = find_user(json_string_value(v), uid, e);
     }
-    return rc;
+    return rc ? dtx_fail_context(e, "key \"admins\"") : 0;
 }
 
-static int read_worker_timeout(const json_t *all, struct settings *out, struct dtx_err *e)
+/* -1 for null and what is not there: no limit. */
+static int64_t size_or_none(const json_t *v)
 {
-    const json_t *v = json_object_get(all, "worker_timeout");
-    json_int_t n = json_integer_value(v);
+    return json_is_integer(v) ? json_integer_value(v) : -1;
+}
 
-    if (!v)
+static int read_quotas(const json_t *map, struct settings *out, struct dtx_err *e)
+{
+    const char *name;
+    json_t *v;
+
+    out->quota_default = -1;
+    json_object_foreach((json_t *)map, name, v)
+    {
+        struct quota *q = &out->quotas[out->nquotas];
+        if (strcmp(name, "default") == 0) {
+            out->quota_default = size_or_none(v);
+            continue;
+        }
+        if (find_user(name, &q->uid, e))
+            return dtx_fail_context(e, "key \"quotas\"");
+        q->bytes = size_or_none(v);
+        out->nquotas++;
+    }
+    return 0;
+}
+
+/* One size for each device, or sizes by the device's name. */
+static int read_memory(const json_t *v, struct settings *out, struct dtx_err *e)
+{
+    const char *label;
+    json_t *size;
+
+    if (!json_is_object(v)) {
+        out->memory = (uint64_t)json_integer_value(v);
         return 0;
-    if (!json_is_integer(v) || n < 0 || n > 86400 || (n && n < 5))
+    }
+    json_object_foreach((json_t *)v, label, size)
+    {
+        struct device_memory *m = &out->device_memory[out->ndevice_memory];
+        if (out->ndevice_memory == MAX_WORKERS || strlen(label) >= sizeof(m->label))
+            return dtx_fail(e, -EINVAL, "memory: expected names of devices/ like gpu0, found \"%.40s\"",
+                            label);
+        strcpy(m->label, label);
+        m->bytes = (uint64_t)json_integer_value(size);
+        out->ndevice_memory++;
+    }
+    return 0;
+}
+
+static int read_worker_timeout(long long n, struct settings *out, struct dtx_err *e)
+{
+    if (n && n < 5)
         return dtx_fail(e, -EINVAL,
                         "worker_timeout: expected seconds, 5 to 86400, or 0 for never (default %d)",
                         WORKER_TIMEOUT_S);
@@ -94,81 +104,85 @@ static int read_worker_timeout(const json_t *all, struct settings *out, struct d
     return 0;
 }
 
-/* "40 GiB", "800M", or a number of bytes. */
-static int one_size(const json_t *v, const char *where, uint64_t *bytes, struct dtx_err *e)
+static int read_settings(const json_t *doc, struct settings *out, struct dtx_err *e)
 {
-    static const char units[] = "KMGT";
-    const char *text = json_string_value(v), *unit;
-    char *end = NULL;
-    double n = json_is_integer(v) ? (double)json_integer_value(v) : text ? strtod(text, &end) : -1;
-    bool ok = n > 0 && n < 1e18;
+    const json_t *days = json_object_get(doc, "work_days");
+    int rc = read_admins(json_object_get(doc, "admins"), out, e);
 
-    if (ok && text) {
-        while (*end == ' ')
-            end++;
-        unit = *end ? strchr(units, *end & ~0x20) : NULL;
-        if (unit)
-            n *= (double)(1ull << (10 * (unit - units + 1)));
-        ok = end != text && (!*end || (unit && (!end[1] || !strcmp(end + 1, "B") || !strcmp(end + 1, "iB"))));
-    }
-    if (!ok || n < 1 || n >= 1e18)
-        return dtx_fail(e, -EINVAL, "%s: expected a size like \"40 GiB\", found %s", where,
-                        text ? text : "something else");
-    *bytes = (uint64_t)n;
-    return 0;
+    if (rc == 0)
+        rc = read_quotas(json_object_get(doc, "quotas"), out, e);
+    if (rc == 0)
+        rc = read_memory(json_object_get(doc, "memory"), out, e);
+    if (rc == 0)
+        rc = read_worker_timeout(json_int(doc, "worker_timeout", WORKER_TIMEOUT_S), out, e);
+    out->store_max = size_or_none(json_object_get(doc, "store_max"));
+    out->store_reserve = json_int(doc, "store_reserve", 0);
+    out->log_max = json_int(doc, "log_max", 0);
+    out->work_ns = json_is_number(days) ? (int64_t)(json_number_value(days) * 86400) * SECOND_NS : -1;
+    return rc;
 }
 
-/* One size for each device, or an object of sizes by the device's name. */
-static int read_memory(const json_t *all, struct settings *out, struct dtx_err *e)
+int config_parse(const char *path, const char *text, size_t n, struct settings *out, struct dtx_err *e)
 {
-    json_t *v = json_object_get(all, "memory"), *size;
-    char where[64];
-    const char *label;
-    int rc = 0;
+    json_t *doc = NULL;
+    int rc = spec_parse(SPEC_CONFIG, path, text, n, &doc, e);
 
-    if (!json_is_object(v))
-        return v ? one_size(v, "memory", &out->memory, e) : 0;
-    json_object_foreach(v, label, size)
-    {
-        struct device_memory *m = &out->device_memory[out->ndevice_memory];
-        if (rc)
-            continue;
-        if (out->ndevice_memory == MAX_WORKERS || strlen(label) >= sizeof(m->label))
-            return dtx_fail(e, -EINVAL, "memory: expected names of devices/ like gpu0, found \"%.40s\"",
-                            label);
-        snprintf(where, sizeof(where), "memory: %s", label);
-        strcpy(m->label, label);
-        rc = one_size(size, where, &m->bytes, e);
-        out->ndevice_memory++;
-    }
+    *out = (struct settings){.nadmins = 0};
+    if (rc == 0 && (rc = read_settings(doc, out, e)))
+        dtx_fail_context(e, "%s", path);
+    json_decref(doc);
     return rc;
 }
 
 /* A wrong file changes nothing: what was read before stays, and the log says what is wrong. */
 void config_load(struct sched *s)
 {
-    struct settings now = {.nadmins = 0};
     struct buf text = BUF_INIT;
     struct dtx_err e = {0};
-    json_t *all = NULL;
-    int rc;
+    struct settings now;
+    int rc = 0;
 
-    if (!s->config_path)
-        return;
-    rc = fd_read_file(AT_FDCWD, s->config_path, MAX_SPEC, &text, &e);
+    if (s->config_path)
+        rc = fd_read_file(AT_FDCWD, s->config_path, MAX_SPEC, &text, &e);
+    else
+        buf_adds(&text, "{}");
     if (rc == 0)
-        rc = json_parse_text(s->config_path, text.p ? text.p : "", text.len, &all, &e);
-    if (rc == 0)
-        rc = check_keys(all, text.p, text.len, s->config_path, &e);
-    if (rc == 0 && ((rc = read_admins(all, &now, &e)) || (rc = read_memory(all, &now, &e)) ||
-                    (rc = read_worker_timeout(all, &now, &e))))
-        dtx_fail_context(&e, "%s", s->config_path);
+        rc = config_parse(s->config_path ? s->config_path : "", text.p ? text.p : "", text.len, &now, &e);
     buf_release(&text);
-    json_decref(all);
-    if (rc) {
-        log_line("configuration not taken: %s", e.msg);
-        return;
+    if (rc && !s->limits_gen) /* the first time: the defaults */
+        config_parse("", "{}", 2, &now, NULL);
+    if (rc == 0 || !s->limits_gen) {
+        s->settings = now;
+        s->limits_look = 0;
+        atomic_fetch_add(&s->limits_gen, 1);
     }
-    s->settings = now;
-    log_line("configuration read from %s: %d admins", s->config_path, now.nadmins);
+    if (rc)
+        log_line("configuration not taken: %s", e.msg);
+    else if (s->config_path)
+        log_line("configuration read from %s: %d admins, %d quotas", s->config_path, now.nadmins,
+                 now.nquotas);
+}
+
+/* ---- limits, for the file system ---- */
+
+unsigned sched_limits_version(struct sched *s)
+{
+    return atomic_load(&s->limits_gen);
+}
+
+int64_t settings_quota(const struct settings *set, uid_t uid)
+{
+    for (int i = 0; i < set->nquotas; i++)
+        if (set->quotas[i].uid == uid)
+            return set->quotas[i].bytes;
+    return uid == 0 ? -1 : set->quota_default;
+}
+
+void sched_limits(struct sched *s, uid_t uid, struct sched_limits *out)
+{
+    pthread_mutex_lock(&s->mutex);
+    *out = (struct sched_limits){.quota = settings_quota(&s->settings, uid),
+                                 .store_max = s->settings.store_max,
+                                 .reserve = s->settings.store_reserve};
+    pthread_mutex_unlock(&s->mutex);
 }

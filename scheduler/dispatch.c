@@ -3,11 +3,11 @@
  * many is a matter of memory, which the worker plans to the byte once it knows a job's rows: it is given a
  * few jobs ahead, and more as they begin to compute; when one does not fit beside the others it says so, and
  * gets no more. A job that waits there is called back for a worker that has nothing to do, and for a job of
- * higher priority. Order: priority; then the experiment with the fewest jobs running; then age.  A job that
- * found no place keeps later ones of lower priority back (and, after a minute, equal ones of other bases
- * too), so that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has
- * got past the step where it happened.  One that dies twice alone on a device goes to another, if there is
- * one.
+ * higher priority. Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
+ * then the experiment with the fewest running; then age.  A job that found no place keeps later ones of lower
+ * priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
+ * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened. One
+ * that dies twice alone on a device goes to another, if there is one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,20 +76,25 @@ static struct worker *find_place(struct sched *s, const struct job *j)
     return best;
 }
 
-static int order(const void *a, const void *b)
+static struct turn turn_of(struct sched *s, const struct job *j)
 {
-    const struct job *x = *(struct job *const *)a, *y = *(struct job *const *)b;
+    const struct owner *o = fair_owner(&s->fair, j->exp->uid);
 
-    if (x->exp->priority != y->exp->priority)
-        return x->exp->priority > y->exp->priority ? -1 : 1;
-    if (x->suspect != y->suspect)
-        return x->suspect ? -1 : 1; /* to know soon which one it is */
-    if (x->exp->running != y->exp->running)
-        return x->exp->running - y->exp->running;
-    if (x->exp->id != y->exp->id)
-        return x->exp->id < y->exp->id ? -1 : 1;
-    /* the bases' rows are short and make the leaderboard readable: first */
-    return x->number - y->number;
+    return (struct turn){.priority = j->exp->priority,
+                         .suspect = j->suspect,
+                         .uid = j->exp->uid,
+                         .owner_running = o ? o->running : 0,
+                         .owner_served = o ? o->served : 0,
+                         .exp_running = j->exp->running,
+                         .exp_id = j->exp->id,
+                         .number = j->number};
+}
+
+static int order(const void *a, const void *b, void *arg)
+{
+    struct turn x = turn_of(arg, *(struct job *const *)a), y = turn_of(arg, *(struct job *const *)b);
+
+    return fair_order(&x, &y);
 }
 
 /* Another experiment's row of the same base and evaluation: done, or being done. */
@@ -137,6 +142,8 @@ static bool needs_are_there(struct sched *s, struct job *j)
         snprintf(words, sizeof(words), "waiting for: dataset %s", j->dataset);
     else if (j->init[0] && !j->has_run && !object_find(s, OBJ_TUNED, j->init))
         snprintf(words, sizeof(words), "waiting for: model tuned/%s", j->init);
+    else if (j->number && !j->has_run)
+        space_used_up(s, j->exp->uid, words, sizeof(words));
     if (words[0] && (!j->reason || strcmp(j->reason, words) != 0)) {
         set_text(&j->reason, words);
         job_changed(s, j, false);
@@ -185,6 +192,7 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
     w->njobs++;
     w->ahead++;
     j->exp->running++;
+    fair_present(&s->fair, j->exp->uid, 1);
     snprintf(w->job_base, sizeof(w->job_base), "%s", j->base);
     snprintf(w->base, sizeof(w->base), "%s", j->base);
     log_line("job %s/%s: to %s%s", j->exp->name, j->name, w->label, j->suspect ? ", alone" : "");
@@ -213,11 +221,14 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
     int n = 0, cap = 0;
 
     *out = NULL;
+    fair_begin(&s->fair, now);
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         x->running = 0;
         for (int k = 0; k < x->njobs; k++)
             x->running += x->jobs[k]->worker != NULL;
+        if (x->running || (x->state == ST_PROCESSING && !x->deleted))
+            fair_present(&s->fair, x->uid, x->running);
         for (int k = 0; !x->deleted && x->state == ST_PROCESSING && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker || !job_runs(j) || j->retry_at > now)
@@ -233,6 +244,7 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
             (*out)[n++] = j;
         }
     }
+    fair_ready(&s->fair);
     return n;
 }
 
@@ -311,12 +323,12 @@ void dispatch_round(struct sched *s, int64_t now)
         n = 0;
     else
         s->waits_at = now + SECOND_NS;
-    /* Sorted again after each placement: the experiment with fewer running goes first. */
+    /* Sorted again after each placement: the owner with fewer running goes first. */
     for (int i = 0; i < n; i++) {
         struct job *j;
         struct worker *w;
         if (!sorted)
-            qsort(jobs + i, (size_t)(n - i), sizeof(*jobs), order);
+            qsort_r(jobs + i, (size_t)(n - i), sizeof(*jobs), order, s);
         sorted = true;
         j = jobs[i];
         if (!j->number && served_by_twin(s, j))

@@ -61,19 +61,20 @@ static bool pin(struct sched *s, struct experiment *x)
     groups = json_object_get(x->pins, "paramgroups");
     for (int i = 0; i < x->njobs; i++) {
         const char *name = x->jobs[i]->paramgroup;
-        if (json_object_get(groups, name) || !(o = object_ready(s, OBJ_PARAMGROUP, name)))
+        if (json_object_get(groups, name) || !(o = object_ready(s, OBJ_PARAMGROUP, name)) ||
+            !object_readable(o, x->uid, x->gid))
             continue;
         json_object_set_new(groups, name, json_deep_copy(o->spec));
         news = true;
     }
     if (evaluation && json_is_null(json_object_get(x->pins, "evaluation")) &&
-        (o = object_ready(s, OBJ_EVALUATION, evaluation))) {
+        (o = object_ready(s, OBJ_EVALUATION, evaluation)) && object_readable(o, x->uid, x->gid)) {
         json_object_set_new(x->pins, "evaluation", json_deep_copy(o->spec));
         news = true;
     }
     evaluation = json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL);
     if (evaluation && !json_object_get(x->pins, "evaluation_dataset") &&
-        (o = object_ready(s, OBJ_DATASET, evaluation))) {
+        (o = object_ready(s, OBJ_DATASET, evaluation)) && object_readable(o, x->uid, x->gid)) {
         json_object_set_new(x->pins, "evaluation_dataset", json_deep_copy(o->spec));
         news = true;
     }
@@ -301,7 +302,7 @@ static void want(struct buf *b, const char *what, const char *name, const struct
 {
     buf_addf(b, "%s%s %s", b->len ? ", " : "waiting for: ", what, name);
     if (o && o->state == ST_REJECTED)
-        buf_addf(b, " (REJECTED: %s)", o->reason ? o->reason : "");
+        buf_addf(b, " (REJECTED: %s)", public_reason(o) ? public_reason(o) : "");
     else if (o)
         buf_addf(b, " (%s)", state_name(o->state));
 }
@@ -339,14 +340,15 @@ static void want_permission(struct buf *b, const char *what, const char *name)
     buf_addf(b, "%sits owner to let you read %s %s (chmod -R)", b->len ? ", " : "waiting for: ", what, name);
 }
 
-static void want_dataset(struct sched *s, const struct experiment *x, const char *name, struct buf *missing)
+static void want_object(struct sched *s, const struct experiment *x, enum object_kind kind, const char *name,
+                        struct buf *missing)
 {
-    const struct object *o = object_find(s, OBJ_DATASET, name);
+    const struct object *o = object_find(s, kind, name);
 
     if (o && !object_readable(o, x->uid, x->gid))
-        want_permission(missing, "dataset", name);
-    else if (!object_ready(s, OBJ_DATASET, name))
-        want(missing, "dataset", name, o);
+        want_permission(missing, object_kind_name(kind), name);
+    else if (!object_ready(s, kind, name))
+        want(missing, object_kind_name(kind), name, o);
 }
 
 static void want_model(struct sched *s, const struct job *j, struct buf *missing)
@@ -374,17 +376,17 @@ static void find_missing(struct sched *s, struct experiment *x, struct buf *miss
             continue;
         if (!json_object_get(json_object_get(x->pins, "paramgroups"), j->paramgroup) &&
             !seen_before(x, i, offsetof(struct job, paramgroup)))
-            want(missing, "paramgroup", j->paramgroup, object_find(s, OBJ_PARAMGROUP, j->paramgroup));
+            want_object(s, x, OBJ_PARAMGROUP, j->paramgroup, missing);
         if (!seen_before(x, i, offsetof(struct job, dataset)))
-            want_dataset(s, x, j->dataset, missing);
+            want_object(s, x, OBJ_DATASET, j->dataset, missing);
         if (!seen_before(x, i, offsetof(struct job, model)))
             want_model(s, j, missing);
     }
     if (evaluation && !json_is_object(pinned))
-        want(missing, "evaluation", evaluation, object_find(s, OBJ_EVALUATION, evaluation));
+        want_object(s, x, OBJ_EVALUATION, evaluation, missing);
     name = json_str(pinned, "dataset", NULL);
     if (name)
-        want_dataset(s, x, name, missing);
+        want_object(s, x, OBJ_DATASET, name, missing);
 }
 
 /* Parameters with overrides and seed; base and adapter under the model's name. */

@@ -48,6 +48,35 @@ struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
     return i;
 }
 
+void intake_free(struct intake *i)
+{
+    free(i->no_space);
+    free(i->cut_off);
+    free(i);
+}
+
+const char *intake_no_space(const struct sched *s, enum object_kind kind, const char *name)
+{
+    for (const struct intake *i = s->intakes; i; i = i->next)
+        if (i->kind == kind && i->dirty && strcmp(i->name, name) == 0)
+            return i->no_space;
+    return NULL;
+}
+
+/* The file that was cut off is begun again, or gone. */
+static void note_whole(struct intake *i, enum drop_event ev, const char *path)
+{
+    bool anew = ev == DROP_CREATE || ev == DROP_UNLINK || ev == DROP_RENAMED_OUT || ev == DROP_RENAMED_IN;
+    size_t n = strlen(path);
+
+    if (!i->cut_off || (!anew && ev != DROP_RMDIR))
+        return;
+    if (strncmp(i->cut_off, path, n) != 0 || (i->cut_off[n] != '\0' && i->cut_off[n] != '/'))
+        return;
+    set_text(&i->cut_off, NULL);
+    set_text(&i->no_space, NULL);
+}
+
 static void change(struct intake *i, int64_t now)
 {
     i->dirty = true;
@@ -194,6 +223,7 @@ bool intake_note(struct sched *s, enum drop_event ev, const char *path, const st
             i->who = *who;
         i->has_who = true;
     }
+    note_whole(i, ev, path);
     quiet = i->dirty && (ev == DROP_WRITE || ev == DROP_FSYNC || ev == DROP_SETATTR);
     known = i->dirty && !i->gone && i->announced == i->gen;
     note(i, ev, &p, now);
@@ -458,6 +488,8 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
         return;
     }
     i->dirty = i->complete = i->success = i->wait_long = i->has_who = i->owner_known = false;
+    set_text(&i->no_space, NULL);
+    set_text(&i->cut_off, NULL);
 }
 
 void intake_round(struct sched *s, int64_t now)
@@ -479,7 +511,7 @@ void intake_round(struct sched *s, int64_t now)
             continue;
         }
         *p = i->next;
-        free(i);
+        intake_free(i);
     }
 }
 

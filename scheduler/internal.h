@@ -186,6 +186,8 @@ struct intake {
     bool has_who;
     bool owner_known; /* who is the file's owner */
     mode_t closed;    /* privacy.c: as far as the root's mode says it */
+    char *no_space;   /* why a file of it was cut off, NULL: none was */
+    char *cut_off;    /* that file */
     struct intake *next;
 };
 
@@ -239,6 +241,14 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
+    struct quota {
+        uid_t uid;
+        int64_t bytes; /* -1: none */
+    } quotas[256];
+    int nquotas;
+    int64_t quota_default, store_max; /* -1: none */
+    int64_t store_reserve, log_max;
+    int64_t work_ns;    /* training state of ended jobs is kept so long; -1: for ever */
     int worker_timeout; /* s; 0: not given, -1: never */
     uint64_t memory;    /* bytes of each device that DTX may use; 0: all but a twentieth */
     struct device_memory {
@@ -246,6 +256,29 @@ struct settings { /* the administrator's configuration file */
         uint64_t bytes;
     } device_memory[MAX_WORKERS];
     int ndevice_memory;
+};
+
+/* fair.c */
+struct owner {
+    uid_t uid;
+    int running;
+    bool present, was_present; /* has jobs that run or could, in this round and the last */
+    int64_t served;            /* ns of running jobs */
+};
+struct fair { /* zeroed at first */
+    struct owner *v;
+    int n, cap;
+    int64_t at; /* mono: of the last round */
+};
+struct turn { /* what decides between two jobs */
+    int priority;
+    bool suspect;
+    uid_t uid;
+    int owner_running;
+    int64_t owner_served;
+    int exp_running;
+    int64_t exp_id;
+    int number;
 };
 
 struct sched {
@@ -261,6 +294,7 @@ struct sched {
     struct catalog *catalog; /* loop thread only */
     char *trouble;           /* the catalog or the store cannot be written: why */
     struct settings settings;
+    atomic_uint limits_gen; /* counts readings of the settings */
 
     struct object **objects;
     int nobjects, objects_cap;
@@ -281,12 +315,18 @@ struct sched {
     unsigned transitions; /* counted: what waits looks again when something happened */
     bool locks_free;      /* no worker of an earlier dtxd is left */
     int64_t locks_look, log_locks;
-    int64_t waits_at; /* mono: when jobs without a place are looked at next */
+    int64_t limits_look; /* mono: when limits_round has something to do */
+    int64_t waits_at;    /* mono: when jobs without a place are looked at next */
 
     pthread_cond_t changes_cond;
     char **changes; /* paths for on_change */
     int nchanges;
     bool notify_end;
+    struct fair fair; /* loop thread only */
+    size_t (*usage)(void *arg, struct sched_usage *out, size_t max);
+    void *usage_arg;
+    int64_t told_no_space; /* mono: when the log last said so, and of what; FUSE threads too */
+    char told_path[256];
     void (*on_change)(void *arg, const char *path);
     void *on_change_arg;
 };
@@ -305,6 +345,7 @@ void job_changed(struct sched *s, const struct job *j, bool listed);
 int sched_run_command(struct sched *s, struct command *c); /* FUSE threads: hand over and wait */
 void set_text(char **field, const char *text);             /* free, strdup; NULL or "" clears */
 void set_json(json_t **field, json_t *value);              /* decref, steal */
+/* Not with the mutex held. */
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode);
 void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* chown, only as root */
 
@@ -403,6 +444,10 @@ bool object_readable(const struct object *o, uid_t uid, gid_t gid);
 bool model_readable(struct sched *s, const struct model_ref *ref, uid_t uid, gid_t gid);
 const char *public_words(const struct object *o, const char *reason); /* reason, unless it is private */
 const char *public_reason(const struct object *o);                    /* NULL: none */
+mode_t experiment_closed(const struct sched *s, const struct experiment *x);
+const char *experiment_words(const struct sched *s, const struct experiment *x,
+                             const char *reason); /* the same for its and its jobs' */
+mode_t model_closed(struct sched *s, const struct model_ref *ref);
 /* Give experiments/NAME/ the mode that follows from the spec and what it uses. */
 void experiment_close_folder(struct sched *s, const struct experiment *x);
 
@@ -416,6 +461,17 @@ void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
 int64_t intake_next(const struct sched *s); /* mono: when intake_round has something to do */
+
+void intake_free(struct intake *i);
+/* Why a drop that is being received is cut off, or NULL. */
+const char *intake_no_space(const struct sched *s, enum object_kind kind, const char *name);
+
+/* space.c: mutex held */
+enum { MAX_OWNERS = 1024 };
+/* What owners' files take; NULL and 0 where nobody counts.  The caller frees. */
+struct sched_usage *space_usage(struct sched *s, size_t *n);
+/* Words why the jobs of an owner wait: the quota is used up.  False: it is not. */
+bool space_used_up(struct sched *s, uid_t uid, char *words, size_t n);
 
 /* take.c: a complete drop becomes an object */
 /* 0: taken (or refused in words); -EAGAIN: not complete yet; other errors: the catalog cannot be written. */
@@ -466,6 +522,14 @@ void job_paths(const struct job *j, char *job_dir, char *work_dir, char *tuned, 
 void job_remove_files(struct sched *s, struct job *j);
 void job_remove_work(struct sched *s, const struct job *j); /* training state, token caches */
 bool job_runs(const struct job *j); /* in a state in which a worker has or should have it */
+
+/* fair.c: whose turn it is */
+/* A round: begin (what ran since the last one is charged), present for all that have jobs, ready. */
+void fair_begin(struct fair *f, int64_t now);
+void fair_present(struct fair *f, uid_t uid, int running);
+void fair_ready(struct fair *f);
+struct owner *fair_owner(struct fair *f, uid_t uid); /* NULL: no memory; good until the next new owner */
+int fair_order(const struct turn *x, const struct turn *y); /* as of qsort: who is first */
 
 /* dispatch.c */
 void dispatch_round(struct sched *s, int64_t now);
@@ -519,6 +583,17 @@ int tuned_register(struct sched *s, struct job *j);
 
 /* config.c */
 void config_load(struct sched *s);
+int config_parse(const char *path, const char *text, size_t n, struct settings *out, struct dtx_err *e);
+int64_t settings_quota(const struct settings *set, uid_t uid); /* -1: none */
+
+/* limits.c */
+void limits_round(struct sched *s, int64_t now);
+/* A log that is longer than max bytes keeps the newer half of that. */
+int log_trim(int dirfd, const char *path, int64_t max);
+
+/* groups.c: no lock needed */
+bool caller_in_group(const struct caller *who, gid_t gid); /* of a process that calls now */
+bool user_in_group(uid_t uid, gid_t gid);                  /* as the user database says */
 
 /* api.c */
 struct subject { /* what a generated path is about */
@@ -571,6 +646,10 @@ json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; 
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
 json_t *appliance_json(struct sched *s);
+/* render_space.c: who uses what; mutex held */
+void render_owners(struct sched *s, struct buf *out);
+void owners_json(struct sched *s, json_t *into); /* "space" and "owners" */
+void owners_metrics(struct sched *s, struct buf *out);
 void progress_line(const struct job *j, struct buf *out); /* one line without newline */
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */

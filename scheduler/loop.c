@@ -53,6 +53,7 @@ void loop_round(struct sched *s, int64_t now)
     experiments_round(s, now);
     dispatch_round(s, now);
     asking_round(s, now);
+    limits_round(s, now);
 }
 
 static int add_fd(struct pollfd *fds, int n, int fd, short events)

@@ -399,6 +399,8 @@ static void append_line(struct sched *s, const char *path, uid_t uid, gid_t gid,
             (void)!fchown(fd, uid, gid);
         (void)!fd_write_all(fd, b.p, b.len); /* a full disk loses a line of the log, nothing else */
         close(fd);
+        if (s->settings.log_max > 0)
+            log_trim(s->tree_fd, path, s->settings.log_max);
     }
     buf_release(&b);
 }
@@ -464,7 +466,7 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     }
     x->state = (enum state)to;
     x->changed = clock_wall_ns();
-    log_transition("experiment", x->name, from, x->state, reason);
+    log_transition("experiment", x->name, from, x->state, experiment_words(s, x, reason));
     set_text(&x->reason, reason);
     if (to != ST_GONE && x->njobs)
         experiment_log(s, x, "%s%s%s", state_name(x->state), reason ? ": " : "", reason ? reason : "");
@@ -488,7 +490,7 @@ static void job_tell(struct sched *s, struct job *j, enum state from)
     char name[2 * NAME_CAP + 2], line[1200];
 
     snprintf(name, sizeof(name), "%s/%s", j->exp->name, j->name);
-    log_transition("job", name, from, j->state, j->reason);
+    log_transition("job", name, from, j->state, experiment_words(s, j->exp, j->reason));
     snprintf(line, sizeof(line), "state %s%s%s", state_name(j->state), j->reason ? ": " : "",
              j->reason ? j->reason : "");
     if (j->state != from) {

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -41,7 +42,8 @@ mode_t privacy_of_path(int tree_fd, const char *path)
 
 static bool may_read(mode_t closed, uid_t owner, gid_t group, uid_t uid, gid_t gid)
 {
-    return uid == 0 || geteuid() != 0 || uid == owner || !(closed & (gid == group ? 070 : 07));
+    return uid == 0 || geteuid() != 0 || uid == owner || !closed ||
+           !(closed & (gid == group || user_in_group(uid, group) ? 070 : 07));
 }
 
 bool object_readable(const struct object *o, uid_t uid, gid_t gid)
@@ -82,6 +84,35 @@ static mode_t closed_by(struct sched *s, enum object_kind kind, const char *name
     return o ? o->closed : 0;
 }
 
+/* Its folder has the mode of the most closed thing it was made from; before there is one, the spec's. */
+mode_t experiment_closed(const struct sched *s, const struct experiment *x)
+{
+    char path[PATH_MAX];
+    mode_t closed;
+
+    snprintf(path, sizeof(path), "experiments/%s.json", x->name);
+    closed = privacy_of_path(s->tree_fd, path);
+    path[strlen(path) - 5] = '\0';
+    return closed | privacy_of_path(s->tree_fd, path);
+}
+
+const char *experiment_words(const struct sched *s, const struct experiment *x, const char *reason)
+{
+    return reason && experiment_closed(s, x) & 07 ? "(private: its .status says it to those who may read it)"
+                                                  : reason;
+}
+
+mode_t model_closed(struct sched *s, const struct model_ref *ref)
+{
+    char path[PATH_MAX];
+    mode_t closed = closed_by(s, OBJ_BASE, ref->base);
+
+    if (!ref->tuned[0])
+        return closed;
+    snprintf(path, sizeof(path), "models/tuned/%s", ref->tuned);
+    return closed | privacy_of_path(s->tree_fd, path);
+}
+
 void experiment_close_folder(struct sched *s, const struct experiment *x)
 {
     char path[PATH_MAX];
@@ -99,6 +130,8 @@ void experiment_close_folder(struct sched *s, const struct experiment *x)
         snprintf(path, sizeof(path), "models/tuned/%s", x->jobs[i]->init);
         closed |= privacy_of_path(s->tree_fd, path);
     }
+    for (int i = 0; i < x->njobs; i++)
+        closed |= closed_by(s, OBJ_PARAMGROUP, x->jobs[i]->paramgroup);
     closed |= closed_by(s, OBJ_EVALUATION, json_str(x->spec, "evaluation", NULL));
     closed |= closed_by(s, OBJ_DATASET, json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL));
     snprintf(path, sizeof(path), "experiments/%s", x->name);

@@ -144,11 +144,13 @@ static void tuned_report(struct buf *out, const struct object *o)
         add_field(out, "eval_loss", "%.4f", json_num(o->spec, "eval_loss", 0));
 }
 
-static void object_text(const struct object *o, struct buf *out)
+static void object_text(struct sched *s, const struct object *o, struct buf *out)
 {
+    const char *no_space = intake_no_space(s, o->kind, o->name);
+
     buf_addf(out, "%s\n", state_name(o->state));
-    if (o->reason)
-        add_field(out, "reason", "%s", o->reason);
+    if (no_space || o->reason)
+        add_field(out, "reason", "%s", no_space ? no_space : o->reason);
     add_field(out, "kind", "%s", object_kind_name(o->kind));
     add_field(out, "owner", "%u", (unsigned)o->uid);
     if (o->size) {
@@ -199,7 +201,7 @@ int render_object_status(struct sched *s, const struct layout_match *m, struct b
     if (!subject_of(s, m, &it))
         return -ENOENT;
     if (it.object) {
-        object_text(it.object, out);
+        object_text(s, it.object, out);
         return 0;
     }
     if (it.job)
@@ -253,7 +255,7 @@ int render_list(struct sched *s, const struct layout_match *m, struct buf *out)
         for (int i = 0; i < s->nexps; i++)
             if (!(x = s->exps[i])->deleted)
                 list_line(out, x->name, x->spec_reason ? "REJECTED" : state_name(x->state), -1, x->created,
-                          x->spec_reason ? x->spec_reason : x->reason);
+                          experiment_words(s, x, x->spec_reason ? x->spec_reason : x->reason));
     } else if (m->entry->lists == OBJ_JOB) {
         x = experiment_find(s, m->arg[0]);
         for (int i = 0; x && i < x->njobs; i++)

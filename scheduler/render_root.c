@@ -62,7 +62,7 @@ static void device_line(const struct worker *w, struct buf *out)
     buf_addc(out, '\n');
 }
 
-static void experiment_line(const struct experiment *x, struct buf *out)
+static void experiment_line(const struct sched *s, const struct experiment *x, struct buf *out)
 {
     struct job *best = best_job(x);
     int done = 0;
@@ -73,7 +73,7 @@ static void experiment_line(const struct experiment *x, struct buf *out)
     if (best)
         buf_addf(out, ", best %s", best->name);
     if (x->reason && !state_is_end(x->state))
-        buf_addf(out, ": %s", x->reason);
+        buf_addf(out, ": %s", experiment_words(s, x, x->reason));
     buf_addc(out, '\n');
 }
 
@@ -106,12 +106,13 @@ int render_status(struct sched *s, const struct layout_match *m, struct buf *out
     buf_adds(out, "devices:\n");
     for (int i = 0; i < s->nworkers; i++)
         device_line(&s->workers[i], out);
+    render_owners(s, out);
     for (int i = 0; i < s->nexps; i++)
         experiments += !s->exps[i]->deleted;
     add_field(out, "experiments", "%d", experiments);
     for (int i = s->nexps - 1; i >= 0 && shown < SHOWN; i--)
         if (!s->exps[i]->deleted) {
-            experiment_line(s->exps[i], out);
+            experiment_line(s, s->exps[i], out);
             shown++;
         }
     rejected_lines(s, out);
@@ -146,6 +147,15 @@ static json_t *objects_json(struct sched *s, enum object_kind kind)
     return list;
 }
 
+/* Everybody reads this: of a private experiment it says that it is there. */
+static json_t *public_experiment(struct sched *s, struct experiment *x)
+{
+    if (!(experiment_closed(s, x) & 07))
+        return experiment_json(s, x);
+    return json_pack("{ss ss so ss s[] s[]}", "name", x->name, "state", state_name(x->state), "best",
+                     json_null(), "reason", experiment_words(s, x, ""), "jobs", "leaderboard");
+}
+
 json_t *appliance_json(struct sched *s)
 {
     json_t *v, *devices = json_array(), *exps = json_array();
@@ -155,10 +165,12 @@ json_t *appliance_json(struct sched *s)
         json_array_append_new(devices, device_json(&s->workers[i]));
     for (int i = 0; i < s->nexps; i++)
         if (!s->exps[i]->deleted)
-            json_array_append_new(exps, experiment_json(s, s->exps[i]));
+            json_array_append_new(exps, public_experiment(s, s->exps[i]));
     v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
                   "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
                   clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
+    if (v)
+        owners_json(s, v);
     for (int i = 0; v && i < KINDS; i++)
         json_object_set_new(v, object_kind_collection(shown_kinds[i]), objects_json(s, shown_kinds[i]));
     return v;
@@ -236,7 +248,8 @@ static void job_metrics(struct sched *s, struct buf *out)
     for (int i = 0; i < s->nexps; i++)
         for (int k = 0; k < s->exps[i]->njobs; k++) {
             struct job *j = s->exps[i]->jobs[k];
-            if (!j->worker || !json_is_number(json_object_get(j->progress, "loss")))
+            if (!j->worker || !json_is_number(json_object_get(j->progress, "loss")) ||
+                experiment_closed(s, s->exps[i]) & 07)
                 continue;
             buf_adds(out, "dtx_job_loss{experiment=\"");
             label(out, s->exps[i]->name);
@@ -268,6 +281,7 @@ int render_metrics(struct sched *s, const struct layout_match *m, struct buf *ou
     device_metric(s, "dtx_device_memory_usable_bytes", "memory that they may have", "mem_usable", out);
     device_metric(s, "dtx_device_tokens_per_second", "tokens trained and generated in the last second",
                   "tokens_per_s", out);
+    owners_metrics(s, out);
     metric(out, "dtx_store_writable", "gauge", "0 while the catalog or the store cannot be written");
     buf_addf(out, "dtx_store_writable %d\n", s->trouble == NULL);
     return 0;
@@ -314,7 +328,10 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
             if (j->worker != w)
                 continue;
             buf_addf(out, "  %s/%s: ", x->name, j->name);
-            progress_line(j, out);
+            if (experiment_closed(s, x) & 07)
+                buf_adds(out, state_name(j->state));
+            else
+                progress_line(j, out);
             buf_addc(out, '\n');
         }
     return 0;

@@ -319,7 +319,7 @@ static void free_model(struct sched *s)
     while (s->intakes) {
         struct intake *i = s->intakes;
         s->intakes = i->next;
-        free(i);
+        intake_free(i);
     }
     while (s->hidden) {
         struct hidden *h = s->hidden;
@@ -328,6 +328,7 @@ static void free_model(struct sched *s)
         free(h);
     }
     gone_free(s);
+    free(s->fair.v);
     free(s->objects);
     free(s->exps);
     free(s->changes);

@@ -109,6 +109,26 @@ int sched_rmdir(struct sched *s, const struct layout_match *m, const struct call
 /* Is this path hidden by sched_unlink? (lookup and readdir leave it out) */
 bool sched_hidden(struct sched *s, const char *path);
 
+/* ---- space ---- */
+
+struct sched_limits { /* of the administrator, for files of one owner; bytes, -1: none */
+    int64_t quota, store_max, reserve;
+};
+void sched_limits(struct sched *s, uid_t uid, struct sched_limits *out);
+/* Grows whenever the limits may have changed. Cheap. */
+unsigned sched_limits_version(struct sched *s);
+
+struct sched_usage { /* what one owner's files take */
+    uid_t uid;
+    char name[64]; /* "": not known yet */
+    int64_t bytes, files;
+};
+/* Who can say it: fn fills at most max rows and returns their number; it must not call the scheduler. */
+void sched_on_usage(struct sched *s, size_t (*fn)(void *arg, struct sched_usage *out, size_t max), void *arg);
+/* A change of `path` was refused, or ended early, for want of space: in words to the log and to the object's
+ * NAME.status.  What was cut off is REJECTED unless that file is begun again or removed. */
+void sched_no_space(struct sched *s, const char *path, const struct caller *who, const char *words);
+
 int sched_store_fd(const struct sched *s); /* descriptor of STORE; borrowed */
 int sched_tree_fd(const struct sched *s);  /* descriptor of STORE/tree; borrowed */
 

@@ -179,6 +179,10 @@ void services_round(struct sched *s, int64_t now)
         if (model_resolve(s, model, &ref, NULL)) {
             snprintf(words, sizeof(words), "waiting for: model %.400s", model);
             object_event(s, o, EV_WAIT, words);
+        } else if (!model_readable(s, &ref, o->uid, o->gid)) {
+            snprintf(words, sizeof(words), "waiting for: its owner to let you read model %.400s (chmod -R)",
+                     model);
+            object_event(s, o, EV_WAIT, words);
         } else if (o->state == ST_PENDING) {
             object_event(s, o, EV_START, NULL);
         }

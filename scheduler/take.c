@@ -204,7 +204,7 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
         if (rc && e.msg[0])
             rc = o->state == ST_NONE && object_event(s, o, EV_WRITE, NULL) ? -EIO : reject(s, o, e.msg);
     } else if (i->folder) {
-        rc = take_folder(s, i, o);
+        rc = refused ? reject(s, o, refused) : take_folder(s, i, o);
     } else {
         rc = take_spec(s, i, o, text, refused, last_chance);
     }
@@ -244,6 +244,8 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         return -EAGAIN;
     }
     stamp_text(&st, stamp, sizeof(stamp));
+    if (rc == 0 && i->no_space)
+        rc = dtx_fail(&e, -ENOSPC, "%s; %s was cut off: copy it again then", i->no_space, i->cut_off);
     if (i->kind == OBJ_EXPERIMENT) {
         struct caller who = {.uid = st.uid, .gid = st.gid};
         if (geteuid() != 0 && i->has_who)

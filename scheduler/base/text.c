@@ -1,6 +1,7 @@
 #include "scheduler/base/text.h"
 
 #include <fnmatch.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -188,4 +189,46 @@ int text_nearest(const char *word, const char *const *words, int n)
         }
     }
     return best;
+}
+
+/* ---- sizes ---- */
+
+int64_t text_parse_size(const char *s)
+{
+    static const char units[] = "kmgtp";
+    size_t digits = strspn(s, "0123456789"),
+           more = s[digits] == '.' ? 1 + strspn(s + digits + 1, "0123456789") : 0;
+    const char *unit = s + digits + more, *at;
+    double v, base = 1024;
+
+    if (digits == 0 || digits > 19 || more == 1 || sscanf(s, "%lf", &v) != 1)
+        return -1;
+    unit += *unit == ' ';
+    at = *unit ? strchr(units, *unit | 0x20) : NULL;
+    if (at)
+        unit++;
+    if (at && unit[0] == 'i' && unit[1] == 'B')
+        unit += 2;
+    else if (unit[0] == 'B') {
+        base = 1000;
+        unit++;
+    }
+    for (int i = 0; at && i <= at - units; i++)
+        v *= base;
+    return *unit || v > 9.0e18 || (!at && more) ? -1 : (int64_t)v;
+}
+
+const char *text_size(int64_t bytes, char out[24])
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    double v = (double)bytes;
+    int u = 0;
+
+    for (; v >= 1024 && u < 5; u++)
+        v /= 1024;
+    if (u == 0 || v >= 99.95 || v - (double)(int64_t)v < 0.05)
+        snprintf(out, 24, "%.0f %s", v, units[u]);
+    else
+        snprintf(out, 24, "%.1f %s", v, units[u]);
+    return out;
 }

@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include "scheduler/base/err.h"
 
 /* Length (1-4) of the valid UTF-8 character at s, 0 if there is none within n bytes (overlong, surrogate,
@@ -34,5 +35,10 @@ int name_nfc(const char *name, char *out, size_t outsz);
 
 /* Edit distance, for "did you mean"; returns the index of the nearest of n words within distance 3, or -1. */
 int text_nearest(const char *word, const char *const *words, int n);
+
+/* Bytes of "1048576", "50 GiB", "50G" (of 1024) or "50 GB" (of 1000); -1 where it is none or does not fit. */
+int64_t text_parse_size(const char *s);
+/* "49.9 GiB"; out has room for 24 bytes. Returns out. */
+const char *text_size(int64_t bytes, char out[24]);
 
 #endif

@@ -106,4 +106,4 @@ check "it was killed there" has "$M/experiments/moves/log" 'its worker ended (si
 
 # A configuration that makes no sense is refused in words, and nothing changes.
 printf '{"memory": "plenty"}\n' >"$T/dtx.json"
-check "a wrong size is refused in words" wait_for 20 has "$M/log" 'configuration not taken: .*memory: expected a size like "40 GiB", found plenty'
+check "a wrong size is refused in words" wait_for 20 has "$M/log" 'configuration not taken: .*key "memory": found "plenty" (string); expected a size like "40 GiB"'

@@ -472,10 +472,11 @@ static bool fits_type(const struct spec_key *k, const json_t *v)
     case JSON_FALSE:
         return k->type == ST_BOOL;
     case JSON_STRING:
-        return k->type == ST_STRING || k->type == ST_NAME || k->type == ST_MODEL;
+        return k->type == ST_STRING || k->type == ST_NAME || k->type == ST_MODEL || k->type == ST_USER;
     case JSON_INTEGER:
     case JSON_REAL:
-        return k->type == ST_INT || k->type == ST_NUMBER || k->type == ST_INTERVAL;
+        return k->type == ST_INT || k->type == ST_NUMBER || k->type == ST_INTERVAL || k->type == ST_SIZE ||
+               k->type == ST_USER;
     case JSON_ARRAY:
         return k->type == ST_LIST && k->min == 0;
     case JSON_OBJECT:
@@ -506,7 +507,7 @@ END_TEST
 
 START_TEST(every_key_is_documented)
 {
-    for (int kind = 0; kind < SPEC_KINDS; kind++) {
+    for (int kind = 0; kind < SPEC_TABLES; kind++) {
         ck_assert_ptr_nonnull(spec_tables[kind].name);
         for (const struct spec_key *k = spec_tables[kind].keys; k->name; k++) {
             ck_assert_msg(k->help && strlen(k->help) > 5, "%s.%s: help", spec_tables[kind].name, k->name);
