@@ -138,6 +138,7 @@ def plain_json(root):
     put(root, t, "twice", '{"a":1,"a":2}')
     put(root, t, "bytes", b'{"\xff":1}')
     put(root, t, "number", "-0.0")
+    put(root, t, "nul", b'{"a": [1\0, 2], "b": 3}')
 
 
 # ---- dataset files: the first byte is the format (fuzz_dataset.c)
