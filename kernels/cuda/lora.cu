@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
             for (int j = 0; j < 4; j++) {
                 int col = c0 + n * 8 + lane % 4 * 2 + j % 2;
                 if (rng_dropout(keys[j / 2], (uint32_t)col) >= ad.threshold)
-                    sum[n][j] += ad.keep * acc[n][j];
+                    sum[n][j] = __fmaf_rn(ad.keep, acc[n][j], sum[n][j]);
             }
     }
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, 1.f, smem);
@@ -404,8 +404,9 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 for (int e = 0; e < 4; e++) { /* pairs of columns */
                     float *to = &sum[n / 8 + e / 2][e % 2 * 2], *from = &acc[e / 2][e % 2 * 2];
                     uint32_t bits = rng_u32(key[q][e % 2], (uint32_t)(c0 + n + e / 2 * 8 + lane % 4 * 2) >> 1);
-                    to[0] += (bits & 0xffff) >= ad.threshold ? ad.keep * from[0] : 0.f;
-                    to[1] += bits >> 16 >= ad.threshold ? ad.keep * from[1] : 0.f;
+                    /* rounded once, as in lora_up_back_kernel: which of the two runs depends on the neighbours' ranks */
+                    to[0] = (bits & 0xffff) >= ad.threshold ? __fmaf_rn(ad.keep, from[0], to[0]) : to[0];
+                    to[1] = bits >> 16 >= ad.threshold ? __fmaf_rn(ad.keep, from[1], to[1]) : to[1];
                 }
             }
         }

@@ -419,28 +419,29 @@ static void check_linear(struct world *w, int which)
     free(add);
 }
 
-/* The segment of job 2 alone in a pack: y, dx and gradients equal to the bit. */
-static void check_invariance(struct world *w)
+/* The segment of a job alone in a pack: y, dx and gradients equal to the bit.  Alone, ranks up to 16 run in
+ * kernels of their own; beside a job of a higher rank they do not. */
+static void check_invariance(struct world *w, int job, int which)
 {
-    struct op_linear shape = linear_for(&w->s, 0, NULL, NULL);
-    size_t in = (size_t)shape.in, out = (size_t)shape.out, n = w->floats[2];
-    const struct op_seg *seg = &w->gpu_pack.segs[2];
+    struct op_linear shape = linear_for(&w->s, which, NULL, NULL);
+    size_t in = (size_t)shape.in, out = (size_t)shape.out, n = w->floats[job];
+    const struct op_seg *seg = &w->gpu_pack.segs[job];
     size_t rows = (size_t)pack_padded(&w->gpu_base, seg->rows), first = (size_t)seg->row0,
            R = (size_t)w->gpu_pack.rows;
     float *W = random_floats(in * out, 0.05f, true), *x = random_rows(&w->gpu_pack, in, 1),
           *dy = random_rows(&w->gpu_pack, out, 1);
-    struct op_linear l = linear_for(&w->s, 0, put_weights(&gpu, W, in * out), NULL);
+    struct op_linear l = linear_for(&w->s, which, put_weights(&gpu, W, in * out), NULL);
     struct op_pack alone;
     float *got[2][3];
-    void *together_grad = w->grads[1][2];
-    build_pack(w, &gpu, &alone, 1, 2);
+    void *together_grad = w->grads[1][job];
+    build_pack(w, &gpu, &alone, 1, job);
     for (int i = 0; i < 2; i++) {
         const struct op_pack *p = i ? &alone : &w->gpu_pack;
         size_t skip = i ? first : 0, r = i ? rows : R;
         void *d_x = put_act(&gpu, x + skip * in, r * in), *y = poisoned(&gpu, r * out),
              *dx = poisoned(&gpu, r * in);
-        float *h = gpu.ops->alloc(gpu.dev, gpu.ops->linear_h_floats(p, 3) * 4);
-        float *g = i ? w->grads[1][2] : together_grad;
+        float *h = gpu.ops->alloc(gpu.dev, gpu.ops->linear_h_floats(p, l.n_parts) * 4);
+        float *g = i ? w->grads[1][job] : together_grad;
         gpu.ops->zero(gpu.dev, g, n * 4);
         gpu.ops->linear(gpu.dev, p, &l, d_x, NULL, y, h);
         gpu.ops->linear_back(gpu.dev, p, &l, put_act(&gpu, dy + skip * out, r * out), d_x, h, dx);
@@ -449,13 +450,14 @@ static void check_invariance(struct world *w)
         got[i][2] = get_f32(&gpu, g, n);
     }
     char name[96];
-    snprintf(name, sizeof name, "%s one job alone = among 4, bits", w->s.name);
+    snprintf(name, sizeof name, "%s linear %d, rank %d alone = among 4, bits", w->s.name, which,
+             w->jobs[job].rank);
     report(name,
            (memcmp(got[0][0], got[1][0], rows * out * 4) != 0) +
                2 * (memcmp(got[0][1], got[1][1], rows * in * 4) != 0) +
                4 * (memcmp(got[0][2], got[1][2], n * 4) != 0),
            0);
-    w->grads[1][2] = together_grad;
+    w->grads[1][job] = together_grad;
 }
 
 static void check_head(struct world *w)
@@ -755,7 +757,9 @@ int main(int argc, char **argv)
         check_attention(&w);
         for (int k = 0; k < 3; k++)
             check_linear(&w, k);
-        check_invariance(&w);
+        for (int j = 0; j < w.n_jobs; j++)
+            for (int k = 0; k < 3 && w.jobs[j].rank; k++)
+                check_invariance(&w, j, k);
         check_head(&w);
         check_decode(&w);
         check_decode_layer(&w);
