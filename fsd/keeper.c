@@ -55,7 +55,7 @@ static int64_t now_ms(void)
 
 static struct item **find(struct keeper *k, uint32_t kind, uint64_t key)
 {
-    struct item **p = &k->table[(key * 0x9e3779b97f4a7c15u >> 52) ^ kind];
+    struct item **p = &k->table[((key * 0x9e3779b97f4a7c15u >> 52) ^ kind) % BUCKETS];
 
     while (*p && ((*p)->it.kind != kind || (*p)->it.key != key))
         p = &(*p)->next;

@@ -238,7 +238,8 @@ bool kept_resent(void)
 void kept_answered(struct kept *k)
 {
     if (turn.once) {
-        turn.once->done = 0; /* a free entry is never done */
+        turn.once->done = 0; /* a free entry is never done, and notes nothing */
+        turn.once->note = 0;
         __atomic_store_n(&turn.once->unique, 0, __ATOMIC_RELEASE);
     }
     turn.once = NULL;
@@ -270,8 +271,10 @@ static struct kept_once *take_once(struct kept *k, uint64_t unique)
             if (was == 0)
                 break;
         }
-        if (least)
+        if (least) {
             oldest->done = 0;
+            oldest->note = 0;
+        }
         if (__atomic_compare_exchange_n(&oldest->unique, &least, unique, false, __ATOMIC_ACQ_REL,
                                         __ATOMIC_ACQUIRE))
             return oldest;

@@ -9,13 +9,13 @@ WIDTH, HEIGHT, LEFT, TOP = 300, 220, 56, 56  # of one panel; its place
 
 
 def points(path):
-    """[jobs, batch, seq, rank, tokens/s, ms, GiB beside the base], the last of equal cases."""
+    """[jobs, batch, seq, rank, tokens/s, ms, GiB planned beside the base], the last of equal cases."""
     found = {}
     for line in open(path):
         r = json.loads(line) if line.startswith("{") else {}
         f = r.get("case", "").split(":")
         if f[0] == "train" and float(f[5]) == 0:
-            found[tuple(map(int, f[1:5]))] = (r["tokens_per_s"], r["ms_per_step"], r["gib_beside_base"])
+            found[tuple(map(int, f[1:5]))] = (r["tokens_per_s"], r["ms_per_step"], r["gib_planned_beside_base"])
     return [k + v for k, v in sorted(found.items())]
 
 
@@ -57,7 +57,7 @@ def picture(found, title):
 def main():
     path, svg, title = sys.argv[1:4]
     found = [c for c in curves(points(path)) if c[2]]
-    print("| what grows | value | tok/s | ms a step | GiB beside the base |\n|---|---|---|---|---|")
+    print("| what grows | value | tok/s | ms a step | GiB planned beside the base |\n|---|---|---|---|---|")
     for name, _, pts in found:
         for p in pts:
             print(f"| {name} | {p[0]} | {p[1]:,.0f} | {p[2]:.1f} | {p[3]:.1f} |")
