@@ -75,7 +75,7 @@ static int read_part(const uint8_t *bytes, uint32_t len, struct nodes_change ***
 int change_log_read(const struct change_log *log, struct nodes_change **out)
 {
     struct nodes_change **end = out;
-    uint32_t first = !log->active & 1;
+    uint32_t first = !(log->active & 1);
     int rc = -EIO;
 
     *out = NULL;

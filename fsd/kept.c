@@ -81,6 +81,15 @@ static int take_fd(struct kept *k, enum keeper_kind kind)
     return -1;
 }
 
+/* A process that dies leaves no nonsense here; one whose memory was damaged may. */
+static bool is_sound(const struct kept_shared *s)
+{
+    const struct change_log *c = &s->changes;
+
+    return s->init_len <= sizeof(s->init) && s->reply_len <= sizeof(s->reply) && c->active <= 1 &&
+           c->part[0].len <= CHANGE_LOG_BYTES && c->part[1].len <= CHANGE_LOG_BYTES;
+}
+
 static int take_over(struct kept *k, struct dtx_err *e)
 {
     int fd = take_fd(k, KEEPER_SHARED), rc;
@@ -93,6 +102,8 @@ static int take_over(struct kept *k, struct dtx_err *e)
     else
         rc = map_shared(k, fd, e);
     close(fd);
+    if (!rc && !is_sound(k->shared))
+        rc = dtx_fail(e, -EPROTO, "the shared memory of the dtxd before is damaged: start dtxd anew");
     if (!rc) {
         k->shared->starts++;
         k->mount_fd = take_fd(k, KEEPER_MOUNT);

@@ -54,6 +54,7 @@ int json_parse_text(const char *name, const char *text, size_t n, json_t **out, 
 {
     json_error_t je;
     size_t bad = text_utf8_bad_at(text, n);
+    const char *nul;
     int line, column, rc;
 
     *out = NULL;
@@ -61,6 +62,11 @@ int json_parse_text(const char *name, const char *text, size_t n, json_t **out, 
         position(text, bad, &line, &column);
         return dtx_fail(e, -EINVAL, "%s:%d:%d: byte 0x%02x is not UTF-8; save the file as UTF-8", name, line,
                         column, (unsigned char)text[bad]);
+    }
+    nul = n ? memchr(text, '\0', n) : NULL; /* jansson takes it for the end of a number */
+    if (nul) {
+        position(text, (size_t)(nul - text), &line, &column);
+        return dtx_fail(e, -EINVAL, "%s:%d:%d: a NUL byte; is it a text file?", name, line, column);
     }
     rc = check_depth(name, text, n, e);
     if (rc)
@@ -125,8 +131,9 @@ static void skip_value(struct scan *c)
         } else if (ch == ',' || ch == ':') {
             c->i++;
         } else {
-            while (c->i < c->n && !strchr(",:]} \t\r\n", c->s[c->i]))
+            do
                 c->i++;
+            while (c->i < c->n && !strchr(",:]} \t\r\n", c->s[c->i]));
         }
     } while (depth > 0);
 }

@@ -127,6 +127,20 @@ static const char *field(const struct record *r, size_t i, size_t *n)
     return r->text.p ? r->text.p + start : "";
 }
 
+/* The first byte that is not UTF-8 within its own field (joined, the halves of two fields may look whole); the length of
+ * the text if there is none. */
+static size_t bad_utf8_at(const struct record *r)
+{
+    for (size_t i = 0; i < r->n; i++) {
+        size_t n, bad;
+        const char *p = field(r, i, &n);
+        bad = text_utf8_bad_at(p, n);
+        if (bad < n)
+            return (size_t)(p - r->text.p) + bad;
+    }
+    return r->text.len;
+}
+
 static int read_header(struct csv *c)
 {
     int rc = read_record(c, &c->row);
@@ -135,7 +149,7 @@ static int read_header(struct csv *c)
         return rc;
     if (c->row.bad)
         return csv_fail(c, 0, c->row.line, c->row.bad);
-    if (text_utf8_bad_at(c->row.text.p ? c->row.text.p : "", c->row.text.len) < c->row.text.len)
+    if (bad_utf8_at(&c->row) < c->row.text.len)
         return csv_fail(c, 0, c->row.line, "the header row is not UTF-8; save the file as UTF-8");
     if (c->row.text.len && memchr(c->row.text.p, '\0', c->row.text.len))
         return csv_fail(c, 0, c->row.line, "the header row holds a NUL byte; save the file as UTF-8 text");
@@ -174,7 +188,7 @@ static int give_record(struct csv *c, const struct row_sink *sink)
 {
     struct record *r = &c->row;
     struct dtx_err why;
-    size_t bad = text_utf8_bad_at(r->text.p ? r->text.p : "", r->text.len);
+    size_t bad = bad_utf8_at(r);
     json_t *o;
     int rc;
 

@@ -138,6 +138,7 @@ def plain_json(root):
     put(root, t, "twice", '{"a":1,"a":2}')
     put(root, t, "bytes", b'{"\xff":1}')
     put(root, t, "number", "-0.0")
+    put(root, t, "nul", b'{"a": [1\0, 2], "b": 3}')
 
 
 # ---- dataset files: the first byte is the format (fuzz_dataset.c)
@@ -167,6 +168,7 @@ def dataset(root):
 def table(root):
     for name, first, sep in (("comma", "\0", ","), ("tab", "\1", "\t")):
         put(root, "fuzz_csv", name, first + 'question{0}answer\r\n"a{0}""b""\nc"{0}d\r\n\r\ne{0}f\n'.replace("{0}", sep))
+        put(root, "fuzz_csv", "halves_" + name, f"{first}q{sep}a\n".encode() + b"\xc3" + sep.encode() + b"\xa9\n")
         put(root, "fuzz_csv", "one_column_" + name, first + '\ufeffa\n""\n\n"x"y\nz')
 
 

@@ -30,6 +30,7 @@ START_TEST(json_refuses_with_a_position)
     BAD_JSON("{\"a\":1,\n \"a\":2}", "duplicate");
     BAD_JSON("{\"a\":\n\"\xff\"}", "x.json:2:2: byte 0xff is not UTF-8");
     BAD_JSON("{\"a\":1} x", "x.json:1:");
+    BAD_JSON("{\"a\": [1\0, 2]}", "x.json:1:9: a NUL byte"); /* jansson would take it */
     BAD_JSON("{\"a\":1,}", "x.json:1:");
     BAD_JSON("", "x.json:1:1");
     BAD_JSON("{\"a\": NaN}", "not valid JSON");
@@ -138,6 +139,7 @@ START_TEST(json_positions)
     ck_assert_int_eq(json_locate(text, strlen(text), "d[0]", 0, &l, &c), -ENOENT);
     ck_assert_int_eq(json_locate(text, strlen(text), "a[0]", 0, &l, &c), -ENOENT);
     ck_assert_int_eq(json_locate("", 0, "a", 0, &l, &c), -ENOENT);
+    ck_assert_int_eq(json_locate("{\"a\": [1\0, 2], \"b\": 3}", 23, "b", 1, &l, &c), 0); /* it ends */
 }
 END_TEST
 

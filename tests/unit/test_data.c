@@ -367,6 +367,8 @@ START_TEST(bad_utf8)
     unlinkat(root_fd, "ds/train.jsonl", 0);
     put("train.csv", "question,answer\nq,a\nb,\xc3\n");
     expect_skip("train.csv:3: byte 0xc3 is not UTF-8");
+    put("train.csv", "question,answer\nq,a\n\xc3,\xa9\n"); /* together they would be an e with an accent */
+    expect_skip("train.csv:3: byte 0xc3 is not UTF-8");
     put("train.csv", "question,answ\xe9r\nq,a\n");
     expect_failure("train.csv:1: the header row is not UTF-8");
     put_bytes("train.csv", "a\0b,a\0c\nq,a\n", 12);
