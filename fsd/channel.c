@@ -296,8 +296,8 @@ static void after_request(void)
 
 /* A request that the kernel cannot copy whole into our buffer fails at the client with EIO.  It cannot if
  * this process is being killed and a page of the buffer is not there yet (faults are refused then): so all
- * are there before.  For the same reason nobody forks here (workers.c and checks.c use vfork): pages would be
- * write-protected. */
+ * are there before.  For the same reason nobody forks here (workers.c, checks.c and touch.c use vfork): pages
+ * would be write-protected. */
 static void make_pages_present(void *buf, size_t n)
 {
     static _Thread_local void *known;

@@ -1,12 +1,15 @@
 #include "fsd/space.h"
 
 #include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -146,15 +149,16 @@ static int check(struct space *sp, const struct space_owner *o, const struct sch
 {
     const struct space_table *t = &sp->table;
 
-    if (l->quota >= 0 && o->bytes + o->claimed + bytes > l->quota) {
+    /* bytes may be anything up to INT64_MAX: it is not added to */
+    if (l->quota >= 0 && bytes > l->quota - o->bytes - o->claimed) {
         quota_words(sp, o, l->quota, why);
         return -EDQUOT;
     }
-    if (l->store_max >= 0 && t->bytes + t->claimed + bytes > l->store_max) {
+    if (l->store_max >= 0 && bytes > l->store_max - t->bytes - t->claimed) {
         store_words(sp, o, l->store_max, why);
         return -ENOSPC;
     }
-    if (l->reserve > 0 && free_bytes - t->claimed - bytes < l->reserve) {
+    if (l->reserve > 0 && bytes > free_bytes - t->claimed - l->reserve) {
         reserve_words(free_bytes, l->reserve, why);
         return -ENOSPC;
     }
@@ -197,6 +201,19 @@ static bool is_allocated(int fd, off_t off, off_t n)
     return lseek(fd, off, SEEK_DATA) == off && lseek(fd, off, SEEK_HOLE) >= off + n;
 }
 
+/* The same for what was allocated ahead, where SEEK_DATA finds nothing. */
+static bool is_mapped(int fd, off_t off, off_t n)
+{
+    struct {
+        struct fiemap map;
+        struct fiemap_extent extent;
+    } q = {.map = {.fm_start = (uint64_t)off, .fm_length = (uint64_t)n, .fm_extent_count = 1}};
+
+    return ioctl(fd, FS_IOC_FIEMAP, &q.map) == 0 && q.map.fm_mapped_extents == 1 &&
+           !(q.extent.fe_flags & FIEMAP_EXTENT_SHARED) && q.extent.fe_logical <= (uint64_t)off &&
+           q.extent.fe_length >= (uint64_t)(off - (off_t)q.extent.fe_logical) + (uint64_t)n;
+}
+
 /* How much longer, in blocks, a file gets at most. */
 static int64_t growth(int fd, const struct stat *st, off_t off, off_t n)
 {
@@ -207,6 +224,8 @@ static int64_t growth(int fd, const struct stat *st, off_t off, off_t n)
         return 0;
     span = up(end) - off / BLOCK * BLOCK;
     beyond = up(end) - (have > up(st->st_size) ? have : up(st->st_size));
+    if (have > up(st->st_size) && off <= INT64_MAX - n) /* blocks beyond the end: there may be holes before */
+        return is_mapped(fd, off, n) ? 0 : span;
     if (have >= st->st_size) /* no holes */
         return beyond <= 0 ? 0 : beyond < span ? beyond : span;
     return end <= st->st_size && is_allocated(fd, off, n) ? 0 : span;

@@ -39,6 +39,18 @@ check "what was cut off is REJECTED" wait_state 10 "$D/y.status" REJECTED
 check "and says what to do" grep -q 'datasets/y/train.jsonl was cut off: copy it again' "$D/y.status"
 quota_error "fallocate" alice fallocate -l $((30 * MB)) "$D/y/more"
 quota_error "a longer size" alice truncate -s $((30 * MB)) "$D/y/more2"
+quota_error "the longest size" alice truncate -s 9223372036854775807 "$D/y/more2"
+quota_error "fallocate of the longest" alice fallocate -l 9223372036854775807 "$D/y/more2"
+alice truncate -s 0 "$D/y/train.jsonl"
+alice touch "$D/y/ahead"
+alice fallocate -n -o $((1 << 30)) -l $((6 * MB)) "$D/y/ahead"
+quota_error "room far behind the end is not room before it" alice sh -c "head -c $((6 * MB)) '$T/forty' >>'$D/y/ahead'"
+alice rm "$D/y/ahead"
+wait_for 5 about 1001 $((12 * MB))
+alice touch "$D/y/ahead"
+alice fallocate -n -l $((7 * MB)) "$D/y/ahead"
+check "room that was allocated ahead can be used to the end" alice sh -c "head -c $((7 * MB)) '$T/forty' >>'$D/y/ahead'"
+alice rm "$D/y/ahead"
 check "another user is free" bob sh -c "mkdir '$D/b' && cp '$T/forty' '$D/b/train.jsonl'"
 check "counted for that one" wait_for 5 about 1002 $((40 * MB))
 check "df shows the quota" test $(($(alice df --output=size -B1 "$M" | tail -n 1))) = $((20 * MB))
