@@ -38,8 +38,8 @@ struct fs {
     struct fuse_session *se; /* borrowed; NULL before session_serve */
     struct linger *linger;   /* ops_pass.c */
     bool want_passthrough;   /* set before session_serve */
-    int tree_fd; /* borrowed */
-    bool root;   /* may give files away */
+    int tree_fd;             /* borrowed */
+    bool root;               /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
     struct touch *touch; /* atomic; NULL: no inotify events for what DTX changes */

@@ -64,7 +64,7 @@ struct dtx_base {
     struct workspace spaces[2]; /* [train] */
     struct workspace *ws;       /* the one of the current pass */
     unsigned moved; /* counts: a buffer of serving (workspace, rope, logits) is at another address now */
-    int pack_rows;              /* rows of a training pack; 0: ops->pack_rows, nothing was planned */
+    int pack_rows;  /* rows of a training pack; 0: ops->pack_rows, nothing was planned */
     /* of a step: [step_jobs] each */
     double *loss;
     struct op_outcome *outcome;

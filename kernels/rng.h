@@ -49,7 +49,8 @@ RNG_FN uint32_t rng_u32(uint64_t key, uint32_t i)
     return x ^ (x >> 15);
 }
 
-/* 16 random bits for element i of a row, half of what rng_u32 gives a pair of elements: dropout keeps those that are
+/* 16 random bits for element i of a row, half of what rng_u32 gives a pair of elements: dropout keeps those
+ * that are
  * >= rng_dropout_threshold(p). */
 RNG_FN uint32_t rng_dropout(uint64_t key, uint32_t i)
 {

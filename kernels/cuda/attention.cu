@@ -141,20 +141,21 @@ __device__ __forceinline__ void online_softmax(float (*s)[4], float (*o)[4], sof
 }
 
 template <int D>
-__global__ void __launch_bounds__(THREADS)
-    attn_forward_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *o,
-                        float *lse)
+__global__ void __launch_bounds__(THREADS) attn_forward_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q,
+                                                               const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
     extern __shared__ __align__(16) bf16 smem[];
     constexpr int TILE = ATTN_TILE * (D + PAD);
     bf16 *qs = smem, *ks = smem + TILE, *vs = ks + 2 * TILE;
     const attn_tile t = tiles[blockIdx.x];
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim, *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
+    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim,
+               *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
     int last = t.first / ATTN_TILE; /* the diagonal tile */
     float scale_log2 = rsqrtf((float)s.head_dim) * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, t.len - t.first);
+    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride,
+                            s.head_dim, t.len - t.first);
     load_tile<D, ATTN_TILE>(ks, kg, s.k_stride, s.head_dim, t.len);
     load_tile<D, ATTN_TILE>(vs, vg, s.v_stride, s.head_dim, t.len);
     copy_commit();
@@ -166,8 +167,10 @@ __global__ void __launch_bounds__(THREADS)
         int cur = kt & 1;
         if (kt < last) {
             int next = (kt + 1) * ATTN_TILE;
-            load_tile<D, ATTN_TILE>(ks + (cur ^ 1) * TILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim, t.len - next);
-            load_tile<D, ATTN_TILE>(vs + (cur ^ 1) * TILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim, t.len - next);
+            load_tile<D, ATTN_TILE>(ks + (cur ^ 1) * TILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim,
+                                    t.len - next);
+            load_tile<D, ATTN_TILE>(vs + (cur ^ 1) * TILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim,
+                                    t.len - next);
             copy_commit();
             copy_wait<1>();
         } else {
@@ -191,10 +194,11 @@ __global__ void __launch_bounds__(THREADS)
         inv[h] = 1.f / sum;
         int row = warp * 16 + lane / 4 + h * 8;
         if (lane % 4 == 0 && t.first + row < t.len)
-            lse[(int64_t)(t.start + t.first + row) * s.heads + head] = st.max[h] * rsqrtf((float)s.head_dim) + logf(sum);
+            lse[(int64_t)(t.start + t.first + row) * s.heads + head] =
+                st.max[h] * rsqrtf((float)s.head_dim) + logf(sum);
     }
-    store_rows<D>(o + (int64_t)(t.start + t.first) * s.o_stride + head * s.head_dim, s.o_stride, acc, inv[0], inv[1], s.head_dim, warp * 16,
-                  t.len - t.first);
+    store_rows<D>(o + (int64_t)(t.start + t.first) * s.o_stride + head * s.head_dim, s.o_stride, acc, inv[0], inv[1],
+                  s.head_dim, warp * 16, t.len - t.first);
 }
 
 /* ---- backward ---- */
@@ -210,7 +214,8 @@ __global__ void attn_delta_kernel(attn_shape s, const bf16 *o, const bf16 *d_o, 
     const bf16 *b = d_o + (int64_t)token * s.do_stride + head * s.head_dim;
     float sum = 0.f;
     for (int d = lane * 2; d < s.head_dim; d += 64) {
-        float2 x = __bfloat1622float2(*(const __nv_bfloat162 *)(a + d)), y = __bfloat1622float2(*(const __nv_bfloat162 *)(b + d));
+        float2 x = __bfloat1622float2(*(const __nv_bfloat162 *)(a + d)),
+               y = __bfloat1622float2(*(const __nv_bfloat162 *)(b + d));
         sum += x.x * y.x;
         sum += x.y * y.y;
     }
@@ -230,12 +235,15 @@ __global__ void __launch_bounds__(THREADS)
     bf16 *qs = smem, *dos = smem + TILE, *ks = dos + TILE, *vs = ks + 2 * KTILE;
     const attn_tile t = tiles[blockIdx.x];
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim, *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
+    const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim,
+               *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
     int rows = t.len - t.first, end = min(t.first + ATTN_TILE, t.len), nk = (end + BK - 1) / BK;
     float scale = rsqrtf((float)s.head_dim), scale_log2 = scale * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, rows);
-    load_tile<D, ATTN_TILE>(dos, d_o + (int64_t)(t.start + t.first) * s.do_stride + head * s.head_dim, s.do_stride, s.head_dim, rows);
+    load_tile<D, ATTN_TILE>(qs, q + (int64_t)(t.start + t.first) * s.q_stride + head * s.head_dim, s.q_stride,
+                            s.head_dim, rows);
+    load_tile<D, ATTN_TILE>(dos, d_o + (int64_t)(t.start + t.first) * s.do_stride + head * s.head_dim, s.do_stride,
+                            s.head_dim, rows);
     load_tile<D, BK>(ks, kg, s.k_stride, s.head_dim, t.len);
     load_tile<D, BK>(vs, vg, s.v_stride, s.head_dim, t.len);
     copy_commit();
@@ -253,8 +261,10 @@ __global__ void __launch_bounds__(THREADS)
         int cur = kt & 1, k0 = kt * BK;
         if (kt + 1 < nk) {
             int next = k0 + BK;
-            load_tile<D, BK>(ks + (cur ^ 1) * KTILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim, t.len - next);
-            load_tile<D, BK>(vs + (cur ^ 1) * KTILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim, t.len - next);
+            load_tile<D, BK>(ks + (cur ^ 1) * KTILE, kg + (int64_t)next * s.k_stride, s.k_stride, s.head_dim,
+                             t.len - next);
+            load_tile<D, BK>(vs + (cur ^ 1) * KTILE, vg + (int64_t)next * s.v_stride, s.v_stride, s.head_dim,
+                             t.len - next);
             copy_commit();
             copy_wait<1>();
         } else {
@@ -277,18 +287,20 @@ __global__ void __launch_bounds__(THREADS)
         probs_times_rows<D, BK / 8>(acc, dp, ks + cur * KTILE);
         __syncthreads();
     }
-    store_rows<D>(dq + (int64_t)(t.start + t.first) * s.dq_stride + head * s.head_dim, s.dq_stride, acc, scale, scale, s.head_dim, warp * 16,
-                  rows);
+    store_rows<D>(dq + (int64_t)(t.start + t.first) * s.dq_stride + head * s.head_dim, s.dq_stride, acc, scale, scale,
+                  s.head_dim, warp * 16, rows);
 }
 
 /* Queries in tiles of BQ from the diagonal on, for every head of the group: one step = (head, query tile). */
 template <int D, int BQ>
-__device__ __forceinline__ void load_query_step(const attn_shape &s, const attn_tile &t, int head, int q0, const bf16 *q,
-                                                const bf16 *d_o, const float *lse, const float *delta, bf16 *qs,
-                                                bf16 *dos, float *ls, float *ds)
+__device__ __forceinline__ void load_query_step(const attn_shape &s, const attn_tile &t, int head, int q0,
+                                                const bf16 *q, const bf16 *d_o, const float *lse, const float *delta,
+                                                bf16 *qs, bf16 *dos, float *ls, float *ds)
 {
-    load_tile<D, BQ>(qs, q + (int64_t)(t.start + q0) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim, t.len - q0);
-    load_tile<D, BQ>(dos, d_o + (int64_t)(t.start + q0) * s.do_stride + head * s.head_dim, s.do_stride, s.head_dim, t.len - q0);
+    load_tile<D, BQ>(qs, q + (int64_t)(t.start + q0) * s.q_stride + head * s.head_dim, s.q_stride, s.head_dim,
+                     t.len - q0);
+    load_tile<D, BQ>(dos, d_o + (int64_t)(t.start + q0) * s.do_stride + head * s.head_dim, s.do_stride, s.head_dim,
+                     t.len - q0);
     if (threadIdx.x < BQ) {
         bool valid = q0 + (int)threadIdx.x < t.len;
         int64_t at = (int64_t)(t.start + q0 + (int)threadIdx.x) * s.heads + head;
@@ -312,8 +324,10 @@ __global__ void __launch_bounds__(THREADS)
     int rows = t.len - t.first, per_head = (rows + BQ - 1) / BQ, steps = per_head * group;
     float scale = rsqrtf((float)s.head_dim), scale_log2 = scale * 1.4426950408889634f;
 
-    load_tile<D, ATTN_TILE>(ks, k + (int64_t)(t.start + t.first) * s.k_stride + kv * s.head_dim, s.k_stride, s.head_dim, rows);
-    load_tile<D, ATTN_TILE>(vs, v + (int64_t)(t.start + t.first) * s.v_stride + kv * s.head_dim, s.v_stride, s.head_dim, rows);
+    load_tile<D, ATTN_TILE>(ks, k + (int64_t)(t.start + t.first) * s.k_stride + kv * s.head_dim, s.k_stride, s.head_dim,
+                            rows);
+    load_tile<D, ATTN_TILE>(vs, v + (int64_t)(t.start + t.first) * s.v_stride + kv * s.head_dim, s.v_stride, s.head_dim,
+                            rows);
     load_query_step<D, BQ>(s, t, kv * group, t.first, q, d_o, lse, delta, qs, dos, ls, ds);
 
     float acc_k[D / 8][4], acc_v[D / 8][4];
@@ -352,7 +366,8 @@ __global__ void __launch_bounds__(THREADS)
         __syncthreads();
     }
     int64_t at = t.start + t.first;
-    store_rows<D>(dk + at * s.dk_stride + kv * s.head_dim, s.dk_stride, acc_k, scale, scale, s.head_dim, warp * 16, rows);
+    store_rows<D>(dk + at * s.dk_stride + kv * s.head_dim, s.dk_stride, acc_k, scale, scale, s.head_dim, warp * 16,
+                  rows);
     store_rows<D>(dv + at * s.dv_stride + kv * s.head_dim, s.dv_stride, acc_v, 1.f, 1.f, s.head_dim, warp * 16, rows);
 }
 

@@ -21,9 +21,9 @@
 enum { ATTN_TILE = 64 };
 
 struct attn_tile { /* 64 positions of one segment */
-    int32_t start;  /* first token of the segment */
-    int32_t len;    /* tokens in the segment */
-    int32_t first;  /* first position of the tile within the segment, a multiple of ATTN_TILE */
+    int32_t start; /* first token of the segment */
+    int32_t len;   /* tokens in the segment */
+    int32_t first; /* first position of the tile within the segment, a multiple of ATTN_TILE */
 };
 
 struct attn_shape {

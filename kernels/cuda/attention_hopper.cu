@@ -1,7 +1,7 @@
 /*
- * The kernels of attention.cu with Hopper's matrix instruction, for head sizes 64 and 128: the same tiles of 64 positions,
- * one warpgroup a block, operands read from shared memory by the matrix unit itself.  Other devices and sizes use
- * attention.cu.
+ * The kernels of attention.cu with Hopper's matrix instruction, for head sizes 64 and 128: the same tiles of 64
+ * positions, one warpgroup a block, operands read from shared memory by the matrix unit itself.  Other devices and
+ * sizes use attention.cu.
  */
 #include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -93,8 +93,8 @@ __device__ __forceinline__ bf16 *aligned_shared(unsigned char *raw)
 }
 
 template <int D>
-__global__ void __launch_bounds__(THREADS, 2)
-    forward_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q, const bf16 *k, const bf16 *v, bf16 *o, float *lse)
+__global__ void __launch_bounds__(THREADS, 2) forward_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q,
+                                                             const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
 #ifdef DTX_WGMMA
     extern __shared__ unsigned char raw[];
@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(THREADS, 2)
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                int h = j / 2, key = kt * TILE + n * 8 + lane % 4 * 2 + j % 2, qpos = t.first + warp * 16 + lane / 4 + h * 8;
+                int h = j / 2, key = kt * TILE + n * 8 + lane % 4 * 2 + j % 2,
+                    qpos = t.first + warp * 16 + lane / 4 + h * 8;
                 float e = exp2_fast(fmaf(p[n][j], scale_log2, -l[h]));
                 p[n][j] = kt < last || key <= qpos ? e : 0.f;
             }
@@ -294,8 +295,9 @@ __global__ void __launch_bounds__(THREADS, 2)
         copy_wait<0>();
         tiles_ready();
         if (step + 1 < steps)
-            load_queries<D>(s, t, kv * group + (step + 1) / per_head, t.first + (step + 1) % per_head * TILE, q, d_o, lse,
-                            delta, qs + (cur ^ 1) * T, dos + (cur ^ 1) * T, ls + (cur ^ 1) * TILE, ds + (cur ^ 1) * TILE);
+            load_queries<D>(s, t, kv * group + (step + 1) / per_head, t.first + (step + 1) % per_head * TILE, q, d_o,
+                            lse, delta, qs + (cur ^ 1) * T, dos + (cur ^ 1) * T, ls + (cur ^ 1) * TILE,
+                            ds + (cur ^ 1) * TILE);
         float p[TILE / 8][4], dp[TILE / 8][4]; /* transposed: rows are keys, columns queries */
         wg_fence();
         start_scores<D>(p, ks, qs + cur * T);
@@ -344,8 +346,8 @@ template <int D> struct bytes_of {
 
 template <int D> static cudaError_t setup()
 {
-    cudaError_t rc = cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          bytes_of<D>::FORWARD);
+    cudaError_t rc =
+        cudaFuncSetAttribute(forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes_of<D>::FORWARD);
     if (rc == cudaSuccess)
         rc = cudaFuncSetAttribute(dq_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes_of<D>::DQ);
     if (rc == cudaSuccess)
@@ -359,8 +361,8 @@ cudaError_t hopper_attn_setup()
     return rc == cudaSuccess ? setup<128>() : rc;
 }
 
-cudaError_t hopper_attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles, const bf16 *q,
-                                const bf16 *k, const bf16 *v, bf16 *o, float *lse)
+cudaError_t hopper_attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,
+                                const bf16 *q, const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
     dim3 grid(ntiles, s->heads);
     if (s->head_dim == 128)
@@ -372,12 +374,12 @@ cudaError_t hopper_attn_forward(cudaStream_t stream, const attn_shape *s, const 
 
 template <int D>
 static void backward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles, const bf16 *q,
-                     const bf16 *k, const bf16 *v, const float *lse, const bf16 *d_o, const float *delta, bf16 *dq, bf16 *dk,
-                     bf16 *dv)
+                     const bf16 *k, const bf16 *v, const float *lse, const bf16 *d_o, const float *delta, bf16 *dq,
+                     bf16 *dk, bf16 *dv)
 {
     dq_kernel<D><<<dim3(ntiles, s->heads), THREADS, bytes_of<D>::DQ, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dq);
-    dkv_kernel<D><<<dim3(ntiles, s->kv_heads), THREADS, bytes_of<D>::DKV, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dk,
-                                                                                   dv);
+    dkv_kernel<D>
+        <<<dim3(ntiles, s->kv_heads), THREADS, bytes_of<D>::DKV, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dk, dv);
 }
 
 cudaError_t hopper_attn_backward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,

@@ -6,12 +6,12 @@
 
 cudaError_t hopper_attn_setup(); /* once for each device */
 cudaError_t hopper_attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,
-                                const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v, __nv_bfloat16 *o,
-                                float *lse);
+                                const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v,
+                                __nv_bfloat16 *o, float *lse);
 /* delta is there already. */
 cudaError_t hopper_attn_backward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,
-                                 const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v, const float *lse,
-                                 const __nv_bfloat16 *d_o, const float *delta, __nv_bfloat16 *dq, __nv_bfloat16 *dk,
-                                 __nv_bfloat16 *dv);
+                                 const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v,
+                                 const float *lse, const __nv_bfloat16 *d_o, const float *delta, __nv_bfloat16 *dq,
+                                 __nv_bfloat16 *dk, __nv_bfloat16 *dv);
 
 #endif

@@ -28,7 +28,7 @@ enum {
     GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
-    HEAD_ROWS = 2048,        /* labelled rows whose logits exist at a time */
+    HEAD_ROWS = 2048,   /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
 };
 
@@ -174,8 +174,7 @@ void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf1
 
 /* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */
 template <typename... P, typename... A>
-static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int threads, size_t smem,
-                                A... args)
+static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int threads, size_t smem, A... args)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[1];
@@ -224,10 +223,9 @@ __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int lay
 
 /* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);
-void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y,
-                float *rstd);
-void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w,
-                     const float *rstd, int32_t n, const void *add, void *dx);
+void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32_t n, float eps, void *y, float *rstd);
+void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x, const void *w, const float *rstd,
+                     int32_t n, const void *add, void *dx);
 void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv);
 void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y);
 void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu);
@@ -242,8 +240,8 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
 void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o);
 void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l);
 float *cached_partial(op_dev *d, const op_pack *p, const op_attention *a, int *slices);
-void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab,
-               int32_t hidden, float *logits);
+void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const void *W, int32_t vocab, int32_t hidden,
+               float *logits);
 void cu_choose(op_dev *d, const float *logits, int32_t n, int32_t vocab, const op_choice *how, int32_t *out);
 int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s);
 void cu_decode_step(op_dev *d);

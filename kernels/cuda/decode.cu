@@ -1,8 +1,8 @@
 /*
  * Decode: few rows, every weight read once; and attention over the KV cache.
  *
- * gemv: y[M, N] = add + x W^T + bias + LoRA.  A block owns 16 rows of W, a warp every eighth chunk of K; it feeds them to the
- * tensor core as the 16-row operand, straight from global memory in 16-byte loads, with up to 8 rows of x as the
+ * gemv: y[M, N] = add + x W^T + bias + LoRA.  A block owns 16 rows of W, a warp every eighth chunk of K; it feeds them
+ * to the tensor core as the 16-row operand, straight from global memory in 16-byte loads, with up to 8 rows of x as the
  * 8-column operand.  (Any fixed permutation of k applied to both operands leaves the product as it is, so each lane
  * loads 8 consecutive k of its row and they serve as the fragments of two instructions.)  The WARPS slices are summed
  * in order.  Column j of the product depends on row j of x alone, so a row's result is the same for every M.
@@ -76,12 +76,12 @@ __device__ __forceinline__ float lora_term(const lora_row &v)
 }
 
 /* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
- * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first loads
- * go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind it.) */
+ * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first
+ * loads go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind
+ * it.) */
 template <bool LORA, bool OUT_F32>
-__global__ void __launch_bounds__(WARPS * 32, 2)
-    gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
-                const bf16 *add, void *y)
+__global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
+                                                             const bf16 *W, const bf16 *bias, const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
     constexpr int STEP = WARPS * UNROLL;
@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
         uint4 b[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
-            b[u] = c + u * WARPS < chunks ? *(const uint4 *)(xr + (size_t)(c + u * WARPS) * 32) : make_uint4(0, 0, 0, 0);
+            b[u] =
+                c + u * WARPS < chunks ? *(const uint4 *)(xr + (size_t)(c + u * WARPS) * 32) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             uint32_t lo[4] = {p0[u].x, p1[u].x, p0[u].y, p1[u].y}, hi[4] = {p0[u].z, p1[u].z, p0[u].w, p1[u].w};
@@ -185,8 +186,8 @@ static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf1
                    const bf16 *add, void *y)
 {
     if (K % 8 == 0)
-        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K,
-                     x, W, bias, add, y);
+        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K, x,
+                     W, bias, add, y);
     else
         chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
     DEV_LAUNCHED(d, "gemv");
@@ -227,8 +228,8 @@ __device__ __forceinline__ bf16 *cache_at(const op_seq &q, int layer, int which,
     return (bf16 *)q.kv + ((size_t)layer * 2 + which) * q.kv_cap * kv_dim;
 }
 
-__global__ void kv_store_kernel(const int32_t *seq_of_row, const op_seq *seqs, const bf16 *qkv, int ld, int q_dim, int kv_dim,
-                                int layer)
+__global__ void kv_store_kernel(const int32_t *seq_of_row, const op_seq *seqs, const bf16 *qkv, int ld, int q_dim,
+                                int kv_dim, int layer)
 {
     int row = blockIdx.x, s = seq_of_row[row];
     if (s < 0)
@@ -238,7 +239,8 @@ __global__ void kv_store_kernel(const int32_t *seq_of_row, const op_seq *seqs, c
     if (!q.kv || pos >= q.kv_cap)
         return;
     const bf16 *src = qkv + (size_t)row * ld + q_dim;
-    bf16 *k = cache_at(q, layer, 0, kv_dim) + (size_t)pos * kv_dim, *v = cache_at(q, layer, 1, kv_dim) + (size_t)pos * kv_dim;
+    bf16 *k = cache_at(q, layer, 0, kv_dim) + (size_t)pos * kv_dim,
+         *v = cache_at(q, layer, 1, kv_dim) + (size_t)pos * kv_dim;
     for (int i = threadIdx.x; i < kv_dim; i += blockDim.x) {
         k[i] = src[i];
         v[i] = src[kv_dim + i];
@@ -250,8 +252,8 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
     TRACE(d, "kv_store R %d", p->rows);
     int q_dim = a->heads * a->head_dim, kv_dim = a->kv_heads * a->head_dim;
     const cuda_pack *c = pack_dev(p);
-    kv_store_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim, q_dim,
-                                                    kv_dim, a->layer);
+    kv_store_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim,
+                                                    q_dim, kv_dim, a->layer);
     DEV_LAUNCHED(d, "kv_store");
 }
 

@@ -1,6 +1,6 @@
 /*
- * A decoder layer over a decode pack in nine kernels: for each of its four linears one that makes the linear's input and
- * the adapters' h = input A^T, then the gemv; and the attention over the cache.
+ * A decoder layer over a decode pack in nine kernels: for each of its four linears one that makes the linear's input
+ * and the adapters' h = input A^T, then the gemv; and the attention over the cache.
  *
  *   prepare<NORM>     xn = norm(x)                        and h of qkv
  *   gemv              qkv
@@ -92,8 +92,8 @@ template <int SRC, int V> __device__ __forceinline__ void make_row(const prepare
     }
 }
 
-/* grid (rows, blocks): each block makes the row, the first writes it; TEAM warps an h column at a time, each a quarter of
- * the row, the quarters' sums joined in order. */
+/* grid (rows, blocks): each block makes the row, the first writes it; TEAM warps an h column at a time, each a quarter
+ * of the row, the quarters' sums joined in order. */
 template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(prepare_args a)
 {
     extern __shared__ __align__(16) bf16 v[];
@@ -183,13 +183,15 @@ __device__ __forceinline__ float rotated(const bf16 *v, const float *cs, int i, 
  * cache, so that no block waits for another's store. */
 __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
 {
-    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD], red[ATTEND_WARPS];
+    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD],
+        red[ATTEND_WARPS];
     int row = blockIdx.x, head = blockIdx.y, slice = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int dim = a.dim, kv_dim = a.kv_heads * dim, group = a.heads / a.kv_heads, kvh = head / group;
     chain_next();
     const op_seq s = a.seqs[row];
     int n = min(s.pos0 + 1 - slice * DECODE_SLICE, (int)DECODE_SLICE), mine = s.pos0 - slice * DECODE_SLICE;
-    bf16 *k = (bf16 *)s.kv + (size_t)a.layer * 2 * s.kv_cap * kv_dim + (size_t)slice * DECODE_SLICE * kv_dim + kvh * dim;
+    bf16 *k =
+        (bf16 *)s.kv + (size_t)a.layer * 2 * s.kv_cap * kv_dim + (size_t)slice * DECODE_SLICE * kv_dim + kvh * dim;
     bf16 *v = k + (size_t)s.kv_cap * kv_dim;
     const float *cs = a.table + (size_t)s.pos0 * dim;
     const bf16 *qkv = a.qkv + (size_t)row * (a.heads + 2 * a.kv_heads) * dim;
@@ -294,7 +296,8 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
 
 /* ---- launches ---- */
 
-template <int SRC> static void prepare(op_dev *d, const op_pack *p, const op_linear *l, prepare_args a, bf16 *out, float *h)
+template <int SRC>
+static void prepare(op_dev *d, const op_pack *p, const op_linear *l, prepare_args a, bf16 *out, float *h)
 {
     bool lora = p->n_adapters > 0 && p->max_rank > 0;
     a.out = out;

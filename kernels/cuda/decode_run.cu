@@ -31,7 +31,7 @@ struct decode_run {
     lora_dims dims;
     op_decode step;
     std::vector<op_layer> layer;
-    void *block; /* the tables' memory */
+    void *block;           /* the tables' memory */
     int32_t room, longest; /* rows in the tables; positions of the longest row before the next step */
     op_choice *choice;
     float *partial;
@@ -236,12 +236,30 @@ static graph_key key_of(const decode_run *r)
     uint64_t eps = 0, scale = 0;
     memcpy(&eps, &s->eps, sizeof(s->eps));
     memcpy(&scale, &a->scale, sizeof(a->scale));
-    graph_key k = {(uint64_t)r->pack.rows, (uint64_t)(r->pack.n_adapters > 0), (uint64_t)r->pack.max_rank,
-                   (uint64_t)r->tables.slices_cached, (uint64_t)r->room, (uint64_t)r->block, (uint64_t)r->partial,
-                   (uint64_t)s->layers, (uint64_t)s->hidden, (uint64_t)s->vocab, eps, scale,
-                   (uint64_t)s->embed, (uint64_t)s->norm, (uint64_t)s->head, (uint64_t)s->x, (uint64_t)s->x_last,
-                   (uint64_t)s->xn, (uint64_t)s->logits, (uint64_t)s->tokens,
-                   (uint64_t)a->heads, (uint64_t)a->kv_heads, (uint64_t)a->head_dim, (uint64_t)a->layers};
+    graph_key k = {(uint64_t)r->pack.rows,
+                   (uint64_t)(r->pack.n_adapters > 0),
+                   (uint64_t)r->pack.max_rank,
+                   (uint64_t)r->tables.slices_cached,
+                   (uint64_t)r->room,
+                   (uint64_t)r->block,
+                   (uint64_t)r->partial,
+                   (uint64_t)s->layers,
+                   (uint64_t)s->hidden,
+                   (uint64_t)s->vocab,
+                   eps,
+                   scale,
+                   (uint64_t)s->embed,
+                   (uint64_t)s->norm,
+                   (uint64_t)s->head,
+                   (uint64_t)s->x,
+                   (uint64_t)s->x_last,
+                   (uint64_t)s->xn,
+                   (uint64_t)s->logits,
+                   (uint64_t)s->tokens,
+                   (uint64_t)a->heads,
+                   (uint64_t)a->kv_heads,
+                   (uint64_t)a->head_dim,
+                   (uint64_t)a->layers};
     for (int t = 0; t < DTX_TARGETS; t++)
         k.push_back((uint64_t)r->dims.in[t] << 32 | (uint32_t)r->dims.out[t]);
     for (const op_layer &l : r->layer) {

@@ -337,7 +337,8 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
     c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
     c->n_attn = p->decode ? 0 : fill_attn_tiles(p, (attn_tile *)(host + attn));
-    c->n_slices = p->decode ? 0 : fill_slices(p, (grad_slice *)(host + slices), (int32_t *)(host + firsts), &c->n_slots);
+    c->n_slices =
+        p->decode ? 0 : fill_slices(p, (grad_slice *)(host + slices), (int32_t *)(host + firsts), &c->n_slots);
     for (int r = 0; p->decode && r < p->rows; r++) {
         int ad = p->segs[p->seqs[p->seq_of_row[r]].seg].adapter;
         if (ad >= 0)
@@ -372,10 +373,12 @@ __global__ void add_bias_kernel(bf16 *y, const bf16 *bias, const bf16 *add, int 
 {
     size_t row = (size_t)blockIdx.x * n;
     for (int i = threadIdx.x; i < n; i += blockDim.x)
-        y[row + i] = __float2bfloat16((bias ? __bfloat162float(bias[i]) : 0.f) + (add ? __bfloat162float(add[row + i]) : 0.f));
+        y[row + i] =
+            __float2bfloat16((bias ? __bfloat162float(bias[i]) : 0.f) + (add ? __bfloat162float(add[row + i]) : 0.f));
 }
 
-static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const void *x, const void *add, void *y, float *h)
+static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const void *x, const void *add, void *y,
+                      float *h)
 {
     const bf16 *xb = (const bf16 *)x, *W = (const bf16 *)l->W, *bias = (const bf16 *)l->bias, *addb = (const bf16 *)add;
     bool lora = p->n_adapters > 0 && p->max_rank > 0, onto = lora;
@@ -404,8 +407,8 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
     gemm(d, false, p->rows, l->out, l->in, xb, W, onto, y, false);
 }
 
-static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const void *dy, const void *x, const float *h,
-                           void *dx)
+static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const void *dy, const void *x,
+                           const float *h, void *dx)
 {
     bool lora = p->n_adapters > 0 && p->max_rank > 0;
     bf16 *dh = NULL;
@@ -424,8 +427,8 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
 }
 
 /* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other.
- * A segment just over GRAD_ROWS has two slices of gradients, so a pack of many has up to twice as many as its rows need.
- * Where an algorithm is chosen, one more result of a product lies beside that. */
+ * A segment just over GRAD_ROWS has two slices of gradients, so a pack of many has up to twice as many as its rows
+ * need. Where an algorithm is chosen, one more result of a product lies beside that. */
 static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
                                uint32_t targets)
 {
@@ -439,7 +442,8 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
         int n[3] = {}, in = l->in[q.target[0]], out = 0;
         for (int i = 0; i < q.n; i++)
             out += n[i] = l->out[q.target[i]];
-        size_t forward = lora_down_scratch(R, in, q.n, (int)hr), back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
+        size_t forward = lora_down_scratch(R, in, q.n, (int)hr),
+               back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
         size_t choice = rows ? gemm_scratch(rows, in > out ? in : out, sizeof(bf16)) : 0;
         size_t lora = forward > back ? forward : back;
         size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
@@ -494,13 +498,45 @@ static void cu_close(op_dev *d)
 }
 
 static const struct dtx_ops cuda_ops = {
-    "cuda", ROW_ALIGN, sizeof(bf16), sizeof(bf16), 16384,
-    cu_close, cu_info,
-    cu_alloc, cu_free, cu_zero, cu_upload, cu_download, cu_copy, cu_upload_weights, cu_sync, cu_error,
-    cu_pack_prepare, cu_pack_release,
-    cu_embed, cu_rmsnorm, cu_rmsnorm_back, cu_linear, cu_linear_h_floats, cu_linear_back,
-    cu_rope, cu_attention, cu_attention_back, cu_swiglu, cu_swiglu_back, cu_head_loss, cu_optim,
-    cu_kv_store, cu_attention_cached, cu_logits, cu_choose, cu_decode_layer, cu_decode_load, cu_decode_step, cu_decode_take,
+    "cuda",
+    ROW_ALIGN,
+    sizeof(bf16),
+    sizeof(bf16),
+    16384,
+    cu_close,
+    cu_info,
+    cu_alloc,
+    cu_free,
+    cu_zero,
+    cu_upload,
+    cu_download,
+    cu_copy,
+    cu_upload_weights,
+    cu_sync,
+    cu_error,
+    cu_pack_prepare,
+    cu_pack_release,
+    cu_embed,
+    cu_rmsnorm,
+    cu_rmsnorm_back,
+    cu_linear,
+    cu_linear_h_floats,
+    cu_linear_back,
+    cu_rope,
+    cu_attention,
+    cu_attention_back,
+    cu_swiglu,
+    cu_swiglu_back,
+    cu_head_loss,
+    cu_optim,
+    cu_kv_store,
+    cu_attention_cached,
+    cu_logits,
+    cu_choose,
+    cu_decode_layer,
+    cu_decode_load,
+    cu_decode_step,
+    cu_decode_take,
     cu_scratch_bytes,
 };
 
@@ -523,7 +559,8 @@ static cudaError_t open_device(op_dev *d)
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
-    d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
+    d->hopper =
+        prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
@@ -550,7 +587,8 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
     rc = open_device(d);
     if (rc != cudaSuccess) {
         cu_close(d);
-        return dtx_fail(e, -ENODEV, "cannot open GPU %d: %s (nvidia-smi lists the GPUs)", index, cudaGetErrorString(rc));
+        return dtx_fail(e, -ENODEV, "cannot open GPU %d: %s (nvidia-smi lists the GPUs)", index,
+                        cudaGetErrorString(rc));
     }
     lora_setup(d);
     decode_setup(d);

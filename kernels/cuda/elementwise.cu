@@ -41,8 +41,7 @@ void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *
 
 /* ---- RMSNorm ---- */
 
-template <int V>
-__global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, bf16 *y, float *rstd)
+template <int V> __global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, bf16 *y, float *rstd)
 {
     __shared__ float scratch[8];
     const bf16 *xr = x + (size_t)blockIdx.x * n;
@@ -67,9 +66,10 @@ void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32
 {
     TRACE(d, "rmsnorm R %d", p->rows);
     int t = row_threads(n);
-    BY_WIDTH(n % 8 == 0,
-             (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
-             (rmsnorm_kernel<1><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)));
+    BY_WIDTH(
+        n % 8 == 0,
+        (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
+        (rmsnorm_kernel<1><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)));
     DEV_LAUNCHED(d, "rmsnorm");
 }
 

@@ -2,13 +2,13 @@
  * Products with frozen matrices, by cuBLASLt.
  *
  * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, output
- * type, beta) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the inner dimension
- * (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by powers of two, another
- * tile shape is faster: of the library's candidates for that size, those that give the reference's bits are timed, and
- * the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k ascending; seen for all
- * candidates of the 7B shapes but one.)  That is checked here on random rows against the real matrix, CHECK_ROWS x N sums
- * of K products: another order of sums would show in many of them.  So a row's result is that of the reference
- * algorithm, whatever ran, and which one ran changes speed alone.
+ * type, beta) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the inner
+ * dimension (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by powers of
+ * two, another tile shape is faster: of the library's candidates for that size, those that give the reference's bits
+ * are timed, and the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k
+ * ascending; seen for all candidates of the 7B shapes but one.)  That is checked here on random rows against the real
+ * matrix, CHECK_ROWS x N sums of K products: another order of sums would show in many of them.  So a row's result is
+ * that of the reference algorithm, whatever ran, and which one ran changes speed alone.
  */
 #include "kernels/cuda/cuda.h"
 
@@ -92,8 +92,8 @@ static int ranking(op_dev *d, gemm_plan *g, cublasLtMatmulAlgo_t *out)
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace));
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
                                          sizeof(reductions));
-    cublasLtMatmulAlgoGetHeuristic(d->lt, g->desc, g->shape.w, g->shape.x, g->shape.y, g->shape.y, pref, CANDIDATES, found,
-                                   &n);
+    cublasLtMatmulAlgoGetHeuristic(d->lt, g->desc, g->shape.w, g->shape.x, g->shape.y, g->shape.y, pref, CANDIDATES,
+                                   found, &n);
     for (int i = 0; i < n; i++)
         if (found[i].state == CUBLAS_STATUS_SUCCESS && keeps_order(&found[i].algo))
             out[kept++] = found[i].algo;
@@ -124,7 +124,8 @@ __global__ void differ_kernel(const uint32_t *a, const uint32_t *b, size_t n, in
             *differ = 1;
 }
 
-struct bit_check { /* in one piece of scratch memory: x, what y holds before, the reference's y, another's, the answer */
+struct bit_check { /* in one piece of scratch memory: x, what y holds before, the reference's y, another's, the answer
+                    */
     char *x, *y2, *y0, *y1;
     int *differ;
     size_t words;
@@ -163,9 +164,10 @@ static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c
     return d->status == cudaSuccess && !differ;
 }
 
-/* The fastest of n algorithms on the rows at hand, y going to scratch memory.  All give the same bits, so what is measured
- * here changes no number.  0 where it cannot be measured. */
-static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, int n, int M, const bf16 *x, const bf16 *W)
+/* The fastest of n algorithms on the rows at hand, y going to scratch memory.  All give the same bits, so what is
+ * measured here changes no number.  0 where it cannot be measured. */
+static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, int n, int M, const bf16 *x,
+                   const bf16 *W)
 {
     enum { RUNS = 3 };
     size_t bytes = (size_t)M * (g->transposed ? g->K : g->N) * (g->out_f32 ? 4 : 2);

@@ -17,9 +17,9 @@ enum { THREADS = LORA_THREADS, UP_ROWS = 128, UP_COLS = 128, UP_TILES = 4, DOWN_
 
 /* ---- down: h[128 rows, BN of the rank] over DOWN_SPLIT of in, PARTS parts from one reading of x ----
  *
- * A block has one stretch of the inner dimension, so that few blocks read the same lines of A at the same time (all of them
- * did when each went over the whole of it: the reading of A took longer than that of x).  What the stretches give is
- * added in order by lora_join. */
+ * A block has one stretch of the inner dimension, so that few blocks read the same lines of A at the same time (all of
+ * them did when each went over the whole of it: the reading of A took longer than that of x).  What the stretches give
+ * is added in order by lora_join. */
 
 template <int BN, int PARTS> struct down_shape {
     static constexpr int STAGES = BN == 16 ? 4 : 3, LD = DOWN_CHUNK + 8, XT = ROW_ALIGN * LD, MT = BN * LD,
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     copy_wait<0>();
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
-        float *out = sums + (((size_t)p * gridDim.y + blockIdx.y) * a.rows + t.row0 + wrow + lane / 4) * a.hr + r0 + lane % 4 * 2;
+        float *out = sums + (((size_t)p * gridDim.y + blockIdx.y) * a.rows + t.row0 + wrow + lane / 4) * a.hr + r0 +
+                     lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < BN; n += 8)
             if (has(p) && r0 + n < a.hr) {
@@ -116,8 +117,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     }
 }
 
-/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in padding.
- * BACK: factor is alpha / rank, else that of kept elements. */
+/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in
+ * padding. BACK: factor is alpha / rank, else that of kept elements. */
 template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
 {
     const lora_tile t = a.tiles[blockIdx.x];
@@ -266,8 +267,8 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
     store_short(y + at, add ? add + at : NULL, a.out, cols, acc, scale, smem);
 }
 
-/* Backward: grid (blocks of 128 rows, 128-column tiles of `in`); the parts are summed in order, each under its own mask.
- * DROP: some adapter of the pack has dropout; others are computed the same either way. */
+/* Backward: grid (blocks of 128 rows, 128-column tiles of `in`); the parts are summed in order, each under its own
+ * mask. DROP: some adapter of the pack has dropout; others are computed the same either way. */
 template <int KC, bool DROP>
 __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, const bf16 *dh, bf16 *dx)
 {
@@ -289,7 +290,8 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
         }
         float acc[UP_COLS / 8][4] = {};
         short_product<KC, true>(acc, dhg, a.hr, A, a.in, ad.rank, cols, smem);
-        uint64_t keys[2] = {row_key(a, t.row0 + wrow + lane / 4, target), row_key(a, t.row0 + wrow + lane / 4 + 8, target)};
+        uint64_t keys[2] = {row_key(a, t.row0 + wrow + lane / 4, target),
+                            row_key(a, t.row0 + wrow + lane / 4 + 8, target)};
 #pragma unroll
         for (int n = 0; n < UP_COLS / 8; n++)
 #pragma unroll
@@ -302,8 +304,8 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, 1.f, smem);
 }
 
-/* ---- the same for ranks up to 16, the usual case: a block goes over UP_TILES column tiles, the next one's part of B or A
- * and its rows of `add` on their way meanwhile ---- */
+/* ---- the same for ranks up to 16, the usual case: a block goes over UP_TILES column tiles, the next one's part of B
+ * or A and its rows of `add` on their way meanwhile ---- */
 
 struct narrow_shape {
     static constexpr int LD = 16 + 8, H = UP_ROWS * LD, M = UP_COLS * LD, OUT = UP_ROWS * OUT_LD;
@@ -326,10 +328,12 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
     typedef narrow_shape S;
     extern __shared__ __align__(16) bf16 smem[];
     const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
-    int parts = BACK ? a.n_parts : 1, first = 0, group = blockIdx.x, wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    int parts = BACK ? a.n_parts : 1, first = 0, group = blockIdx.x, wrow = threadIdx.x / 32 * 16,
+        lane = threadIdx.x % 32;
     while (!BACK && group >= narrow_groups(a.n[first]))
         group -= narrow_groups(a.n[first++]);
-    int width = BACK ? a.in : a.n[first], begin = group * UP_TILES * UP_COLS, end = min(width, begin + UP_TILES * UP_COLS);
+    int width = BACK ? a.in : a.n[first], begin = group * UP_TILES * UP_COLS,
+        end = min(width, begin + UP_TILES * UP_COLS);
     size_t ld = BACK ? a.in : a.out, at = (size_t)t.row0 * ld + (BACK ? 0 : a.out0[first]);
     bf16 *hs = smem, *ms = hs + parts * S::H, *os = ms + 2 * parts * S::M;
     const bf16 *m[3] = {};
@@ -343,7 +347,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
             int target = a.target[first + q];
             m[q] = ad.shadow + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target) +
                    (BACK ? 0 : (size_t)ad.rank * a.in);
-            load_tile<16>(hs + q * S::H, h + ((size_t)(first + q) * a.rows + t.row0) * a.hr, a.hr, UP_ROWS, UP_ROWS, 16);
+            load_tile<16>(hs + q * S::H, h + ((size_t)(first + q) * a.rows + t.row0) * a.hr, a.hr, UP_ROWS, UP_ROWS,
+                          16);
             if (DROP && ad.threshold)
                 for (int i = 0; i < 2; i++)
                     key[q][i] = row_key(a, t.row0 + wrow + lane / 4 + i * 8, target);
@@ -361,7 +366,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
         copy_commit();
     };
     load_m(begin, 0);
-    bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 && ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
+    bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 &&
+                ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
     /* as rows of `add` and y are read and written: 16 lanes a row, 8 elements each, every second row */
     int col8 = lane % 16 * 8;
     bf16 *mine = os + (wrow + lane / 16) * OUT_LD + col8;
@@ -404,7 +410,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 for (int e = 0; e < 4; e++) { /* pairs of columns */
                     float *to = &sum[n / 8 + e / 2][e % 2 * 2], *from = &acc[e / 2][e % 2 * 2];
                     uint32_t bits = rng_u32(key[q][e % 2], (uint32_t)(c0 + n + e / 2 * 8 + lane % 4 * 2) >> 1);
-                    /* rounded once, as in lora_up_back_kernel: which of the two runs depends on the neighbours' ranks */
+                    /* rounded once, as in lora_up_back_kernel: which of the two runs depends on the neighbours' ranks
+                     */
                     to[0] = (bits & 0xffff) >= ad.threshold ? __fmaf_rn(ad.keep, from[0], to[0]) : to[0];
                     to[1] = bits >> 16 >= ad.threshold ? __fmaf_rn(ad.keep, from[1], to[1]) : to[1];
                 }
@@ -479,8 +486,7 @@ static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const b
     DEV_LAUNCHED(d, "lora_down");
 }
 
-template <int BN>
-static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
+template <int BN> static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
 {
     if (!a || a->n_parts == 1)
         launch_down<BN, 1>(d, p, a, x, sums);

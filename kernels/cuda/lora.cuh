@@ -84,7 +84,8 @@ __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t st
 
 /* The same again and again, ROWS x COLS elements at an offset each time: what does not change is computed once. */
 template <int ROWS, int COLS> struct tile_copy {
-    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW, TIMES = (ROWS + STEP - 1) / STEP;
+    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW,
+                         TIMES = (ROWS + STEP - 1) / STEP;
     const bf16 *src, *mine;
     size_t stride;
     int row, col, at;

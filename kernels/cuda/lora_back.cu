@@ -5,13 +5,14 @@
  *   dB_t += scale dy_t^T h_t               over a segment's real rows, ascending
  *   dA_t += dh_t^T drop_t(x)
  *
- * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its columns
- * stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in order.
- * lora_da reads x once for all parts.
+ * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its
+ * columns stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in
+ * order. lora_da reads x once for all parts.
  *
- * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each slice
- * leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in order.
- * Bytes: dy and x once, 8 r / COLS bytes a byte of dy for `parts` (r = 16: a quarter with COLS 256, written and read).
+ * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each
+ * slice leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in
+ * order. Bytes: dy and x once, 8 r / COLS bytes a byte of dy for `parts` (r = 16: a quarter with COLS 256, written and
+ * read).
  */
 #include "kernels/cuda/lora.cuh"
 
@@ -43,8 +44,8 @@ template <int BN, int COLS> struct dy_shape {
                          BYTES = STAGES * (YT + HT) * (int)sizeof(bf16);
 };
 
-/* grid (column tiles of all parts, slices, blocks of BN).  For dh a warp has 16 rows of the chunk and half of BN, with its
- * share of B in registers; for dB it has COLS / 8 columns. */
+/* grid (column tiles of all parts, slices, blocks of BN).  For dh a warp has 16 rows of the chunk and half of BN, with
+ * its share of B in registers; for dB it has COLS / 8 columns. */
 template <int BN, int COLS>
 __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
     lora_dy_kernel(lora_args a, const bf16 *dy, const bf16 *h, float *parts, float *partial)
@@ -170,17 +171,18 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
 /* ---- dA ---- */
 
 template <int BN, int PARTS> struct da_shape {
-    static constexpr int STAGES = BN * PARTS > 64 ? 3 : 4, XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD,
-                         STAGE = XT + PARTS * VT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
+    static constexpr int STAGES = BN * PARTS > 64 ? 3 : 4, XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD,
+                         VT = CHUNK * VLD, STAGE = XT + PARTS * VT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
 };
 
-/* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for one
- * of the rows and exchange. */
+/* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for
+ * one of the rows and exchange. */
 __device__ __forceinline__ uint32_t drop_rows(uint32_t v, const uint64_t *key, int column, uint32_t threshold)
 {
     bool odd = column & 1;
     uint32_t mine = rng_u32(key[odd], (uint32_t)column >> 1), other = __shfl_xor_sync(~0u, mine, 4);
-    uint32_t shift = odd ? 16 : 0, first = (odd ? other : mine) >> shift & 0xffff, next = (odd ? mine : other) >> shift & 0xffff;
+    uint32_t shift = odd ? 16 : 0, first = (odd ? other : mine) >> shift & 0xffff,
+             next = (odd ? mine : other) >> shift & 0xffff;
     if (first < threshold)
         v &= 0xffff0000u;
     if (next < threshold)
@@ -278,7 +280,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
         for (int n = 0; n < BN / 8; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                sums[(half * DA_COLS + wcol + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] = acc[p][n][j];
+                sums[(half * DA_COLS + wcol + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] =
+                    acc[p][n][j];
         __syncthreads();
         if (!(ad.targets >> a.target[p] & 1))
             continue;
@@ -392,7 +395,8 @@ static size_t grad_floats(const op_pack *p, const lora_args &a)
     return (size_t)pack_dev(p)->n_slots * grad_columns(a) * a.hr;
 }
 
-/* The most bytes that lora_back allocates for R rows, `slots` of them partial sums, of a linear with parts of n[] columns. */
+/* The most bytes that lora_back allocates for R rows, `slots` of them partial sums, of a linear with parts of n[]
+ * columns. */
 size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr)
 {
     size_t out = 0, tiles = 0;
@@ -445,7 +449,15 @@ void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, 
     float *scratch = (float *)dev_alloc(d, all * sizeof(float));
     if (!scratch)
         return;
-    back_args b = {&a, dy, x, h, dh, scratch, floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL, dim3(), pack_dev(p)->dropout};
+    back_args b = {&a,
+                   dy,
+                   x,
+                   h,
+                   dh,
+                   scratch,
+                   floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL,
+                   dim3(),
+                   pack_dev(p)->dropout};
     int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
     back_dy(d, p, b, cols, tiles);
     lora_join(d, p, a, n, true, scratch, dh);

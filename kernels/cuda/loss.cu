@@ -97,8 +97,8 @@ size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab)
            (size_t)labels * (sizeof(float) + sizeof(double));
 }
 
-void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden, double *loss,
-                  void *dx)
+void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden,
+                  double *loss, void *dx)
 {
     TRACE(d, "head_loss R %d", p->rows);
     const cuda_pack *c = pack_dev(p);

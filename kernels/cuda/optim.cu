@@ -106,8 +106,23 @@ void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op
     for (int i = 0; i < n; i++) {
         const op_optim *j = &jobs[i];
         int b = div_up((int64_t)j->n, NORM_BLOCK);
-        host[i] = {j->w,  j->g,           j->m,     j->v,     j->n,   (int32_t)j->kind, j->slot,  blocks,
-                   b,     j->lr,          j->weight_decay, j->beta1, j->beta2, j->eps, j->bias1, j->bias2, j->max_norm};
+        host[i] = {j->w,
+                   j->g,
+                   j->m,
+                   j->v,
+                   j->n,
+                   (int32_t)j->kind,
+                   j->slot,
+                   blocks,
+                   b,
+                   j->lr,
+                   j->weight_decay,
+                   j->beta1,
+                   j->beta2,
+                   j->eps,
+                   j->bias1,
+                   j->bias2,
+                   j->max_norm};
         blocks += b;
         shadow_forget(d, j->w, j->n * sizeof(float));
     }

@@ -25,8 +25,8 @@ int json_locate(const char *text, size_t n, const char *path, int want_key, int 
 /* Compact dump with sorted keys (a canonical form). */
 void json_dump_buf(const json_t *v, struct buf *b);
 
-/* For people: indented, keys in their order, a newline at the end; real numbers with as few digits as read back
- * to the same double. */
+/* For people: indented, keys in their order, a newline at the end; real numbers with as few digits as read
+ * back to the same double. */
 void json_print_buf(const json_t *v, struct buf *b);
 
 /* Typed getters with defaults; a value of another type counts as absent. */

@@ -127,8 +127,8 @@ static const char *field(const struct record *r, size_t i, size_t *n)
     return r->text.p ? r->text.p + start : "";
 }
 
-/* The first byte that is not UTF-8 within its own field (joined, the halves of two fields may look whole); the length of
- * the text if there is none. */
+/* The first byte that is not UTF-8 within its own field (joined, the halves of two fields may look whole);
+ * the length of the text if there is none. */
 static size_t bad_utf8_at(const struct record *r)
 {
     for (size_t i = 0; i < r->n; i++) {

@@ -1,6 +1,6 @@
 /*
- * The administrator's configuration file: what is taken is within bounds, what is not is refused in words that name the
- * file and a place in it.
+ * The administrator's configuration file: what is taken is within bounds, what is not is refused in words
+ * that name the file and a place in it.
  */
 #include "scheduler/internal.h"
 #include "tests/fuzz/fuzz.h"

@@ -1,9 +1,11 @@
 /*
- * What a dtxd that died left to the next one (fsd/kept.h), with damage: the list of what the keeper keeps, the shared memory
- * with INIT, begun requests and the log of node changes.  Taken over within bounds, or refused in words.
+ * What a dtxd that died left to the next one (fsd/kept.h), with damage: the list of what the keeper keeps,
+ * the shared memory with INIT, begun requests and the log of node changes.  Taken over within bounds, or
+ * refused in words.
  *
- * The input: one byte (1: the memory has the right size, 2: a list without a whole number of items), one of how many bytes of
- * the rest are the head of the shared memory, 8 of where the other bytes of it go, then the list and the memory.
+ * The input: one byte (1: the memory has the right size, 2: a list without a whole number of items), one of
+ * how many bytes of the rest are the head of the shared memory, 8 of where the other bytes of it go, then the
+ * list and the memory.
  */
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -84,7 +86,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (pwrite(shared, data + 10 + head + list_n, size - 10 - head - list_n, (off_t)at) < 0)
         abort();
     list = make_list(data + 10 + head, list_n, data[0] & 2, shared);
-    FUZZ_ASSERT(lseek(list, 0, SEEK_SET) == 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
+    FUZZ_ASSERT(lseek(list, 0, SEEK_SET) == 0 &&
+                socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair) == 0);
     snprintf(arg, sizeof(arg), "%d:%d", pair[0], list);
     rc = kept_open(arg, &k, &e);
     FUZZ_ASSERT(rc == 0 || (rc == e.code && e.msg[0]));

@@ -354,7 +354,8 @@ static double linear_value(const struct env *v, const struct linear_arg *a, int 
     for (int j = 0; j < ad->rank; j++) {
         double h = 0;
         for (int i = 0; i < l->in; i++) {
-            bool keep = !(ad->dropout > 0) || rng_dropout(key, (uint32_t)i) >= rng_dropout_threshold(ad->dropout);
+            bool keep =
+                !(ad->dropout > 0) || rng_dropout(key, (uint32_t)i) >= rng_dropout_threshold(ad->dropout);
             h += keep ? (double)x[i] / (1 - (double)ad->dropout) * (double)A[j * l->in + i] : 0;
         }
         y += (double)ad->scale * h * (double)B[(col - l->part[part].out0) * ad->rank + j];

@@ -137,7 +137,8 @@ START_TEST(admins)
         buf_clear(&b);
         fd_read_file(sched_tree_fd(fake_sched), "log", 1 << 20, &b, NULL);
     }
-    ck_assert_ptr_nonnull(strstr(b.p, "config.json:1:2: key \"admin\": unknown key; did you mean \"admins\"?"));
+    ck_assert_ptr_nonnull(
+        strstr(b.p, "config.json:1:2: key \"admin\": unknown key; did you mean \"admins\"?"));
     write_config(path, "{\"admins\": [1, 2]}");
     for (int i = 0; i < 400 && !strstr(b.p, "2 admins"); i++) {
         usleep(10000);
