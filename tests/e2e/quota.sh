@@ -7,7 +7,7 @@ C=$T/dtxd.conf
 D=$M/datasets
 alice() { setpriv --reuid 1001 --regid 1001 --clear-groups "$@"; }
 bob() { setpriv --reuid 1002 --regid 1002 --clear-groups "$@"; }
-limits() { printf '%s\n' "$1" >"$C.new" && mv "$C.new" "$C" && wait_for 10 grep -q "configuration read.*$2 quotas" <(tail -n 3 "$S/tree/log"); sleep 0.3; }
+limits() { printf '%s\n' "$1" >"$C.new" && mv "$C.new" "$C" && wait_for 10 sh -c "tail -n 3 '$S/tree/log' | grep -q 'configuration read.*$2 quotas'"; sleep 0.3; }
 used() { jq -r --arg u "$1" '.owners[] | select(.name == $u) | .bytes' "$M/status.json"; }
 about() { # USER BYTES: within 100 kB
     local n
