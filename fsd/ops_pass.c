@@ -63,7 +63,9 @@ static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool throu
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
         return may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
-    return is_large(h->fd) ? WISH_BACKED : WISH_CACHED;
+    /* a reader past us would make the next writer's mapping go past us, uncounted: not where there is a limit
+     */
+    return is_large(h->fd) && !is_limited(fs_of(req), h->fd) ? WISH_BACKED : WISH_CACHED;
 }
 
 /* Writing through a mapping goes past us also where write(2) does not: the opening counts as a write then. */

@@ -73,7 +73,10 @@ void sched_no_space(struct sched *s, const char *path, const struct caller *who,
     if (now - s->told_no_space > tell_every || strncmp(s->told_path, path, sizeof(s->told_path) - 1) != 0) {
         s->told_no_space = now;
         snprintf(s->told_path, sizeof(s->told_path), "%s", path);
-        log_line("uid %u cannot write %s: %s", (unsigned)who->uid, path, words);
+        /* the object, not what is in it: everybody reads the log */
+        size_t kind = strcspn(path, "/"), n = kind + (path[kind] == '/');
+        n += strcspn(path + n, "/");
+        log_line("uid %u cannot write %.*s: %s", (unsigned)who->uid, (int)n, path, words);
     }
     pthread_mutex_unlock(&s->mutex);
 }

@@ -29,6 +29,9 @@ void log_line(const char *fmt, ...)
     n += m;
     if (n > (int)sizeof(line) - 2)
         n = (int)sizeof(line) - 2;
+    for (int i = 0; i < n; i++) /* a file's name may hold anything: no lines of its own */
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+            line[i] = '?';
     line[n++] = '\n';
     (void)!fd_write_all(__atomic_load_n(&log_fd, __ATOMIC_ACQUIRE), line, (size_t)n);
 }

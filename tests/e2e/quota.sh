@@ -33,7 +33,7 @@ out=$(alice cp "$T/forty" "$D/y/train.jsonl" 2>&1) && fail "a copy past the quot
 grep -q 'quota exceeded' <<<"$out" && ok "a copy past the quota: EDQUOT" || fail "a copy past the quota" "$out"
 n=$(stat -c %s "$D/y/train.jsonl")
 [ "$n" -gt $((6 * MB)) ] && [ "$n" -le $((8 * MB)) ] && ok "it failed at the limit ($n bytes)" || fail "it failed at the limit" "$n bytes"
-check "in words in the log" grep -q 'uid 1001 cannot write datasets/y/train.jsonl: your quota of 20 MiB is used up (.*; the largest: datasets/x 12 MiB): remove something or ask' "$M/log"
+check "in words in the log" grep -q 'uid 1001 cannot write datasets/y: your quota of 20 MiB is used up (.*; the largest: datasets/x 12 MiB): remove something or ask' "$M/log"
 check "in words in NAME.status" wait_for 5 grep -q 'reason: your quota of 20 MiB is used up' "$D/y.status"
 check "what was cut off is REJECTED" wait_state 10 "$D/y.status" REJECTED
 check "and says what to do" grep -q 'datasets/y/train.jsonl was cut off: copy it again' "$D/y.status"
