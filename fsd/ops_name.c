@@ -198,15 +198,18 @@ static bool is_name_of(int fd, int dirfd, const char *name)
 }
 
 /* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
- * file, and DTX reads it as root.  Only one's own, and what everybody may read and write. */
+ * file, and DTX reads it as root.  Only one's own, and what one may read and write. */
 static bool may_link(const struct caller *who, int path_fd)
 {
     struct stat st;
+    mode_t rights;
 
     if (fstat(path_fd, &st))
         return false;
-    return who->uid == 0 || who->uid == st.st_uid ||
-           (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
+    if (who->uid == 0 || who->uid == st.st_uid)
+        return true;
+    rights = caller_in_group(who, st.st_gid) ? st.st_mode >> 3 : st.st_mode;
+    return S_ISREG(st.st_mode) && (rights & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID));
 }
 
 static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name, bool again)
