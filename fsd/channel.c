@@ -187,8 +187,9 @@ static bool asks_to_kill(const struct fuse_in_header *h, size_t n)
         return n >= sizeof(struct fuse_write_in) &&
                (((const struct fuse_write_in *)arg)->write_flags & FUSE_WRITE_KILL_SUIDGID);
     case FUSE_SETATTR:
-        return n >= sizeof(struct fuse_setattr_in) &&
-               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID);
+        return n >= sizeof(struct fuse_setattr_in) && /* nothing to set: chown(2) to -1 and -1 */
+               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID ||
+                ((const struct fuse_setattr_in *)arg)->valid == 0);
     case FUSE_OPEN:
         return n >= sizeof(struct fuse_open_in) &&
                (((const struct fuse_open_in *)arg)->open_flags & FUSE_OPEN_KILL_SUIDGID);

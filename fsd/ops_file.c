@@ -110,7 +110,7 @@ static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
         rc = backing_get(f->backing, node->id, &file);
     if (rc)
         return rc;
-    fs_kill_setid(f, node->id, file.fd);
+    fs_kill_setid(req, node->id, file.fd);
     /* Without O_APPEND: a write that is sent again must not append again. */
     rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME));
     backing_put(f->backing, &file);
@@ -358,7 +358,7 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     out.buf[0].pos = place_to_write(h, off);
     n = begin_change(req, h, out.buf[0].pos, fuse_buf_size(in), &c);
     if (!n) {
-        n = fs_kill_setid(fs_of(req), h->id, h->fd);
+        n = fs_kill_setid(req, h->id, h->fd);
         if (!n)
             n = fuse_buf_copy(&out, in, 0);
         end_change(req, h, &c, n);
@@ -417,7 +417,7 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
     }
     rc = begin_change(req, h, off, shrinks || len < 0 ? 0 : (size_t)len, &c);
     if (!rc) {
-        rc = fs_kill_setid(fs_of(req), h->id, h->fd);
+        rc = fs_kill_setid(req, h->id, h->fd);
         if (!rc && fallocate(h->fd, mode, off, len))
             rc = -errno;
         end_change(req, h, &c, rc);
@@ -441,7 +441,7 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
     }
     len = len > COPY_MAX ? COPY_MAX : len;
     n = begin_change(req, to, off_out, len, &c);
-    if (!n && (n = fs_kill_setid(f, to->id, to->fd)))
+    if (!n && (n = fs_kill_setid(req, to->id, to->fd)))
         end_change(req, to, &c, n);
     if (!n) {
         n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, (unsigned)flags);

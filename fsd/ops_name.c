@@ -64,7 +64,8 @@ static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *n
     gid = dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid;
     if (fchownat(dirfd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW))
         return -errno;
-    if (S_ISREG(mode) && (mode & (S_ISUID | S_ISGID)) && fchmodat(dirfd, name, mode & 07777, 0))
+    if (!S_ISDIR(mode) && !S_ISLNK(mode) && (mode & (S_ISUID | S_ISGID)) &&
+        fchmodat(dirfd, name, mode & 07777, 0))
         return -errno;
     return 0;
 }

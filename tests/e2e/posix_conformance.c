@@ -315,6 +315,19 @@ static void in_group(void) /* 1002, also in group 2000 */
        chmod("setgid/f", 02755) == 0 && mode_of("setgid/f") == 0755);
     OK("owner of a link", symlink("x", "setgid/s") == 0 && get("setgid/s").st_uid == 1002);
     OK("owner of a FIFO", mkfifo("setgid/p", 0600) == 0 && get("setgid/p").st_uid == 1002);
+    OK("a write by a stranger to its group drops set-group-id of what nobody executes",
+       write_byte("sgid") == 0 && mode_of("sgid") == 0666);
+    OK("so does fallocate", ({
+           int fd = open("sgid2", O_WRONLY);
+           int rc = fallocate(fd, 0, 0, 10);
+           close(fd);
+           rc == 0 && mode_of("sgid2") == 0666;
+       }));
+    OK("and truncate", truncate("sgid3", 5) == 0 && mode_of("sgid3") == 0666);
+    OK("a write by its group does not", write_byte("sgid4") == 0 && mode_of("sgid4") == 02666);
+    OK("chown to -1 and -1 by another changes nothing of what is set-user-id",
+       (chown("suid", -1, -1), mode_of("suid")) == 04777);
+    OK("a link to what one's group may write", link("groups", "group/l") == 0 && unlink("group/l") == 0);
     OK("a write by another drops set-user-id", write_byte("suid") == 0 && (mode_of("suid") & 04000) == 0);
     OK("truncate by another drops set-user-id", truncate("suid2", 0) == 0 && (mode_of("suid2") & 04000) == 0);
 }
@@ -354,12 +367,24 @@ static void owners(void)
     chmod("suid", 04777);
     make("suid2", "x", 0644);
     chmod("suid2", 04777);
+    make("sgid", "x", 02666);
+    make("sgid2", "x", 02666);
+    make("sgid3", "x", 02666);
+    make("sgid4", "x", 0644);
+    chown("sgid4", 0, 2000);
+    chmod("sgid4", 02666);
+    make("groups", "x", 0644);
+    chown("groups", 0, 2000);
+    chmod("groups", 0660);
     OK("modes as set", mode_of("sticky") == 01777 && mode_of("setgid") == 02777 && mode_of("suid") == 04777);
     as_user(1001, 1001, mine);
     as_user(1001, 1001, sticky);
     as_user(1002, 1002, in_group);
     OK("root's chown keeps set-id of a non-executable",
        chmod("roots", 02644) == 0 && chown("roots", 5, 5) == 0);
+    make("nothing", "x", 06755);
+    OK("chown to -1 and -1 drops set-id", chown("nothing", -1, -1) == 0 && mode_of("nothing") == 0755);
+    MARKS("and marks ctime", "nothing", CTIME, chown("nothing", -1, -1));
     OK("chown by root",
        chown("roots", 1001, 1002) == 0 && get("roots").st_uid == 1001 && get("roots").st_gid == 1002);
     OK("chown of uid alone",
