@@ -34,7 +34,7 @@ static bool kernel_thread_is_nfsd(pid_t pid)
 
 /* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
  * about writers.  A kernel thread has no program. */
-static bool is_nfs_server(pid_t pid)
+bool fs_is_nfs_server(pid_t pid)
 {
     char path[40], program[PATH_MAX + 1];
     ssize_t n;
@@ -71,7 +71,7 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
                                .node = *node,
                                .fd = fd,
                                .writer = writes(fi->flags),
-                               .remote = writes(fi->flags) && is_nfs_server(fuse_req_ctx(req)->pid),
+                               .remote = writes(fi->flags) && fs_is_nfs_server(fuse_req_ctx(req)->pid),
                                .append = (fi->flags & O_APPEND) != 0,
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
                                .who = fs_caller(req)};

@@ -115,6 +115,15 @@ static void reply_entry(fuse_req_t req, int rc, const struct fuse_entry_param *e
         fs_forget(f, e->ino, 1);
 }
 
+/* Devices too: nobody can open them here (the mount is nodev), but archives and copies of root's hold some.
+ * The kernel lets only root make them; whoever claims to be root over NFS may not. */
+static bool may_make(fuse_req_t req, mode_t mode)
+{
+    if (S_ISCHR(mode) || S_ISBLK(mode))
+        return !fs_is_nfs_server(fuse_req_ctx(req)->pid);
+    return S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode);
+}
+
 void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
 {
     struct fs *f = fs_of(req);
@@ -122,7 +131,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct node_info node;
     struct spot s;
     bool again;
-    int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
+    int rc = may_make(req, mode) ? 0 : -EPERM;
 
     if (!rc)
         rc = spot_begin(req, parent, name, mode, &s);
@@ -134,7 +143,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     if (!S_ISREG(mode) && s.p.m.entry->kind != LK_USER_ANY)
         rc = -EPERM; /* a spec is a file */
     else
-        rc = made(&s, name, mode & S_IFMT, again, mknodat(s.dir.fd, name, mode, 0));
+        rc = made(&s, name, mode & S_IFMT, again, mknodat(s.dir.fd, name, mode, rdev));
     if (!rc)
         rc = adopt(f, req, &s, name, mode, &e, &node);
     if (!rc)

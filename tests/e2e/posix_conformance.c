@@ -601,6 +601,33 @@ static void linking(void)
 
 /* ---- special files ---- */
 
+static void no_devices(void)
+{
+    FAILS("a user makes none", EPERM, mknod("c", S_IFCHR | 0600, makedev(7, 300)));
+}
+
+/* They are kept, moved and shown; where they may be opened is another matter. */
+static void devices(void)
+{
+    dev_t number = makedev(7, 300);
+    struct stat st;
+
+    if (!is_root)
+        return;
+    OK("a character device", mknod("c", S_IFCHR | 0640, number) == 0 &&
+                                 (st = get("c"), S_ISCHR(st.st_mode)) && st.st_rdev == number);
+    OK("a block device", mknod("b", S_IFBLK | 0600, number) == 0 && (st = get("b"), S_ISBLK(st.st_mode)) &&
+                             st.st_rdev == number);
+    FAILS("made twice", EEXIST, mknod("c", S_IFCHR | 0640, number));
+    OK("chmod, chown, utimens of it", chmod("c", 0622) == 0 && chown("c", 1001, 1001) == 0 &&
+                                          utimensat(AT_FDCWD, "c", NULL, 0) == 0 &&
+                                          (st = get("c"), st.st_uid == 1001) && mode_of("c") == 0622);
+    OK("link and rename of it",
+       link("c", "c2") == 0 && rename("c2", "b") == 0 && S_ISCHR(get("b").st_mode) && get("c").st_nlink == 2);
+    OK("unlink of it", unlink("c") == 0 && unlink("b") == 0);
+    as_user(1001, 1001, no_devices);
+}
+
 static void special(void)
 {
     struct sockaddr_un sa = {.sun_family = AF_UNIX, .sun_path = "sock"};
@@ -620,6 +647,9 @@ static void special(void)
     OK("connect to it", connect(c, (struct sockaddr *)&sa, sizeof(sa)) == 0);
     close(c);
     close(s);
+    OK("a FIFO is made with set-id bits",
+       mknod("setid", S_IFIFO | 06711, 0) == 0 && mode_of("setid") == 06711);
+    devices();
     OK("mknod of a file", mknod("plain", S_IFREG | 0644, 0) == 0 && has("plain", ""));
     OK("a FIFO is removed", unlink("p") == 0 && unlink("sock") == 0);
 }
