@@ -262,6 +262,19 @@ void handles_set_path(struct handles *t, struct handle *h, char *path)
     pthread_mutex_unlock(&t->mu);
 }
 
+unsigned handles_named(struct handles *t, uint64_t id, const char *path)
+{
+    unsigned n = 0;
+
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next)
+            if (h->id == id && h->writer && !h->path && (h->path = strdup(path)))
+                n++;
+    pthread_mutex_unlock(&t->mu);
+    return n;
+}
+
 /* What follows `folder` in path ("" or "/..."), or NULL: it is not there. */
 static const char *below(const char *path, const char *folder)
 {

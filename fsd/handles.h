@@ -85,6 +85,8 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
 /* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
 bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);
 void handles_set_path(struct handles *t, struct handle *h, char *path);
+/* A node that was opened without a name has one now: its writers write there.  How many they are. */
+unsigned handles_named(struct handles *t, uint64_t id, const char *path);
 /* Writers of `from` or below it write below `to` from now on; fn is told of each (with the table locked: it
  * may only note). */
 typedef void (*handles_moved_fn)(void *arg, const struct handle *h, const char *was);
