@@ -19,6 +19,7 @@
 #include <sys/file.h>
 #include <sys/fsuid.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -1225,6 +1226,63 @@ static void listing(void)
     close(fd);
 }
 
+static int run(const char *program)
+{
+    int status;
+    pid_t pid;
+
+    fflush(stdout);
+    pid = fork();
+    if (pid == 0) {
+        execl(program, program, "0", NULL);
+        _exit(errno == ETXTBSY ? 77 : 78);
+    }
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 200;
+}
+
+static void executing(void)
+{
+    pid_t pid;
+    int fd;
+
+    if (system("cp /bin/sleep sleep") != 0)
+        return;
+    fd = open("sleep", O_WRONLY);
+    OK("a program that is open for writing does not start", run("./sleep") == 77);
+    close(fd);
+    OK("closed, it does", run("./sleep") == 0);
+    fflush(stdout);
+    pid = fork();
+    if (pid == 0) {
+        execl("./sleep", "sleep", "60", NULL);
+        _exit(1);
+    }
+    usleep(300000);
+    FAILS("a running program is not opened for writing", ETXTBSY, open("sleep", O_WRONLY));
+    FAILS("nor truncated", ETXTBSY, truncate("sleep", 0));
+    OK("but removed", unlink("sleep") == 0 && kill(pid, 0) == 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+static void size_limit(void)
+{
+    struct rlimit old, low;
+    static char text[8192];
+    int fd = open("limited", O_RDWR | O_CREAT, 0644);
+
+    getrlimit(RLIMIT_FSIZE, &old);
+    low = (struct rlimit){5000, old.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &low);
+    OK("a write ends at the limit of a file's size", write(fd, text, sizeof(text)) == 5000);
+    FAILS("there it ends", EFBIG, write(fd, text, 1));
+    FAILS("ftruncate past it", EFBIG, ftruncate(fd, 5001));
+    setrlimit(RLIMIT_FSIZE, &old);
+    close(fd);
+}
+
 static void whole(void)
 {
     struct statvfs v;
@@ -1242,6 +1300,8 @@ static void whole(void)
            make("run", "#!/bin/sh\nexit 7\n", 0755);
            WEXITSTATUS(system("./run")) == 7;
        }));
+    executing();
+    size_limit();
     fd = open("run", O_RDONLY);
     OK("fexecve's needs (X_OK)", access("run", X_OK) == 0 && faccessat(AT_FDCWD, "f", X_OK, 0) == -1);
     close(fd);
