@@ -327,12 +327,13 @@ static void end_change(fuse_req_t req, struct handle *h, struct change *c, ssize
 }
 
 /* Where a write goes.  The kernel knows the end of a file that is opened with O_APPEND, unless it grew behind
- * the mount's back; a request that is sent again goes where it went. */
-static off_t place_to_write(const struct handle *h, off_t off)
+ * the mount's back; a request that is sent again goes where it went, and so do pages of a mapping, which the
+ * kernel writes through any open file, be it one for appending. */
+static off_t place_to_write(const struct handle *h, const struct fuse_file_info *fi, off_t off)
 {
     struct stat st;
 
-    if (!h->append || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
+    if (!h->append || fi->writepage || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
         return off;
     return st.st_size;
 }
@@ -355,7 +356,7 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     }
     out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
     out.buf[0].fd = h->fd;
-    out.buf[0].pos = place_to_write(h, off);
+    out.buf[0].pos = place_to_write(h, fi, off);
     n = begin_change(req, h, out.buf[0].pos, fuse_buf_size(in), &c);
     if (!n) {
         n = fs_kill_setid(req, h->id, h->fd);

@@ -817,6 +817,15 @@ static void mapping(void)
     OK("a map outlives its name", unlink("f") == 0 && !memcmp(p + 9000, "abc", 3));
     munmap(p, 16384);
     close(fd);
+    fd = open("app", O_RDWR | O_CREAT | O_APPEND, 0644);
+    write(fd, "0123456789", 10);
+    p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p != MAP_FAILED)
+        memcpy(p + 2, "map", 3);
+    OK("a map of what is open for appending writes in its place",
+       p != MAP_FAILED && msync(p, 4096, MS_SYNC) == 0 && munmap(p, 4096) == 0 && has("app", "01map56789"));
+    OK("and appending appends", write(fd, "end", 3) == 3 && has("app", "01map56789end"));
+    close(fd);
     ro = open("ro", O_RDONLY | O_CREAT, 0644);
     ftruncate(ro, 10);
     FAILS("writable map of a read-only descriptor", EACCES,
