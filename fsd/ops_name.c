@@ -396,7 +396,7 @@ static void create_unnamed(fuse_req_t req, uint64_t parent, mode_t mode, struct 
     int fd, rc = spot_begin(req, parent, ".tmpfile", S_IFREG, &s); /* a name that may be anywhere */
 
     if (rc) {
-        fs_reply_err(req, rc);
+        fs_reply_err(req, rc == -ESTALE ? -ENOENT : rc); /* a removed folder: the kernel does not look */
         return;
     }
     fd = rc = open_unnamed(req, &s, mode, fi->flags);
