@@ -33,7 +33,6 @@ struct handle {
     int fd;          /* HANDLE_FILE; else -1 */
     bool writer;     /* opened for writing by a caller, in a user-owned folder */
     bool remote;     /* opened by an NFS server */
-    bool append;     /* O_APPEND */
     bool rdwr;       /* may be mapped writable */
     bool judged;     /* a spec's writer: FLUSH says whether it is right */
     bool wrote;      /* atomic */
@@ -58,7 +57,7 @@ struct handle_spec {
     struct node_info node;
     int fd;
     struct snapshot *snapshot;
-    bool writer, remote, append, rdwr;
+    bool writer, remote, rdwr;
     struct caller who;
 };
 

@@ -72,7 +72,6 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
                                .fd = fd,
                                .writer = writes(fi->flags),
                                .remote = writes(fi->flags) && fs_is_nfs_server(fuse_req_ctx(req)->pid),
-                               .append = (fi->flags & O_APPEND) != 0,
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
                                .who = fs_caller(req)};
     struct handle *h = handles_add(fs_of(req)->handles, &spec);
@@ -327,13 +326,14 @@ static void end_change(fuse_req_t req, struct handle *h, struct change *c, ssize
 }
 
 /* Where a write goes.  The kernel knows the end of a file that is opened with O_APPEND, unless it grew behind
- * the mount's back; a request that is sent again goes where it went, and so do pages of a mapping, which the
- * kernel writes through any open file, be it one for appending. */
+ * the mount's back; a request that is sent again goes where it went.  The flags are those of the request:
+ * fcntl(2) may have changed what open(2) said, and pages of a mapping, which come through any open file, go
+ * to their place. */
 static off_t place_to_write(const struct handle *h, const struct fuse_file_info *fi, off_t off)
 {
     struct stat st;
 
-    if (!h->append || fi->writepage || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
+    if (!(fi->flags & O_APPEND) || fi->writepage || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
         return off;
     return st.st_size;
 }

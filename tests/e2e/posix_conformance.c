@@ -717,6 +717,10 @@ static void data(void)
     fd = open("app", O_WRONLY | O_CREAT | O_APPEND, 0644);
     OK("O_APPEND writes at the end", write(fd, "one", 3) == 3 && lseek(fd, 0, SEEK_SET) == 0 &&
                                          write(fd, "two", 3) == 3 && has("app", "onetwo"));
+    OK("taken away by fcntl, no more",
+       fcntl(fd, F_SETFL, 0) == 0 && pwrite(fd, "ON", 2, 0) == 2 && has("app", "ONetwo"));
+    OK("given by fcntl, it does again", fcntl(fd, F_SETFL, O_APPEND) == 0 && lseek(fd, 0, SEEK_SET) == 0 &&
+                                            write(fd, "3", 1) == 1 && has("app", "ONetwo3"));
     close(fd);
     fd = open("sync", O_WRONLY | O_CREAT | O_SYNC, 0644);
     OK("O_SYNC", write(fd, "s", 1) == 1 && has("sync", "s"));
