@@ -338,6 +338,18 @@ static off_t place_to_write(const struct handle *h, const struct fuse_file_info 
     return st.st_size;
 }
 
+/* A single write may ask to be on the disk when it returns (RWF_DSYNC; the kernel's NFS server does): where
+ * the kernel writes past its cache it leaves that to us.  Files opened with O_SYNC are so in the store too.
+ */
+static int sync_if_asked(const struct handle *h, const struct fuse_file_info *fi)
+{
+    int asked = fi->flags & (O_SYNC | O_DSYNC);
+
+    if (!asked || fi->writepage || (fcntl(h->fd, F_GETFL) & asked) == asked)
+        return 0;
+    return (asked & O_SYNC) == O_SYNC ? fsync(h->fd) ? -errno : 0 : fdatasync(h->fd) ? -errno : 0;
+}
+
 void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
                      struct fuse_file_info *fi)
 {
@@ -345,6 +357,7 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
     struct change c;
     ssize_t n;
+    int rc;
 
     if (!h || (h->kind != HANDLE_FILE && h->kind != HANDLE_CONTROL)) {
         fs_reply_err(req, -EBADF);
@@ -363,6 +376,8 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
         if (!n)
             n = fuse_buf_copy(&out, in, 0);
         end_change(req, h, &c, n);
+        if (n > 0 && (rc = sync_if_asked(h, fi)))
+            n = rc;
     }
     buf_release(&c.path);
     if (n < 0)
