@@ -202,6 +202,8 @@ struct dtx_ops {
     int32_t act_bytes, weight_bytes;
     int32_t pack_rows; /* the model code packs jobs together up to about this many rows (never changes a
                           number) */
+    int32_t head_step, head_most; /* attention is built for heads of a multiple of this many values, up to
+                                     that many */
 
     void (*close)(struct op_dev *d);
     void (*info)(struct op_dev *d, struct dtx_device_info *info);

@@ -30,6 +30,8 @@ enum {
     CUBLAS_WORKSPACE = 64 << 20,
     HEAD_ROWS = 2048,   /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
+    HEAD_STEP = 8,
+    HEAD_MOST = 128, /* of the kernels of attention */
 };
 
 struct lora_tile {                    /* LORA_ROWS rows of one segment */

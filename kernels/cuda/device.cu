@@ -503,6 +503,8 @@ static const struct dtx_ops cuda_ops = {
     sizeof(bf16),
     sizeof(bf16),
     16384,
+    HEAD_STEP,
+    HEAD_MOST,
     cu_close,
     cu_info,
     cu_alloc,

@@ -323,6 +323,26 @@ START_TEST(serving_asks_for_nothing_more)
 }
 END_TEST
 
+/* A model that a device's attention is not built for is refused in words: an operation that cannot run would
+ * fail the device for all who use it. */
+START_TEST(heads_that_the_device_cannot_have)
+{
+    struct util_base u = counted_base(&model, 1);
+    struct dtx_base *other = NULL;
+    struct dtx_err e = {0};
+    counting.head_most = 8;
+    ck_assert_int_eq(dtx_base_load(u.device, u.dir, "model", &other, &e), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(e.msg, "heads have 16 values"));
+    counting.head_most = 128;
+    counting.head_step = 12; /* 16 is no multiple of it */
+    ck_assert_int_eq(dtx_base_load(u.device, u.dir, "model", &other, &e), -EINVAL);
+    counting.head_step = 8;
+    MUST(dtx_base_load(u.device, u.dir, "model", &other, &e));
+    dtx_base_free(other);
+    util_base_done(&u);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("engine_plan");
@@ -334,6 +354,7 @@ int main(void)
     tcase_add_test(c, the_least_recompute_that_fits);
     tcase_add_test(c, smaller_packs_come_first);
     tcase_add_test(c, serving_asks_for_nothing_more);
+    tcase_add_test(c, heads_that_the_device_cannot_have);
     suite_add_tcase(s, c);
     return util_main(s);
 }
