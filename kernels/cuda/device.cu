@@ -594,6 +594,12 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
     }
     lora_setup(d);
     decode_setup(d);
+    if (d->status != cudaSuccess) {
+        rc = d->status;
+        cu_close(d);
+        return dtx_fail(e, -ENODEV, "cannot use GPU %d: %s (compute capability 8.0 or newer is needed)", index,
+                        cudaGetErrorString(rc));
+    }
     *out = d;
     *ops = &cuda_ops;
     return 0;
