@@ -290,11 +290,11 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     b->ops->free(b->dev, b->logits);
     b->ops->free(b->dev, b->tokens);
     b->gen_rows = 0;
+    b->moved++; /* also where there will be none: the steps that are loaded write to those that were freed */
     b->logits = base_alloc(b, (size_t)rows * (size_t)b->config.vocab * sizeof *b->logits, e);
     b->tokens = base_alloc(b, (size_t)rows * sizeof *b->tokens, e);
     if (!b->logits || !b->tokens)
         return -ENOMEM;
     b->gen_rows = rows;
-    b->moved++;
     return 0;
 }
