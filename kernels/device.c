@@ -11,7 +11,8 @@
 typedef int cuda_open_fn(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e);
 typedef int cuda_count_fn(void);
 
-/* The library beside the program, else by the loader's path. */
+/* The library beside the program; where there is none, by the loader's path.  One that is there and cannot be
+ * loaded (cuBLAS is missing) says why: dlerror tells of the last that was tried. */
 static void *cuda_library(void)
 {
     char path[PATH_MAX];
@@ -23,6 +24,8 @@ static void *cuda_library(void)
         if (slash) {
             strcpy(slash + 1, "dtx_cuda.so");
             lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (!lib && access(path, F_OK) == 0)
+                return NULL;
         }
     }
     return lib ? lib : dlopen("dtx_cuda.so", RTLD_NOW | RTLD_LOCAL);
