@@ -120,7 +120,8 @@ struct trace_scope {
 };
 #define TRACE(d, ...) trace_scope traced = {(d), (d)->tracing ? trace_begin((d), __VA_ARGS__) : -1}
 
-void *dev_alloc(op_dev *d, size_t bytes);
+void *dev_alloc(op_dev *d, size_t bytes); /* NULL: the device has failed */
+void *cu_alloc(op_dev *d, size_t bytes);  /* of the ops table.  NULL: no memory */
 void dev_free(op_dev *d, void *p);
 void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes);
 /* Adapter memory [p, p + bytes) changes: drop the rounded copies made of it. */

@@ -42,14 +42,16 @@ void dev_free(op_dev *d, void *p)
         DEV_CHECK(d, cudaFreeAsync(p, d->stream));
 }
 
-static void *cu_alloc(op_dev *d, size_t bytes)
+void *cu_alloc(op_dev *d, size_t bytes)
 {
     void *p = NULL;
-    if (cudaMallocAsync(&p, bytes ? bytes : 1, d->stream) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return NULL; /* out of memory is the caller's to answer, not a failed device */
-    }
-    return p;
+    cudaError_t rc = cudaMallocAsync(&p, bytes ? bytes : 1, d->stream);
+    if (rc == cudaSuccess)
+        return p;
+    (void)cudaGetLastError();
+    if (rc != cudaErrorMemoryAllocation) /* which is the caller's to answer, not a failed device */
+        dev_fail(d, rc, "memory");
+    return NULL;
 }
 
 static void cu_zero(op_dev *d, void *p, size_t bytes)
@@ -153,7 +155,7 @@ static bf16 *shadow_of(op_dev *d, const float *w, size_t n)
         if (s->w == w && s->n == n)
             return s->copy;
     s = (shadow *)calloc(1, sizeof(*s));
-    if (!s || !(s->copy = (bf16 *)dev_alloc(d, n * sizeof(bf16)))) {
+    if (!s || !(s->copy = (bf16 *)cu_alloc(d, n * sizeof(bf16)))) {
         free(s);
         return NULL;
     }
@@ -255,7 +257,7 @@ bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
     for (int i = 0; i < p->n_adapters; i++)
         if (p->adapters[i].g)
             floats += (lora_floats(p->dims, p->adapters[i].targets, p->adapters[i].rank) + 127) & ~(size_t)127;
-    if (floats && !(c->shadows = dev_alloc(d, floats * sizeof(bf16))))
+    if (floats && !(c->shadows = cu_alloc(d, floats * sizeof(bf16))))
         return false;
     floats = 0;
     for (int i = 0; i < p->n_adapters; i++) {
@@ -319,12 +321,12 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     size_t attn = at.take(max_attn * sizeof(attn_tile));
     size_t slices = at.take(max_slices * sizeof(grad_slice)), firsts = at.take(p->n_segs * 4ull);
     size_t row_ads = at.take(p->decode ? p->rows * sizeof(dev_adapter) : 0);
-    char *host = (char *)calloc(1, at.at + 1), *dev = (char *)dev_alloc(d, at.at + 1);
+    char *host = (char *)calloc(1, at.at + 1), *dev = (char *)cu_alloc(d, at.at + 1);
     c->block = dev;
     if (!host || !dev || !fill_adapters(d, p, c, (dev_adapter *)(host + ads))) {
         free(host);
         cu_pack_release(d, p);
-        return -ENOMEM;
+        return d->status == cudaSuccess ? -ENOMEM : -EIO;
     }
     memcpy(host + ids, p->ids, p->rows * 4ull);
     memcpy(host + pos, p->pos, p->rows * 4ull);
