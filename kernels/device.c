@@ -93,3 +93,9 @@ void dtx_device_info(const struct dtx_device *d, struct dtx_device_info *info)
 {
     d->ops->info(d->dev, info);
 }
+
+int dtx_device_failed(const struct dtx_device *d, struct dtx_err *e)
+{
+    int rc = d->ops->sync(d->dev);
+    return rc < 0 ? dtx_fail(e, rc, "device: %s", d->ops->error(d->dev)) : 0;
+}

@@ -152,7 +152,7 @@ static bool step_base(struct worker *w, struct base_entry *b)
     rc = dtx_seq_step(b->base, seqs, n, &e);
     if (rc) {
         send_log(w, "%s: generation failed: %s", w->kind, e.msg);
-        w->fatal = rc != -ENOMEM;
+        w->fatal = rc != -ENOMEM || dtx_device_failed(w->device, NULL);
     }
     for (int i = 0; i < n; i++) {
         if (rc == 0) {
