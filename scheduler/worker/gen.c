@@ -91,7 +91,9 @@ static bool admit(struct worker *w, struct gen *g)
         g->error = (struct dtx_err){0};
         return false;
     }
-    if (!fits) {
+    if (rc && dtx_device_failed(w->device, &g->error)) {
+        w->fatal = true;
+    } else if (!fits) {
         char what[64];
         snprintf(what, sizeof(what), "an answer of up to %d tokens", g->sampling.max_new_tokens);
         room_wait(w, bytes, what, &g->error);
