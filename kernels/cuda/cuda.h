@@ -156,7 +156,7 @@ void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const 
           bool out_f32);
 void gemm_free_plans(op_dev *d);
 
-/* gemv.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
+/* decode.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
  * W^T + bias + LoRA (h of lora_down; NULL none). */
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);
