@@ -549,7 +549,7 @@ static cudaError_t open_device(op_dev *d)
     cudaDeviceProp prop;
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
-    int runtime = 0;
+    int runtime = 0, driver = 0, n;
     cudaError_t rc;
 
     if ((rc = cudaSetDevice(d->index)) || (rc = cudaGetDeviceProperties(&prop, d->index)) ||
@@ -559,7 +559,8 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaMallocHost((void **)&d->staging, 2 * (size_t)STAGING_HALF)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[0], cudaEventDisableTiming)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
-        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
+        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)) ||
+        (rc = cudaDriverGetVersion(&driver)))
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
@@ -568,8 +569,12 @@ static cudaError_t open_device(op_dev *d)
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
-    snprintf(d->info.fingerprint, sizeof(d->info.fingerprint), "cuda %.64s sm_%d%d runtime %d cublasLt %zu", prop.name,
-             prop.major, prop.minor, runtime, cublasLtGetVersion());
+    n = snprintf(d->info.fingerprint, sizeof(d->info.fingerprint), "cuda %.64s sm_%d%d runtime %d cublasLt %zu",
+                 prop.name, prop.major, prop.minor, runtime, cublasLtGetVersion());
+    if (prop.major == 9 && prop.minor == 0 && !d->hopper) /* attention.cu gives other bytes */
+        snprintf(d->info.fingerprint + n, sizeof(d->info.fingerprint) - n, " without wgmma");
+    if (prop.major > 9 || (prop.major == 9 && prop.minor > 0)) /* the driver compiles the kernels: see GENCODE */
+        snprintf(d->info.fingerprint + n, sizeof(d->info.fingerprint) - n, " driver %d", driver);
     return cudaSuccess;
 }
 
