@@ -47,6 +47,7 @@ static int open_cuda(struct dtx_device *d, const char *number, struct dtx_err *e
     long index = strtol(number, &end, 10);
     if (end == number || *end || index < 0 || index > 1023)
         return dtx_fail(e, -EINVAL, "device \"cuda:%s\": expected cuda:N with N from 0", number);
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* N is nvidia-smi's; else the fastest would be 0 */
     d->library = cuda_library();
     cuda_open_fn *open = d->library ? (cuda_open_fn *)dlsym(d->library, "dtx_cuda_ops_open") : NULL;
     if (!open) {
