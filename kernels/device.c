@@ -10,6 +10,7 @@
 
 typedef int cuda_open_fn(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e);
 typedef int cuda_count_fn(void);
+typedef uint64_t cuda_layout_fn(void);
 
 /* The library beside the program; where there is none, by the loader's path.  One that is there and cannot be
  * loaded (cuBLAS is missing) says why: dlerror tells of the last that was tried. */
@@ -55,6 +56,11 @@ static int open_cuda(struct dtx_device *d, const char *number, struct dtx_err *e
         return dtx_fail(e, -ENODEV, "device cuda:%ld: dtx_cuda.so cannot be loaded (%s)", index,
                         why ? why : "no symbol");
     }
+    cuda_layout_fn *layout = (cuda_layout_fn *)dlsym(d->library, "dtx_cuda_ops_layout");
+    if (!layout || layout() != ops_layout())
+        return dtx_fail(
+            e, -ENODEV,
+            "device cuda:%ld: dtx_cuda.so is of another version of DTX: build it again (make cuda)", index);
     return open((int)index, &d->dev, &d->ops, e);
 }
 

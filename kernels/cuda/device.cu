@@ -584,6 +584,11 @@ extern "C" int dtx_cuda_ops_count(void)
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
 }
 
+extern "C" uint64_t dtx_cuda_ops_layout(void)
+{
+    return ops_layout();
+}
+
 extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e)
 {
     op_dev *d = (op_dev *)calloc(1, sizeof(*d));
