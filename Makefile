@@ -136,7 +136,7 @@ build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
 	$(Q)$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
 	$(call say,LD,$@)
 	$(Q)$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
-build/gpu_parity: tests/gpu/parity_decode.h
+build/gpu_parity: tests/gpu/parity_decode.h tests/gpu/parity_shapes.h
 build/gpu_%: tests/gpu/%.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)

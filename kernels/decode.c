@@ -127,7 +127,7 @@ static int load(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct o
     r->moved = b->moved;
     rc = b->ops->decode_load(b->dev, &r->pack, &step);
     if (rc < 0)
-        return dtx_fail(e, rc, "no memory on the device for the tables of a step");
+        return pack_failed(b, rc, e);
     for (int i = 0; i < n; i++)
         r->seqs[i] = seqs[i];
     r->n = n;

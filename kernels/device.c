@@ -10,8 +10,10 @@
 
 typedef int cuda_open_fn(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e);
 typedef int cuda_count_fn(void);
+typedef uint64_t cuda_layout_fn(void);
 
-/* The library beside the program, else by the loader's path. */
+/* The library beside the program; where there is none, by the loader's path.  One that is there and cannot be
+ * loaded (cuBLAS is missing) says why: dlerror tells of the last that was tried. */
 static void *cuda_library(void)
 {
     char path[PATH_MAX];
@@ -23,6 +25,8 @@ static void *cuda_library(void)
         if (slash) {
             strcpy(slash + 1, "dtx_cuda.so");
             lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (!lib && access(path, F_OK) == 0)
+                return NULL;
         }
     }
     return lib ? lib : dlopen("dtx_cuda.so", RTLD_NOW | RTLD_LOCAL);
@@ -44,6 +48,7 @@ static int open_cuda(struct dtx_device *d, const char *number, struct dtx_err *e
     long index = strtol(number, &end, 10);
     if (end == number || *end || index < 0 || index > 1023)
         return dtx_fail(e, -EINVAL, "device \"cuda:%s\": expected cuda:N with N from 0", number);
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* N is nvidia-smi's; else the fastest would be 0 */
     d->library = cuda_library();
     cuda_open_fn *open = d->library ? (cuda_open_fn *)dlsym(d->library, "dtx_cuda_ops_open") : NULL;
     if (!open) {
@@ -51,6 +56,11 @@ static int open_cuda(struct dtx_device *d, const char *number, struct dtx_err *e
         return dtx_fail(e, -ENODEV, "device cuda:%ld: dtx_cuda.so cannot be loaded (%s)", index,
                         why ? why : "no symbol");
     }
+    cuda_layout_fn *layout = (cuda_layout_fn *)dlsym(d->library, "dtx_cuda_ops_layout");
+    if (!layout || layout() != ops_layout())
+        return dtx_fail(
+            e, -ENODEV,
+            "device cuda:%ld: dtx_cuda.so is of another version of DTX: build it again (make cuda)", index);
     return open((int)index, &d->dev, &d->ops, e);
 }
 
@@ -89,4 +99,10 @@ void dtx_device_close(struct dtx_device *d)
 void dtx_device_info(const struct dtx_device *d, struct dtx_device_info *info)
 {
     d->ops->info(d->dev, info);
+}
+
+int dtx_device_failed(const struct dtx_device *d, struct dtx_err *e)
+{
+    int rc = d->ops->sync(d->dev);
+    return rc < 0 ? dtx_fail(e, rc, "device: %s", d->ops->error(d->dev)) : 0;
 }

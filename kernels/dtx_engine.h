@@ -38,6 +38,8 @@ struct dtx_device_info {
 int dtx_device_open(const char *kind, int threads, struct dtx_device **out, struct dtx_err *e);
 void dtx_device_close(struct dtx_device *d);
 void dtx_device_info(const struct dtx_device *d, struct dtx_device_info *info);
+/* Waits for the device.  0, or its error, which stays: nothing can be computed on it any more. */
+int dtx_device_failed(const struct dtx_device *d, struct dtx_err *e);
 /* How many CUDA devices this machine has (0 where there is no driver). */
 int dtx_cuda_count(void);
 

@@ -141,6 +141,17 @@ static int load_all(struct loader *l)
     return rc < 0 ? rc : b->ops->sync(b->dev);
 }
 
+/* Known before the weights are read: an operation that cannot run would take the whole device with it. */
+static int check_head(const struct dtx_ops *o, const struct dtx_model_config *c, struct dtx_err *e)
+{
+    if (c->head_dim % o->head_step == 0 && c->head_dim <= o->head_most)
+        return 0;
+    return dtx_fail(e, -EINVAL,
+                    "the model's heads have %d values; on this device (%s) they must have a multiple of %d "
+                    "and at most %d",
+                    c->head_dim, o->name, o->head_step, o->head_most);
+}
+
 int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_base **out, struct dtx_err *e)
 {
     struct st_set *files = NULL;
@@ -149,6 +160,8 @@ int dtx_base_load(struct dtx_device *d, int dirfd, const char *dir, struct dtx_b
     int rc = b && l.buffer ? 0 : dtx_fail(e, -ENOMEM, "out of memory");
     if (rc == 0)
         rc = model_config_load(dirfd, dir, &b->config, e);
+    if (rc == 0)
+        rc = check_head(d->ops, &b->config, e);
     if (rc == 0)
         rc = st_open_model(dirfd, dir, &files, e);
     if (rc == 0) {
@@ -277,11 +290,11 @@ int base_need_logits(struct dtx_base *b, int rows, struct dtx_err *e)
     b->ops->free(b->dev, b->logits);
     b->ops->free(b->dev, b->tokens);
     b->gen_rows = 0;
+    b->moved++; /* also where there will be none: the steps that are loaded write to those that were freed */
     b->logits = base_alloc(b, (size_t)rows * (size_t)b->config.vocab * sizeof *b->logits, e);
     b->tokens = base_alloc(b, (size_t)rows * sizeof *b->tokens, e);
     if (!b->logits || !b->tokens)
         return -ENOMEM;
     b->gen_rows = rows;
-    b->moved++;
     return 0;
 }

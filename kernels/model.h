@@ -117,6 +117,7 @@ void pack_segment(struct op_pack *p, const struct dtx_base *b, const struct op_a
 /* n tokens; labels (or NULL): labels[i + 1] is what row i is to predict, -100: nothing. */
 struct op_seq *pack_sequence(struct op_pack *p, const int32_t *ids, const int32_t *labels, int n, int pos0);
 int pack_ready(struct op_pack *p, struct dtx_base *b, struct dtx_err *e);
+int pack_failed(const struct dtx_base *b, int rc, struct dtx_err *e); /* rc of pack_prepare, decode_load */
 void pack_free(struct op_pack *p, struct dtx_base *b);
 
 /* forward.c, backward.c: over a ready pack.  forward leaves the normed output of the last layer in ws.xn. */

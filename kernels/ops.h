@@ -202,6 +202,8 @@ struct dtx_ops {
     int32_t act_bytes, weight_bytes;
     int32_t pack_rows; /* the model code packs jobs together up to about this many rows (never changes a
                           number) */
+    int32_t head_step, head_most; /* attention is built for heads of a multiple of this many values, up to
+                                     that many */
 
     void (*close)(struct op_dev *d);
     void (*info)(struct op_dev *d, struct dtx_device_info *info);
@@ -337,9 +339,25 @@ struct dtx_device {
 int cpu_ops_open(int threads, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e);
 
 /*
- * The CUDA library (dtx_cuda.so, found beside the program, or by the loader's path) exports these two:
+ * The CUDA library (dtx_cuda.so, found beside the program, or by the loader's path) exports these three:
  *      int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e);
  *      int dtx_cuda_ops_count(void);
+ *      uint64_t dtx_cuda_ops_layout(void);
  */
+
+/* Of the structs above: a library that was built with others is not used. */
+static inline uint64_t ops_layout(void)
+{
+    const size_t sizes[] = {
+        sizeof(struct dtx_ops),      sizeof(struct op_pack),        sizeof(struct op_seg),
+        sizeof(struct op_seq),       sizeof(struct op_adapter),     sizeof(struct op_linear),
+        sizeof(struct op_attention), sizeof(struct op_layer),       sizeof(struct op_decode),
+        sizeof(struct op_choice),    sizeof(struct op_optim),       sizeof(struct op_outcome),
+        sizeof(struct lora_dims),    sizeof(struct dtx_device_info)};
+    uint64_t h = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        h = h * 1099511628211u + sizes[i];
+    return h;
+}
 
 #endif

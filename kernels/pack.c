@@ -76,6 +76,12 @@ struct op_seq *pack_sequence(struct op_pack *p, const int32_t *ids, const int32_
     return s;
 }
 
+int pack_failed(const struct dtx_base *b, int rc, struct dtx_err *e)
+{
+    return rc == -ENOMEM ? dtx_fail(e, rc, "no memory on the device for the tables of a step")
+                         : dtx_fail(e, rc, "device: %s", b->ops->error(b->dev));
+}
+
 int pack_ready(struct op_pack *p, struct dtx_base *b, struct dtx_err *e)
 {
     pad_segment(p, b);
@@ -86,7 +92,7 @@ int pack_ready(struct op_pack *p, struct dtx_base *b, struct dtx_err *e)
     }
     int rc = base_need_positions(b, last, e);
     if (rc == 0 && (rc = b->ops->pack_prepare(b->dev, p)) < 0)
-        rc = dtx_fail(e, rc, "no memory on the device for the tables of a step");
+        rc = pack_failed(b, rc, e);
     return rc;
 }
 

@@ -25,15 +25,18 @@ enum { LOCK_FD = 4, OUT_MAX = 64 << 20, GRACE_S = 20 };
 
 /* ---- which devices ---- */
 
+enum { MOST_NODES = 256 };
+
+/* CUDA numbers what it sees from 0; in a container that was given one of several GPUs that may be
+ * /dev/nvidia3. */
 static int count_gpus(void)
 {
     char path[64];
     int n = 0;
 
-    for (; n < MAX_WORKERS; n++) {
-        snprintf(path, sizeof(path), "/dev/nvidia%d", n);
-        if (access(path, F_OK))
-            break;
+    for (int i = 0; i < MOST_NODES && n < MAX_WORKERS; i++) {
+        snprintf(path, sizeof(path), "/dev/nvidia%d", i);
+        n += access(path, F_OK) == 0;
     }
     return n;
 }
@@ -92,11 +95,14 @@ static int plan_gpus(struct sched *s, const char *list, struct dtx_err *e)
             return dtx_fail(e, -ENODEV, "--devices: GPU %ld is not there (this machine has %d)", i, gpus);
         snprintf(device, sizeof(device), "cuda:%ld", i);
         snprintf(label, sizeof(label), "gpu%ld", i);
+        for (int k = 0; k < s->nworkers; k++) /* two workers would plan the same memory */
+            if (strcmp(s->workers[k].label, label) == 0)
+                return dtx_fail(e, -EINVAL, "--devices: GPU %ld is named twice", i);
         if (add_worker(s, device, label, 0))
             return dtx_fail(e, -E2BIG, "--devices: more than %d", MAX_WORKERS);
         list = *end ? end + 1 : end;
     }
-    return s->nworkers ? 0 : dtx_fail(e, -ENODEV, "--devices cuda: this machine has no GPU (/dev/nvidia0)");
+    return s->nworkers ? 0 : dtx_fail(e, -ENODEV, "--devices cuda: this machine has no GPU (/dev/nvidiaN)");
 }
 
 int workers_plan(struct sched *s, struct dtx_err *e)

@@ -30,6 +30,8 @@ enum {
     CUBLAS_WORKSPACE = 64 << 20,
     HEAD_ROWS = 2048,   /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
+    HEAD_STEP = 8,
+    HEAD_MOST = 128, /* of the kernels of attention */
 };
 
 struct lora_tile {                    /* LORA_ROWS rows of one segment */
@@ -118,7 +120,8 @@ struct trace_scope {
 };
 #define TRACE(d, ...) trace_scope traced = {(d), (d)->tracing ? trace_begin((d), __VA_ARGS__) : -1}
 
-void *dev_alloc(op_dev *d, size_t bytes);
+void *dev_alloc(op_dev *d, size_t bytes); /* NULL: the device has failed */
+void *cu_alloc(op_dev *d, size_t bytes);  /* of the ops table.  NULL: no memory */
 void dev_free(op_dev *d, void *p);
 void dev_upload(op_dev *d, void *dst, const void *host, size_t bytes);
 /* Adapter memory [p, p + bytes) changes: drop the rounded copies made of it. */
@@ -153,7 +156,7 @@ void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const 
           bool out_f32);
 void gemm_free_plans(op_dev *d);
 
-/* gemv.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
+/* decode.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
  * W^T + bias + LoRA (h of lora_down; NULL none). */
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);

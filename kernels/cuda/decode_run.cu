@@ -114,10 +114,14 @@ static bool need_tables(op_dev *d, decode_run *r, int rows)
         cudaFreeHost(r->host);
     r->host = NULL;
     r->room = 0;
-    char *p = (char *)dev_alloc(d, at);
+    char *p = (char *)cu_alloc(d, at);
     r->block = p;
-    if (!p || cudaMallocHost((void **)&r->host, (size_t)DECODE_AHEAD * rows * 4) != cudaSuccess)
+    if (!p)
         return false;
+    if (cudaMallocHost((void **)&r->host, (size_t)DECODE_AHEAD * rows * 4) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
     r->room = rows;
     r->tables.ids = (int32_t *)(p + ids);
     r->tables.pos = (int32_t *)(p + pos);
@@ -191,7 +195,7 @@ int cu_decode_load(op_dev *d, op_pack *p, const op_decode *s)
     r->step.choice = NULL;
     r->dims = *p->dims;
     if (!need_tables(d, r, p->rows) || !fill_tables(d, r, p, s->choice))
-        return -ENOMEM;
+        return d->status == cudaSuccess ? -ENOMEM : -EIO;
     r->pack = op_pack();
     r->pack.rows = r->pack.n_seqs = r->pack.n_segs = p->rows;
     r->pack.decode = true;

@@ -42,14 +42,16 @@ void dev_free(op_dev *d, void *p)
         DEV_CHECK(d, cudaFreeAsync(p, d->stream));
 }
 
-static void *cu_alloc(op_dev *d, size_t bytes)
+void *cu_alloc(op_dev *d, size_t bytes)
 {
     void *p = NULL;
-    if (cudaMallocAsync(&p, bytes ? bytes : 1, d->stream) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return NULL; /* out of memory is the caller's to answer, not a failed device */
-    }
-    return p;
+    cudaError_t rc = cudaMallocAsync(&p, bytes ? bytes : 1, d->stream);
+    if (rc == cudaSuccess)
+        return p;
+    (void)cudaGetLastError();
+    if (rc != cudaErrorMemoryAllocation) /* which is the caller's to answer, not a failed device */
+        dev_fail(d, rc, "memory");
+    return NULL;
 }
 
 static void cu_zero(op_dev *d, void *p, size_t bytes)
@@ -153,7 +155,7 @@ static bf16 *shadow_of(op_dev *d, const float *w, size_t n)
         if (s->w == w && s->n == n)
             return s->copy;
     s = (shadow *)calloc(1, sizeof(*s));
-    if (!s || !(s->copy = (bf16 *)dev_alloc(d, n * sizeof(bf16)))) {
+    if (!s || !(s->copy = (bf16 *)cu_alloc(d, n * sizeof(bf16)))) {
         free(s);
         return NULL;
     }
@@ -255,7 +257,7 @@ bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out)
     for (int i = 0; i < p->n_adapters; i++)
         if (p->adapters[i].g)
             floats += (lora_floats(p->dims, p->adapters[i].targets, p->adapters[i].rank) + 127) & ~(size_t)127;
-    if (floats && !(c->shadows = dev_alloc(d, floats * sizeof(bf16))))
+    if (floats && !(c->shadows = cu_alloc(d, floats * sizeof(bf16))))
         return false;
     floats = 0;
     for (int i = 0; i < p->n_adapters; i++) {
@@ -319,12 +321,12 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     size_t attn = at.take(max_attn * sizeof(attn_tile));
     size_t slices = at.take(max_slices * sizeof(grad_slice)), firsts = at.take(p->n_segs * 4ull);
     size_t row_ads = at.take(p->decode ? p->rows * sizeof(dev_adapter) : 0);
-    char *host = (char *)calloc(1, at.at + 1), *dev = (char *)dev_alloc(d, at.at + 1);
+    char *host = (char *)calloc(1, at.at + 1), *dev = (char *)cu_alloc(d, at.at + 1);
     c->block = dev;
     if (!host || !dev || !fill_adapters(d, p, c, (dev_adapter *)(host + ads))) {
         free(host);
         cu_pack_release(d, p);
-        return -ENOMEM;
+        return d->status == cudaSuccess ? -ENOMEM : -EIO;
     }
     memcpy(host + ids, p->ids, p->rows * 4ull);
     memcpy(host + pos, p->pos, p->rows * 4ull);
@@ -503,6 +505,8 @@ static const struct dtx_ops cuda_ops = {
     sizeof(bf16),
     sizeof(bf16),
     16384,
+    HEAD_STEP,
+    HEAD_MOST,
     cu_close,
     cu_info,
     cu_alloc,
@@ -545,7 +549,7 @@ static cudaError_t open_device(op_dev *d)
     cudaDeviceProp prop;
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
-    int runtime = 0;
+    int runtime = 0, driver = 0, n;
     cudaError_t rc;
 
     if ((rc = cudaSetDevice(d->index)) || (rc = cudaGetDeviceProperties(&prop, d->index)) ||
@@ -555,7 +559,8 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaMallocHost((void **)&d->staging, 2 * (size_t)STAGING_HALF)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[0], cudaEventDisableTiming)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
-        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)))
+        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)) ||
+        (rc = cudaDriverGetVersion(&driver)))
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
@@ -564,8 +569,12 @@ static cudaError_t open_device(op_dev *d)
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);
-    snprintf(d->info.fingerprint, sizeof(d->info.fingerprint), "cuda %.64s sm_%d%d runtime %d cublasLt %zu", prop.name,
-             prop.major, prop.minor, runtime, cublasLtGetVersion());
+    n = snprintf(d->info.fingerprint, sizeof(d->info.fingerprint), "cuda %.64s sm_%d%d runtime %d cublasLt %zu",
+                 prop.name, prop.major, prop.minor, runtime, cublasLtGetVersion());
+    if (prop.major == 9 && prop.minor == 0 && !d->hopper) /* attention.cu gives other bytes */
+        snprintf(d->info.fingerprint + n, sizeof(d->info.fingerprint) - n, " without wgmma");
+    if (prop.major > 9 || (prop.major == 9 && prop.minor > 0)) /* the driver compiles the kernels: see GENCODE */
+        snprintf(d->info.fingerprint + n, sizeof(d->info.fingerprint) - n, " driver %d", driver);
     return cudaSuccess;
 }
 
@@ -573,6 +582,11 @@ extern "C" int dtx_cuda_ops_count(void)
 {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
+extern "C" uint64_t dtx_cuda_ops_layout(void)
+{
+    return ops_layout();
 }
 
 extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dtx_ops **ops, struct dtx_err *e)
@@ -592,6 +606,12 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
     }
     lora_setup(d);
     decode_setup(d);
+    if (d->status != cudaSuccess) {
+        rc = d->status;
+        cu_close(d);
+        return dtx_fail(e, -ENODEV, "cannot use GPU %d: %s (compute capability 8.0 or newer is needed)", index,
+                        cudaGetErrorString(rc));
+    }
     *out = d;
     *ops = &cuda_ops;
     return 0;

@@ -1,9 +1,8 @@
 /*
- * The head: cross-entropy at labelled rows, logits and argmax for generation.
+ * The head: cross-entropy at labelled rows, and logits for generation.
  *
  * Labelled rows are gathered in chunks of HEAD_ROWS; a chunk's logits [rows, vocab] are float32; one block a row makes
- * log sum exp, the loss and, in place of the logits' first half, the bf16 gradient.  The sum over a segment's rows
- * runs in row order, in double.
+ * log sum exp, the loss and the bf16 gradient.  The sum over a segment's rows runs in a fixed order, in double.
  */
 #include "kernels/cuda/cuda.h"
 

@@ -100,6 +100,8 @@ void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op
     int blocks = 0;
 
     if (n == 0 || !host) {
+        if (n)
+            dev_fail(d, cudaErrorMemoryAllocation, "tables of the optimizer");
         free(host);
         return;
     }

@@ -141,6 +141,7 @@ static void ask_try(struct worker *w, struct ask *a)
         a->retry_ns = now + 500 * 1000000ll;
         w->moved = false;
     } else if (rc) {
+        w->fatal |= dtx_device_failed(w->device, NULL) < 0;
         answer_error(w, a, e.msg);
     }
 }

@@ -91,7 +91,9 @@ static bool admit(struct worker *w, struct gen *g)
         g->error = (struct dtx_err){0};
         return false;
     }
-    if (!fits) {
+    if (rc && dtx_device_failed(w->device, &g->error)) {
+        w->fatal = true;
+    } else if (!fits) {
         char what[64];
         snprintf(what, sizeof(what), "an answer of up to %d tokens", g->sampling.max_new_tokens);
         room_wait(w, bytes, what, &g->error);
@@ -152,7 +154,7 @@ static bool step_base(struct worker *w, struct base_entry *b)
     rc = dtx_seq_step(b->base, seqs, n, &e);
     if (rc) {
         send_log(w, "%s: generation failed: %s", w->kind, e.msg);
-        w->fatal = rc != -ENOMEM;
+        w->fatal = rc != -ENOMEM || dtx_device_failed(w->device, NULL);
     }
     for (int i = 0; i < n; i++) {
         if (rc == 0) {

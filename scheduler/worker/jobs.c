@@ -59,8 +59,17 @@ void job_end(struct worker *w, struct job *j, const char *state, const char *rea
     job_phase(w, j, JP_OVER);
 }
 
+/* A device that has failed is not the job's fault, nor that of those behind it: the worker ends, and what ran
+ * goes on from its last save in the next one. */
 void job_fail(struct worker *w, struct job *j, const struct dtx_err *e)
 {
+    struct dtx_err device = {0};
+
+    if (dtx_device_failed(w->device, &device)) {
+        send_log(w, "%s: job %s: %s (%s)", w->kind, j->spec.id, e->msg, device.msg);
+        w->fatal = true;
+        return;
+    }
     job_end(w, j, "FAILED", e->msg, NULL);
 }
 

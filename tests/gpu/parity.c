@@ -26,6 +26,33 @@ static struct side cpu, gpu;
 static uint64_t seed_key, draws;
 static int failures;
 
+/* Device memory of a world, given back at its end. */
+static struct {
+    struct side *s;
+    void *p;
+} held[1 << 14];
+static size_t n_held;
+
+static void *take(struct side *s, size_t bytes)
+{
+    void *p = s->ops->alloc(s->dev, bytes);
+    if (!p || n_held == sizeof held / sizeof *held) {
+        printf("no device memory for %zu bytes\n", bytes);
+        exit(2);
+    }
+    held[n_held].s = s;
+    held[n_held++].p = p;
+    return p;
+}
+
+static void give_back(void)
+{
+    while (n_held) {
+        n_held--;
+        held[n_held].s->ops->free(held[n_held].s->dev, held[n_held].p);
+    }
+}
+
 static float uniform(void)
 {
     return (float)(2.0 * rng_double(seed_key, draws++) - 1.0);
@@ -51,7 +78,7 @@ static float *random_floats(size_t n, float scale, bool bf16_values)
 /* Host floats -> device activations (or the other way), in the device's own width. */
 static void *put_act(struct side *s, const float *v, size_t n)
 {
-    void *p = s->ops->alloc(s->dev, n * (size_t)s->ops->act_bytes);
+    void *p = take(s, n * (size_t)s->ops->act_bytes);
     if (s->ops->act_bytes == 4) {
         s->ops->upload(s->dev, p, v, n * 4);
     } else {
@@ -69,14 +96,14 @@ static void *put_act(struct side *s, const float *v, size_t n)
 
 static void *put_raw(struct side *s, const void *v, size_t bytes)
 {
-    void *p = s->ops->alloc(s->dev, bytes);
+    void *p = take(s, bytes);
     s->ops->upload(s->dev, p, v, bytes);
     return p;
 }
 
 static void *put_weights(struct side *s, const float *v, size_t n)
 {
-    void *p = s->ops->alloc(s->dev, n * (size_t)s->ops->weight_bytes);
+    void *p = take(s, n * (size_t)s->ops->weight_bytes);
     s->ops->upload_weights(s->dev, p, 0, v, n);
     return p;
 }
@@ -150,6 +177,8 @@ static double padding_sum(const float *v, size_t rows, size_t width, const int32
 
 /* ---- a pack of several jobs ---- */
 
+enum { MOST_ROWS = 2048 /* of a sequence */ };
+
 struct shape {
     const char *name;
     int hidden, ffn, heads, kv_heads, head_dim, vocab;
@@ -200,14 +229,14 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
         }
         if (a.rank) {
             a.w = put_raw(side, w->jobs[j].w, w->floats[j] * sizeof(float));
-            a.g = side->ops->alloc(side->dev, w->floats[j] * sizeof(float));
+            a.g = take(side, w->floats[j] * sizeof(float));
             side->ops->zero(side->dev, a.g, w->floats[j] * sizeof(float));
             w->grads[which][j] = a.g;
         }
         pack_segment(p, align, a.rank ? &a : NULL, only >= 0 ? 0 : j, 0.01f * (float)(j + 1));
         for (int q = 0; q < w->jobs[j].seqs; q++) {
             int n = w->jobs[j].len[q];
-            int32_t ids[1024], labels[1025];
+            static int32_t ids[MOST_ROWS], labels[MOST_ROWS + 1];
             for (int i = 0; i < n; i++) {
                 ids[i] = (int32_t)((uniform() * 0.5f + 0.5f) * (float)(w->s.vocab - 1));
                 labels[i] = i % 3 ? ids[i] : -100;
@@ -231,15 +260,17 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
     draws = saved;
 }
 
-static void world_init(struct world *w, struct shape s)
+/* jobs [4], NULL: the usual ones */
+static void world_of(struct world *w, struct shape s, const struct job *jobs)
 {
+    static const struct job usual[4] = {{.rank = 8, .targets = 0x7f, .seqs = 3, .len = {70, 1, 130}},
+                                        {.rank = 0, .seqs = 1, .len = {33}},
+                                        {.rank = 20, .targets = 0x25, .seqs = 2, .len = {200, 64}},
+                                        {.rank = 64, .targets = 0x7f, .seqs = 1, .len = {128}}};
     *w = (struct world){.s = s, .n_jobs = 4};
+    memcpy(w->jobs, jobs ? jobs : usual, sizeof w->jobs);
     w->gpu_base = (struct dtx_base){.ops = gpu.ops, .dev = gpu.dev, .dims = dims_of(&s)};
     w->cpu_base = (struct dtx_base){.ops = cpu.ops, .dev = cpu.dev, .dims = dims_of(&s)};
-    w->jobs[0] = (struct job){.rank = 8, .targets = 0x7f, .seqs = 3, .len = {70, 1, 130}};
-    w->jobs[1] = (struct job){.rank = 0, .seqs = 1, .len = {33}};
-    w->jobs[2] = (struct job){.rank = 20, .targets = 0x25, .seqs = 2, .len = {200, 64}};
-    w->jobs[3] = (struct job){.rank = 64, .targets = 0x7f, .seqs = 1, .len = {128}};
     for (int j = 0; j < w->n_jobs; j++) {
         if (!w->jobs[j].rank)
             continue;
@@ -248,6 +279,20 @@ static void world_init(struct world *w, struct shape s)
     }
     build_pack(w, &cpu, &w->cpu_pack, 0, -1);
     build_pack(w, &gpu, &w->gpu_pack, 1, -1);
+}
+
+static void world_init(struct world *w, struct shape s)
+{
+    world_of(w, s, NULL);
+}
+
+static void world_done(struct world *w)
+{
+    pack_free(&w->cpu_pack, &w->cpu_base);
+    pack_free(&w->gpu_pack, &w->gpu_base);
+    for (int j = 0; j < w->n_jobs; j++)
+        free(w->jobs[j].w);
+    give_back();
 }
 
 /* Random rows, zeros in padding. */
@@ -293,7 +338,7 @@ static void check_elementwise(struct world *w)
              *dgu = put_act(s, gu, R * 2 * F), *ddf = put_act(s, df, R * F);
         for (int k = 0; k < 5; k++)
             out[i][k] = poisoned(s, R * (k == 4 ? 2 * F : k == 3 ? F : H));
-        rstd[i] = s->ops->alloc(s->dev, R * 4);
+        rstd[i] = take(s, R * 4);
         s->ops->embed(s->dev, p, put_weights(s, E, (size_t)w->s.vocab * H), w->s.hidden, out[i][0]);
         s->ops->rmsnorm(s->dev, p, dx, dg, w->s.hidden, 1e-5f, out[i][1], rstd[i]);
         s->ops->rmsnorm_back(s->dev, p, ddy, dx, dg, rstd[i], w->s.hidden, ddy, out[i][2]);
@@ -314,10 +359,10 @@ static void check_attention(struct world *w)
     size_t R = (size_t)w->gpu_pack.rows, Q = (size_t)(a.heads * a.head_dim),
            LD = Q + 2 * (size_t)(a.kv_heads * a.head_dim);
     float *qkv = random_rows(&w->gpu_pack, LD, 2), *dout = random_rows(&w->gpu_pack, Q, 1);
-    float *table = malloc(1024 * (size_t)a.head_dim * sizeof *table);
+    float *table = malloc(MOST_ROWS * (size_t)a.head_dim * sizeof *table);
     void *rot[2], *o[2], *back[2], *lse[2];
     struct side *sides[2] = {&cpu, &gpu};
-    for (int pos = 0; pos < 1024; pos++)
+    for (int pos = 0; pos < MOST_ROWS; pos++)
         for (int i = 0; i < a.head_dim / 2; i++) {
             double angle = pos * pow(10000.0, -2.0 * i / a.head_dim);
             table[pos * a.head_dim + i] = (float)cos(angle);
@@ -326,11 +371,11 @@ static void check_attention(struct world *w)
     for (int i = 0; i < 2; i++) {
         struct side *s = sides[i];
         const struct op_pack *p = i ? &w->gpu_pack : &w->cpu_pack;
-        void *d_qkv = put_act(s, qkv, R * LD), *t = put_raw(s, table, 1024 * (size_t)a.head_dim * 4);
+        void *d_qkv = put_act(s, qkv, R * LD), *t = put_raw(s, table, MOST_ROWS * (size_t)a.head_dim * 4);
         rot[i] = put_act(s, qkv, R * LD);
         o[i] = poisoned(s, R * Q);
         back[i] = poisoned(s, R * LD);
-        lse[i] = s->ops->alloc(s->dev, R * (size_t)a.heads * 4);
+        lse[i] = take(s, R * (size_t)a.heads * 4);
         s->ops->rope(s->dev, p, &a, t, false, rot[i]);
         s->ops->attention(s->dev, p, &a, d_qkv, o[i], lse[i]);
         s->ops->attention_back(s->dev, p, &a, put_act(s, dout, R * Q), o[i], d_qkv, lse[i], back[i]);
@@ -362,6 +407,9 @@ static struct op_linear linear_for(const struct shape *s, int which, const void 
                                   .layer = 1,
                                   .n_parts = 2,
                                   .part = {{DTX_GATE, 0, s->ffn}, {DTX_UP, s->ffn, s->ffn}}};
+    case 3:
+        return (struct op_linear){
+            .W = W, .in = q, .out = s->hidden, .layer = 1, .n_parts = 1, .part = {{DTX_O, 0, s->hidden}}};
     default:
         return (struct op_linear){.W = W,
                                   .in = s->ffn,
@@ -374,7 +422,7 @@ static struct op_linear linear_for(const struct shape *s, int which, const void 
 
 static void check_linear(struct world *w, int which)
 {
-    static const char *const names[] = {"qkv", "gate_up", "down"};
+    static const char *const names[] = {"qkv", "gate_up", "down", "out"};
     struct op_linear shape = linear_for(&w->s, which, NULL, NULL);
     size_t R = (size_t)w->gpu_pack.rows, in = (size_t)shape.in, out = (size_t)shape.out;
     float *W = random_floats(in * out, 0.05f, true), *bias = random_floats(out, 1, true),
@@ -388,7 +436,7 @@ static void check_linear(struct world *w, int which)
         const struct op_pack *p = i ? &w->gpu_pack : &w->cpu_pack;
         struct op_linear l = linear_for(&w->s, which, put_weights(s, W, in * out), put_weights(s, bias, out));
         void *d_x = put_act(s, x, R * in), *d_add = which == 1 ? NULL : put_act(s, add, R * out);
-        float *h = s->ops->alloc(s->dev, s->ops->linear_h_floats(p, l.n_parts) * 4);
+        float *h = take(s, s->ops->linear_h_floats(p, l.n_parts) * 4);
         for (int j = 0; j < w->n_jobs; j++)
             if (w->grads[i][j])
                 s->ops->zero(s->dev, w->grads[i][j], w->floats[j] * 4);
@@ -420,7 +468,8 @@ static void check_linear(struct world *w, int which)
 }
 
 /* The segment of a job alone in a pack: y, dx and gradients equal to the bit.  Alone, ranks up to 16 run in
- * kernels of their own; beside a job of a higher rank they do not. */
+ * kernels of their own; beside a job of a higher rank they do not.  A segment without an adapter is the
+ * product alone there, added to zeros beside others: two choices of algorithms. */
 static void check_invariance(struct world *w, int job, int which)
 {
     struct op_linear shape = linear_for(&w->s, which, NULL, NULL);
@@ -440,14 +489,15 @@ static void check_invariance(struct world *w, int job, int which)
         size_t skip = i ? first : 0, r = i ? rows : R;
         void *d_x = put_act(&gpu, x + skip * in, r * in), *y = poisoned(&gpu, r * out),
              *dx = poisoned(&gpu, r * in);
-        float *h = gpu.ops->alloc(gpu.dev, gpu.ops->linear_h_floats(p, l.n_parts) * 4);
+        float *h = take(&gpu, gpu.ops->linear_h_floats(p, l.n_parts) * 4);
         float *g = i ? w->grads[1][job] : together_grad;
-        gpu.ops->zero(gpu.dev, g, n * 4);
+        if (g)
+            gpu.ops->zero(gpu.dev, g, n * 4);
         gpu.ops->linear(gpu.dev, p, &l, d_x, NULL, y, h);
         gpu.ops->linear_back(gpu.dev, p, &l, put_act(&gpu, dy + skip * out, r * out), d_x, h, dx);
         got[i][0] = get_act(&gpu, (char *)y + (i ? 0 : first * out * (size_t)gpu.ops->act_bytes), rows * out);
         got[i][1] = get_act(&gpu, (char *)dx + (i ? 0 : first * in * (size_t)gpu.ops->act_bytes), rows * in);
-        got[i][2] = get_f32(&gpu, g, n);
+        got[i][2] = g ? get_f32(&gpu, g, n) : NULL;
     }
     char name[96];
     snprintf(name, sizeof name, "%s linear %d, rank %d alone = among 4, bits", w->s.name, which,
@@ -455,9 +505,15 @@ static void check_invariance(struct world *w, int job, int which)
     report(name,
            (memcmp(got[0][0], got[1][0], rows * out * 4) != 0) +
                2 * (memcmp(got[0][1], got[1][1], rows * in * 4) != 0) +
-               4 * (memcmp(got[0][2], got[1][2], n * 4) != 0),
+               4 * (n && memcmp(got[0][2], got[1][2], n * 4) != 0),
            0);
     w->grads[1][job] = together_grad;
+    pack_free(&alone, &w->gpu_base);
+    for (int i = 0; i < 6; i++)
+        free(got[i / 3][i % 3]);
+    free(W);
+    free(x);
+    free(dy);
 }
 
 static void check_head(struct world *w)
@@ -479,7 +535,7 @@ static void check_head(struct world *w)
     for (int j = 0; j < w->n_jobs; j++) {
         char name[96];
         snprintf(name, sizeof name, "%s head_loss, job %d (%.4f)", w->s.name, j, loss[0][j]);
-        report(name, fabs(loss[1][j] - loss[0][j]) / fabs(loss[0][j]), 1e-5);
+        report(name, fabs(loss[1][j] - loss[0][j]) / (loss[0][j] > 0 ? loss[0][j] : 1), 1e-5);
     }
 }
 
@@ -516,7 +572,7 @@ static void check_optim(struct world *w)
             o[1] = o[0];
             o[1].w = put_raw(s, w0, n * 4);
             o[1].slot = 1;
-            void *d_out = s->ops->alloc(s->dev, sizeof out[i]);
+            void *d_out = take(s, sizeof out[i]);
             s->ops->optim(s->dev, o, 2, put_raw(s, loss, sizeof loss), d_out);
             s->ops->download(s->dev, out[i], d_out, sizeof out[i]);
             got[i] = get_f32(s, o[0].w, n);
@@ -576,7 +632,7 @@ static void check_decode(struct world *w)
         s->ops->attention_cached(s->dev, &p, &a, d_qkv, d_o);
         struct op_linear l =
             linear_for(&w->s, 0, put_weights(s, W, (size_t)shape.out * (size_t)shape.in), NULL);
-        float *h = s->ops->alloc(s->dev, s->ops->linear_h_floats(&p, 3) * 4);
+        float *h = take(s, s->ops->linear_h_floats(&p, 3) * 4);
         s->ops->linear(s->dev, &p, &l,
                        put_act(s, x + (size_t)first * (size_t)shape.in, (size_t)n * (size_t)shape.in),
                        put_act(s, add + (size_t)first * LD, (size_t)n * LD), d_y, h);
@@ -700,10 +756,10 @@ static void check_decode_layer(struct world *w)
             }
             s->ops->pack_prepare(s->dev, &r.p);
             size_t h = s->ops->linear_h_floats(&r.p, 3) * 4;
-            r.l.h_qkv = s->ops->alloc(s->dev, h);
-            r.l.h_out = s->ops->alloc(s->dev, h);
-            r.l.h_gate_up = s->ops->alloc(s->dev, h);
-            r.l.h_down = s->ops->alloc(s->dev, h);
+            r.l.h_qkv = take(s, h);
+            r.l.h_out = take(s, h);
+            r.l.h_gate_up = take(s, h);
+            r.l.h_down = take(s, h);
             if (s->ops->decode_layer)
                 s->ops->decode_layer(s->dev, &r.p, &r.l);
             else
@@ -722,6 +778,7 @@ static void check_decode_layer(struct world *w)
 }
 
 #include "tests/gpu/parity_decode.h"
+#include "tests/gpu/parity_shapes.h"
 
 static int open_side(struct side *s, const char *kind)
 {
@@ -735,6 +792,7 @@ static int open_side(struct side *s, const char *kind)
     return 0;
 }
 
+/* DEVICE cpu: the CPU against itself, to try the checks where there is no GPU. */
 int main(int argc, char **argv)
 {
     static const struct shape shapes[] = {
@@ -755,19 +813,28 @@ int main(int argc, char **argv)
         world_init(&w, shapes[i]);
         check_elementwise(&w);
         check_attention(&w);
-        for (int k = 0; k < 3; k++)
+        for (int k = 0; k < 4; k++)
             check_linear(&w, k);
         for (int j = 0; j < w.n_jobs; j++)
-            for (int k = 0; k < 3 && w.jobs[j].rank; k++)
+            for (int k = 0; k < 4; k++)
                 check_invariance(&w, j, k);
         check_head(&w);
+        check_ways(&w);
+        check_contained(&w, 2);
+        check_logits(&w);
         check_decode(&w);
+        check_decode_many(&w);
         check_decode_layer(&w);
         check_decode_run(&w);
         if (i == 0)
             check_optim(&w);
+        world_done(&w);
     }
     check_decode_shapes();
+    check_shapes();
+    check_memory();
+    check_read_adapters();
+    check_far_rows();
     printf("parity: %d failed\n", failures);
     return failures != 0;
 }

@@ -11,14 +11,12 @@ static int32_t *choices(struct side *s, const float *logits, const struct op_cho
 {
     int32_t *out = malloc((size_t)n * sizeof *out);
     void *l = put_raw(s, logits, (size_t)n * (size_t)vocab * sizeof *logits),
-         *d = s->ops->alloc(s->dev, (size_t)n * sizeof *out);
+         *d = take(s, (size_t)n * sizeof *out);
     memset(out, 0xee, (size_t)n * sizeof *out);
     s->ops->upload(s->dev, d, out, (size_t)n * sizeof *out);
     s->ops->choose(s->dev, l, n, vocab, how, d);
     if (s->ops->download(s->dev, out, d, (size_t)n * sizeof *out))
         printf("device error: %s\n", s->ops->error(s->dev));
-    s->ops->free(s->dev, l);
-    s->ops->free(s->dev, d);
     return out;
 }
 
@@ -129,10 +127,10 @@ static void dr_make(struct dr_run *r, const struct dr_model *m)
         .a = poisoned(s, R * (size_t)F)};
     struct op_pack widest = {.rows = r->n, .max_rank = r->max_rank, .decode = true};
     size_t h = s->ops->linear_h_floats(&widest, 3) * sizeof(float);
-    l.h_qkv = s->ops->alloc(s->dev, h);
-    l.h_out = s->ops->alloc(s->dev, h);
-    l.h_gate_up = s->ops->alloc(s->dev, h);
-    l.h_down = s->ops->alloc(s->dev, h);
+    l.h_qkv = take(s, h);
+    l.h_out = take(s, h);
+    l.h_gate_up = take(s, h);
+    l.h_down = take(s, h);
     for (int i = 0; i < DR_LAYERS; i++) {
         r->layer[i] = l;
         r->layer[i].attention.layer = r->layer[i].qkv.layer = r->layer[i].out.layer =
@@ -149,8 +147,8 @@ static void dr_make(struct dr_run *r, const struct dr_model *m)
                               .x = x,
                               .x_last = x,
                               .xn = l.xn,
-                              .logits = s->ops->alloc(s->dev, R * (size_t)c->vocab * sizeof(float)),
-                              .tokens = s->ops->alloc(s->dev, R * sizeof(int32_t)),
+                              .logits = take(s, R * (size_t)c->vocab * sizeof(float)),
+                              .tokens = take(s, R * sizeof(int32_t)),
                               .choice = r->choice};
     for (int i = 0; i < r->n; i++)
         r->kv[i] = put_act(s, m->cache[r->first + i], (size_t)(2 * DR_LAYERS) * DR_CAP * (size_t)KV);
@@ -307,6 +305,7 @@ static void check_decode_shapes(void)
         struct world w;
         world_init(&w, shapes[i]);
         check_decode_run(&w);
+        world_done(&w);
     }
 }
 

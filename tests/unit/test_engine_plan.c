@@ -12,12 +12,14 @@ static const struct util_model model = {
 /* ---- a device that counts its bytes, and fills new memory with NaN ---- */
 
 static struct dtx_ops counting, plain;
-static size_t held, peak;
+static size_t held, peak, most = SIZE_MAX; /* most: larger requests fail */
 static int asked;
 
 static void *counting_alloc(struct op_dev *d, size_t bytes)
 {
-    char *p = plain.alloc(d, bytes + HEADER);
+    char *p = bytes > most ? NULL : plain.alloc(d, bytes + HEADER);
+    if (!p)
+        return NULL;
     memcpy(p, &bytes, sizeof bytes);
     memset(p + HEADER, 0xff, bytes);
     held += bytes;
@@ -323,6 +325,61 @@ START_TEST(serving_asks_for_nothing_more)
 }
 END_TEST
 
+static void answer(struct util_base *u, const int32_t *prompt, size_t asked_bytes, int32_t out[12])
+{
+    struct dtx_sampling how = {.max_new_tokens = 12, .top_p = 1};
+    struct dtx_seq *seq;
+    size_t n;
+    MUST(dtx_seq_new(u->base, NULL, NULL, prompt, 5, &how, &seq, &e));
+    for (int step = 0; dtx_seq_finish(seq) == DTX_RUNNING; step++) {
+        struct dtx_err e = {0};
+        most = asked_bytes;
+        if (step == 4 && asked_bytes < SIZE_MAX)
+            ck_assert_int_eq(base_need_logits(u->base, SERVE_LOGITS + 1, &e), -ENOMEM);
+        most = SIZE_MAX;
+        MUST(dtx_seq_step(u->base, &seq, 1, &e));
+    }
+    memcpy(out, dtx_seq_tokens(seq, &n), 12 * sizeof *out);
+    ck_assert_uint_eq(n, 12);
+    dtx_seq_free(seq);
+}
+
+/* Where there is no memory for more logits, answers that are being made do not go on in those that were given
+ * back. */
+START_TEST(no_room_for_logits)
+{
+    static const int32_t prompt[5] = {3, 14, 15, 92, 65};
+    struct util_base u = counted_base(&model, 1);
+    int32_t want[12], got[12];
+    answer(&u, prompt, SIZE_MAX, want);
+    unsigned moved = u.base->moved;
+    answer(&u, prompt, 64, got);
+    ck_assert_uint_gt(u.base->moved, moved);
+    ck_assert_mem_eq(want, got, sizeof want);
+    util_base_done(&u);
+}
+END_TEST
+
+/* A model that a device's attention is not built for is refused in words: an operation that cannot run would
+ * fail the device for all who use it. */
+START_TEST(heads_that_the_device_cannot_have)
+{
+    struct util_base u = counted_base(&model, 1);
+    struct dtx_base *other = NULL;
+    struct dtx_err e = {0};
+    counting.head_most = 8;
+    ck_assert_int_eq(dtx_base_load(u.device, u.dir, "model", &other, &e), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(e.msg, "heads have 16 values"));
+    counting.head_most = 128;
+    counting.head_step = 12; /* 16 is no multiple of it */
+    ck_assert_int_eq(dtx_base_load(u.device, u.dir, "model", &other, &e), -EINVAL);
+    counting.head_step = 8;
+    MUST(dtx_base_load(u.device, u.dir, "model", &other, &e));
+    dtx_base_free(other);
+    util_base_done(&u);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("engine_plan");
@@ -334,6 +391,8 @@ int main(void)
     tcase_add_test(c, the_least_recompute_that_fits);
     tcase_add_test(c, smaller_packs_come_first);
     tcase_add_test(c, serving_asks_for_nothing_more);
+    tcase_add_test(c, no_room_for_logits);
+    tcase_add_test(c, heads_that_the_device_cannot_have);
     suite_add_tcase(s, c);
     return util_main(s);
 }
