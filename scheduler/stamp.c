@@ -110,7 +110,7 @@ static bool exists(int dir, const char *name)
 {
     struct stat st;
 
-    return fstatat(dir, name, &st, 0) == 0 && S_ISREG(st.st_mode) && st.st_size > 0;
+    return fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) && st.st_size > 0;
 }
 
 /* The end of the last tensor, from the header's data_offsets. */
@@ -131,7 +131,7 @@ static int64_t data_end(const json_t *header)
 
 static bool shard_complete(int dir, const char *name)
 {
-    int fd = strchr(name, '/') ? -1 : openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int fd = strchr(name, '/') ? -1 : fd_open_file(dir, name, NULL);
     uint64_t length = 0;
     char *text = NULL;
     json_t *header = NULL;
@@ -140,7 +140,7 @@ static bool shard_complete(int dir, const char *name)
 
     if (fd < 0)
         return false;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fd_pread_all(fd, &length, 8, 0) == 0) {
+    if (fstat(fd, &st) == 0 && fd_pread_all(fd, &length, 8, 0) == 0) {
         length = le64toh(length);
         if (length <= MAX_HEADER && (text = malloc(length + 1)) && fd_pread_all(fd, text, length, 8) == 0 &&
             json_parse_text(name, text, length, &header, NULL) == 0)

@@ -15,15 +15,9 @@ enum { DATASET_JSON_MAX = 1 << 20 };
 static int read_spec_file(struct dataset *d, int fd, struct dtx_err *e)
 {
     struct buf text = BUF_INIT;
-    char path[32];
-    int rc;
+    int rc = fd_read_open(fd, "dataset.json", DATASET_JSON_MAX, &text, e);
 
-    snprintf(path, sizeof(path), "/proc/self/fd/%d",
-             fd); /* what was opened, whatever its name means by now */
-    rc = fd_read_file(AT_FDCWD, path, DATASET_JSON_MAX, &text, e);
-    if (rc)
-        dtx_fail_context(e, "dataset.json");
-    else
+    if (rc == 0)
         rc = json_parse_text("dataset.json", text.p ? text.p : "", text.len, &d->spec, e);
     if (rc == 0 && !json_is_object(d->spec))
         rc = dtx_fail(e, -EINVAL, "dataset.json:1:1: expected an object {...}");
@@ -36,9 +30,9 @@ static int read_spec(struct dataset *d, const json_t *given, struct dtx_err *e)
     int fd = -1, rc;
 
     if (!given) {
-        fd = openat(d->fd, "dataset.json", O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-        if (fd < 0 && errno != ENOENT)
-            return dtx_fail_errno(e, "cannot open dataset.json (links are not followed)");
+        fd = fd_open_file(d->fd, "dataset.json", e);
+        if (fd < 0 && fd != -ENOENT)
+            return fd;
     }
     if (fd >= 0) {
         rc = read_spec_file(d, fd, e);

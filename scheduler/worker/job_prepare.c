@@ -118,7 +118,7 @@ static bool map_prepared(struct prepare *p, const char *tokenizer_sha)
 /* SHA-256 of every file of the base, for provenance.json. */
 static int sum_base(struct prepare *p)
 {
-    int fd = openat(p->store, p->spec->base_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(p->store, p->spec->base_dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *ent;
     int rc = 0;
@@ -134,7 +134,8 @@ static int sum_base(struct prepare *p)
         struct stat st;
         char hex[65];
 
-        if (ent->d_name[0] == '.' || fstatat(fd, ent->d_name, &st, 0) || !S_ISREG(st.st_mode))
+        if (ent->d_name[0] == '.' || fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW) ||
+            !S_ISREG(st.st_mode))
             continue;
         rc = sha256_file(fd, ent->d_name, hex, &p->error);
         if (rc == 0)
