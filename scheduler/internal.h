@@ -348,6 +348,7 @@ void set_json(json_t **field, json_t *value);              /* decref, steal */
 /* Not with the mutex held. */
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode);
 void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* chown, only as root */
+void give_at(int dirfd, const char *name, uid_t uid, gid_t gid);
 
 /* loop.c */
 void *loop_main(void *arg);

@@ -64,6 +64,8 @@ bad=
 for n in 1 2 3 4 5 6 7 8 9; do wait_state 15 "$D/m$n.status" REJECTED >/dev/null || bad="$bad m$n:$(state_of "$D/m$n.status")"; done
 for f in paramgroups/m models/compare/m models/base/m; do wait_state 15 "$M/$f.status" REJECTED FAILED >/dev/null || bad="$bad $f:$(state_of "$M/$f.status")"; done
 [ -z "$bad" ] && ok "links and paths that lead out are REJECTED" || fail "links and paths that lead out are REJECTED" "$bad"
+if grep -q 'symbolic link' "$M/models/base/m.status"; then ok "a base model's files are not read through links"
+else fail "a base model's files are not read through links" "$(head -n 2 "$M/models/base/m.status")"; fi
 check "the owner reads the status" sh -c "grep -q $secret '$D/closed.status'"
 
 # ---- nothing of it in what a stranger can read ----
@@ -93,6 +95,38 @@ check "a stranger's prompt" wait_state 30 "$M/models/compare/all.status" DONE
 if grep -q "own\.01" "$M/models/compare/all/answers.md"; then fail "does not ask a private model" "$(head -n 5 "$M/models/compare/all/answers.md")"; else ok "does not ask a private model"; fi
 found=$(leaks)
 [ -z "$found" ] && ok "nor after training" || fail "nor after training" "$found"
+
+# ---- DTX makes folders and files beside what users dropped: never through a link, nor in another's place ----
+mkdir -m 755 "$T/outside" && echo untouched >"$T/outside/file" && chmod 600 "$T/outside/file"
+outside() { stat -c '%a %u %n' "$T/outside" "$T/outside"/*; }
+before=$(outside)
+alice sh -c "umask 077; echo '$secret' >'$M/models/compare/mine.txt'"
+mallory ln -s "$T/outside" "$M/services/link"
+mallory sh -c "ln -s '$T/outside' '$M/services/spec'; echo '{\"model\":\"lantern\"}' >'$M/services/spec.json'"
+mallory sh -c "ln -s '$T/outside' '$M/models/compare/dir.txt'; ln -s '$T/outside/file' '$M/models/compare/file.txt'"
+mallory sh -c "for n in dir.txt file.txt mine.txt README.md; do echo hi >'$M/models/compare/'\$n.txt; done"
+bad=
+for f in services/link services/spec models/compare/dir.txt models/compare/file.txt models/compare/mine.txt models/compare/README.md; do
+    wait_state 15 "$M/$f.status" REJECTED FAILED >/dev/null || bad="$bad $f:$(state_of "$M/$f.status")"
+done
+[ -z "$bad" ] && ok "services behind links, and prompts whose answers have another's name" || fail "services behind links, and prompts whose answers have another's name" "$bad"
+[ "$(outside)" = "$before" ] && ok "nothing outside is made or changed" || fail "nothing outside is made or changed" "$(outside)"
+refused "nor another's prompt" cat "$M/models/compare/mine.txt"
+chmod 700 "$M/models/base/lantern"
+mallory sh -c "mkdir '$M/models/base/theft' && cd '$M/models/base/theft' && for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do ln -s ../lantern/\$f; done; touch _SUCCESS"
+wait_state 15 "$M/models/base/theft.status" REJECTED >/dev/null && ok "a private model through links" || fail "a private model through links" "$(head -n 2 "$M/models/base/theft.status")"
+cp "$M/models/base/lantern"/*.json "$T/" && chmod 644 "$T"/*.json
+mallory sh -c "mkdir '$M/models/base/theft2' && cd '$M/models/base/theft2' && cp '$T/config.json' '$T/tokenizer.json' . && ln -s ../lantern/model.safetensors && touch _SUCCESS"
+wait_state 15 "$M/models/base/theft2.status" REJECTED >/dev/null && ok "its weights alone" || fail "its weights alone" "$(head -n 2 "$M/models/base/theft2.status")"
+chmod 755 "$M/models/base/lantern"
+wait_for 10 mallory test -r "$M/models/base/lantern/config.json"
+# the folder of a service is exchanged for a link while a question waits for its answer
+mallory sh -c "echo '{\"model\":\"lantern\",\"max_new_tokens\":400}' >'$M/services/swap.json'"
+mkdir -p "$T/outside/ask"
+check "a service" wait_state 15 "$M/services/swap.status" RUNNING
+mallory sh -c "for n in 1 2 3 4; do echo 'Tell me a long story.' >'$M/services/swap/ask/'\$n.txt; done; sleep 0.3; mv '$M/services/swap' '$M/services/.swap' && ln -s '$T/outside' '$M/services/swap'"
+sleep 4
+[ -z "$(ls "$T/outside/ask")" ] && ok "an answer is not written behind a link" || fail "an answer is not written behind a link" "$(ls "$T/outside/ask")"
 
 # ---- what is another's, and what is DTX's ----
 refused "control by a stranger" sh -c "echo cancel >'$M/experiments/own/control'"
