@@ -54,6 +54,14 @@ check "a private spec that waits" wait_state 10 "$M/experiments/waits.status" PE
 check "a stranger's that waits for it" wait_state 10 "$M/experiments/t5.status" PENDING
 no_leak "of private specs in LIST.tsv, status, status.json, index.html, log"
 
+# ---- what a spec closed stays closed when the spec is removed ----
+alice sh -c "umask 077; echo '{\"models\":[\"lantern-2m\"],\"datasets\":[\"late\"],\"paramgroups\":[\"p\"]}' >'$M/experiments/early.json'"
+check "a private spec" wait_state 10 "$M/experiments/early.status" PENDING
+alice rm "$M/experiments/early.json"
+as_nobody sh -c "mkdir '$D/late' && echo '{\"instruction\":\"a\",\"response\":\"b\"}' >'$D/late/train.jsonl' && touch '$D/late/_SUCCESS'"
+check "starts when its data is there" wait_state 40 "$M/experiments/early.status" SUCCESS
+refused "its folder is as private as the spec was" cat "$M/experiments/early/spec.json"
+
 # ---- prompts and answers ----
 alice sh -c "umask 077; printf '%s one two' '$secret' >'$M/models/compare/mine.txt'"
 alice sh -c "echo '{\"model\":\"lantern-2m\",\"max_new_tokens\":4}' >'$M/services/open.json'"
@@ -86,6 +94,14 @@ for c in "echo cancel >'$M/experiments/own/control'" "echo retry >'$M/experiment
     refused "a stranger: ${c//$M/}" sh -c "$c"
 done
 no_leak "at the end"
+
+# ---- a tuned model outlives its experiment: who takes the name again does not get it ----
+model=$(alice stat -c '%i' "$M/models/tuned/own.01-priv/adapter_model.safetensors")
+alice rm -r "$M/experiments/own" "$M/experiments/own.json"
+check "the name is free" wait_for 10 sh -c "! test -e '$M/experiments/own'"
+as_nobody sh -c "echo '{\"jobs\":[{\"name\":\"01-priv\",\"model\":\"lantern-2m\",\"dataset\":\"open\",\"paramgroup\":\"p\"}]}' >'$M/experiments/own.json'"
+check "an experiment that would replace another's model" wait_state 20 "$M/experiments/own.status" REJECTED
+[ "$(alice stat -c '%i' "$M/models/tuned/own.01-priv/adapter_model.safetensors")" = "$model" ] && ok "the model is still there" || fail "the model is still there" "$(ls -la "$M/models/tuned")"
 
 # ---- groups: also the second ones of a process ----
 as_nobody sh -c "printf '%s' '$(spec open p)' >'$M/experiments/any.json'"
