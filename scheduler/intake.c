@@ -349,9 +349,9 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
         return;
     }
     note_modes(s, i, &st);
-    if (was && strcmp(was, text) == 0)
+    if (was && strcmp(was, text) == 0 && !st.foreign[0])
         return;
-    if (meta && !i->maybe && !i->dirty && keep_content(s, i, was, text))
+    if (meta && !st.foreign[0] && !i->maybe && !i->dirty && keep_content(s, i, was, text))
         return;
     change(i, now);
     i->last -= i->found_age;

@@ -2,6 +2,9 @@
  * Who may see what an object is made of.  The daemon reads everything as root, so what it shows and uses of
  * one user's files for another must follow the modes that the first one gave them:
  *
+ *   foreign  a file in an object that the object's owner may not read: somebody else's, in a folder that both
+ * can write.  Such an object is REJECTED: as root we would read it for the owner
+ *
  *   closed   permission bits (a class of users at a time: 07 others, 070 the group) that some file or folder
  * of the object withholds; noted when the object is taken or its modes change (stamp_path)
  *
@@ -30,6 +33,21 @@ mode_t privacy_of(mode_t mode)
         closed |= 07;
     if ((mode & need << 3) != need << 3)
         closed |= 070;
+    return closed;
+}
+
+mode_t privacy_of_part(const struct stat *st, uid_t uid, gid_t gid, bool *foreign)
+{
+    mode_t closed = privacy_of(st->st_mode);
+    bool group_reads = !(closed & 070);
+
+    *foreign = false;
+    if (!(closed & 07) || S_ISLNK(st->st_mode))
+        return closed;
+    if (st->st_gid != gid) /* its bits for a group are another group's */
+        closed |= 070;
+    *foreign = geteuid() == 0 && uid != 0 && st->st_uid != uid &&
+               !(group_reads && (st->st_gid == gid || user_in_group(uid, st->st_gid)));
     return closed;
 }
 

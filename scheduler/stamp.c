@@ -14,7 +14,7 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-enum { STAMP_MAX_DEPTH = 8, STAMP_MAX_FILES = 200000, MAX_HEADER = 64 << 20, MAX_INDEX = 16 << 20 };
+enum { STAMP_MAX_DEPTH = 8, STAMP_MAX_NAMES = 200000, MAX_HEADER = 64 << 20, MAX_INDEX = 16 << 20 };
 
 static int64_t when(struct timespec t)
 {
@@ -50,6 +50,15 @@ static void note_time(const struct stat *st, struct stamp *out)
         out->newest = c;
 }
 
+static void note_privacy(const char *name, const struct stat *st, struct stamp *out)
+{
+    bool foreign;
+
+    out->closed |= privacy_of_part(st, out->uid, out->gid, &foreign);
+    if (foreign && !out->foreign[0])
+        snprintf(out->foreign, sizeof(out->foreign), "%s", name);
+}
+
 static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 {
     int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -64,14 +73,15 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
             close(fd);
         return rc;
     }
-    while (rc == 0 && out->files < STAMP_MAX_FILES && (ent = readdir(d))) {
+    while (rc == 0 && !out->unseen && (ent = readdir(d))) {
         if (!strcmp(ent->d_name, ".") || !strcmp(ent->d_name, "..") ||
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
             continue;
         note_time(&st, out);
-        out->closed |= privacy_of(st.st_mode);
+        note_privacy(ent->d_name, &st, out);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
+        out->unseen |= ++out->names > STAMP_MAX_NAMES || (S_ISDIR(st.st_mode) && depth == STAMP_MAX_DEPTH);
         if (S_ISDIR(st.st_mode) && depth < STAMP_MAX_DEPTH)
             rc = walk(fd, ent->d_name, depth + 1, out);
         else if (!name_is_leftover(ent->d_name))

@@ -233,6 +233,19 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
     return rc;
 }
 
+/* We read as root: so nothing for an owner that is not the owner's to read, nor what was not looked at. */
+static int check_readable(const struct stamp *st, struct dtx_err *e)
+{
+    if (st->foreign[0])
+        return dtx_fail(e, -EACCES,
+                        "%s in it belongs to another user and does not let you read it: ask for chmod g+r or "
+                        "o+r, or remove it",
+                        st->foreign);
+    if (st->unseen)
+        return dtx_fail(e, -EFBIG, "it has too many files, or folders too deep: pack or move them");
+    return 0;
+}
+
 int take_drop(struct sched *s, struct intake *i, bool last_chance)
 {
     struct buf text = BUF_INIT;
@@ -264,6 +277,8 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         return -EAGAIN;
     }
     stamp_text(&st, stamp, sizeof(stamp));
+    if (rc == 0 && i->folder && i->kind != OBJ_SERVICE)
+        rc = check_readable(&st, &e);
     if (rc == 0 && i->no_space)
         rc = dtx_fail(&e, -ENOSPC, "%s; %s was cut off: copy it again then", i->no_space, i->cut_off);
     if (i->kind == OBJ_EXPERIMENT) {
