@@ -190,14 +190,29 @@ static int walk_object(void *arg, const json_t *object, long line)
     return 0;
 }
 
+/* A hole costs nothing and reads as zero bytes, which no text has: terabytes of it would keep a check busy
+ * for an hour. */
+static bool has_hole(int fd, off_t size)
+{
+    off_t hole = lseek(fd, 0, SEEK_HOLE);
+
+    return hole >= 0 && hole < size;
+}
+
 static int open_file(const struct dataset *d, const char *path, struct dtx_err *e)
 {
-    int fd = data_open_beneath(d->fd, path, O_RDONLY, e);
+    int fd = data_open_beneath(d->fd, path, O_RDONLY, e), rc = 0;
     struct stat st;
 
-    if (fd >= 0 && (fstat(fd, &st) || !S_ISREG(st.st_mode))) {
+    if (fd < 0)
+        return fd;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+        rc = dtx_fail(e, -EINVAL, "%.200s is not a regular file", path);
+    else if (has_hole(fd, st.st_size))
+        rc = dtx_fail(e, -EINVAL, "%.200s has holes (it was not copied whole): copy it again", path);
+    if (rc || lseek(fd, 0, SEEK_SET)) {
         close(fd);
-        return dtx_fail(e, -EINVAL, "%.200s is not a regular file", path);
+        return rc ? rc : dtx_fail_errno(e, "cannot read %.200s", path);
     }
     return fd;
 }
