@@ -87,6 +87,30 @@ void text_strip(const char **s, size_t *n)
     }
 }
 
+size_t text_control_step(const char *s)
+{
+    const unsigned char *u = (const unsigned char *)s;
+
+    if (u[0] == '\0')
+        return 0;
+    if (u[0] < 0x20 || u[0] == 0x7f)
+        return 1;
+    if (u[0] == 0xc2)
+        return u[1] >= 0x80 && u[1] <= 0x9f ? 2 : 0;
+    if (u[0] != 0xe2)
+        return 0;
+    return (u[1] == 0x80 && u[2] >= 0xa8 && u[2] <= 0xae) || (u[1] == 0x81 && u[2] >= 0xa6 && u[2] <= 0xa9)
+               ? 3
+               : 0;
+}
+
+void text_flatten(char *s)
+{
+    for (size_t n; *s; s += n ? n : 1)
+        if ((n = text_control_step(s)))
+            memset(s, ' ', n);
+}
+
 bool name_is_leftover(const char *name)
 {
     static const char *const patterns[] = {".*", "*~", "*.sw?", "*.tmp", "*.part", "sed??????", "4913"};
@@ -118,7 +142,7 @@ int name_check(const char *name, struct dtx_err *e)
             "NAME.sw?, sed??????, 4913): rename it",
             name);
     for (size_t i = 0; i < n; i++)
-        if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || name[i] == '/')
+        if (text_control_step(name + i) || name[i] == '/')
             return dtx_fail(e, -EINVAL, "name has a control character or slash at byte %zu: rename it", i);
     if (n >= 7 && strcmp(name + n - 7, ".status") == 0)
         return dtx_fail(e, -EINVAL, "name \"%s\" ends in .status: such names are DTX's own", name);

@@ -170,7 +170,32 @@ sleep 3
 found=$(leaks)
 [ -z "$found" ] && ok "files swapped for links show nothing" || fail "files swapped for links show nothing" "$found"
 
+# ---- another's file in one's own folder, and a file of another group ----
+mallory sh -c "umask 0; mkdir '$D/shared'"
+alice sh -c "umask 077; echo '$row' >'$D/shared/train.jsonl'"
+mallory touch "$D/shared/_SUCCESS"
+if wait_state 15 "$D/shared.status" REJECTED >/dev/null && mallory grep -q 'train.jsonl in it belongs to another user' "$D/shared.status"; then ok "a private file in a stranger's folder is not read for the stranger"
+else fail "a private file in a stranger's folder is not read for the stranger" "$(cat "$D/shared.status")"; fi
+alice chmod 644 "$D/shared/train.jsonl"
+check "it is once its owner lets them" wait_state 15 "$D/shared.status" READY
+alice chmod 600 "$D/shared/train.jsonl"
+check "and not any more" wait_state 15 "$D/shared.status" REJECTED
+alice sh -c "mkdir '$D/grouped' && (umask 027; echo '$row' >'$D/grouped/train.jsonl'); chmod 755 '$D/grouped'; touch '$D/grouped/_SUCCESS'"
+chgrp 2000 "$D/grouped/train.jsonl"
+check "a file of another group than the folder" wait_state 15 "$D/grouped.status" READY
+if setpriv --reuid 1003 --regid 1001 --clear-groups cat "$D/grouped.status" >/dev/null 2>&1; then fail "the folder's group does not read it" "it did"; else ok "the folder's group does not read it"; fi
+check "the owner does" alice cat "$D/grouped.status"
+
 # ---- sizes ----
+mallory sh -c "mkdir '$D/holes'; truncate -s 4T '$D/holes/train.jsonl'; touch '$D/holes/_SUCCESS'"
+check "terabytes of holes do not keep a check busy" wait_state 15 "$D/holes.status" REJECTED
+esc=$(printf 'a\302\233b')
+refused "names that steer a terminal" mkdir "$D/$esc"
+mallory sh -c "printf '{\"\\\\u009b2J\\\\u202ex\":1}' >'$M/paramgroups/esc.json'" 2>/dev/null
+check "a key that does" wait_state 10 "$M/paramgroups/esc.status" REJECTED
+mallory sh -c "mkdir '$D/esc'; printf '{\"instruction\":\"\\\\u001b[2J\",\"response\":\"\\\\u009b\"}' >'$D/esc/train.jsonl'; touch '$D/esc/_SUCCESS'"
+check "an example that does" wait_state 15 "$D/esc.status" READY
+if grep -q -P '\x1b|\xc2\x9b|\xe2\x80\xae' "$D/esc.status" "$M/paramgroups/esc.status" "$M/paramgroups/LIST.tsv" "$M/log"; then fail "none of it is shown" "$(cat -v "$D/esc.status" "$M/paramgroups/esc.status")"; else ok "none of it is shown"; fi
 mallory sh -c "truncate -s 8E '$D/m3/huge' 2>/dev/null; truncate -s 1T '$M/paramgroups/huge.json'; head -c 100000 /dev/zero | tr '\0' '[' >'$M/paramgroups/deep.json'"
 check "a spec of a terabyte" wait_state 20 "$M/paramgroups/huge.status" REJECTED
 check "a spec of 100,000 brackets" wait_state 20 "$M/paramgroups/deep.status" REJECTED
