@@ -236,8 +236,38 @@ def paths(root):
         put(root, "fuzz_control", str(i), words)
 
 
+# ---- messages of FUSE, and what is kept of open files (fuzz_channel.c, fuzz_passthrough.c, fuzz_handles.c)
+
+def messages(root):
+    request, reply, parts, next_open = 0, 1, 2, 3
+    step = lambda what, raw: bytes([what, (len(raw) + 7) // 8]) + raw + b"\0" * (-len(raw) % 8)
+    ask = lambda opcode, unique, body, uid=1000: struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, 1, uid, 0, 1, 0) + body
+    answer = lambda unique, body, error=0: struct.pack("<IiQ", 16 + len(body), error, unique) + body
+    init = struct.pack("<IIIII", 7, 45, 131072, 0x73fffffb, 0xff) + b"\0" * 44
+    agreed = struct.pack("<IIIIHHIIHHI", 7, 38, 131072, 1 << 30, 12, 9, 1 << 20, 1, 256, 0, 0) + b"\0" * 28
+    opened = struct.pack("<QII", 9, 2, 0)
+    start = step(request, ask(26, 2, init)) + step(reply, answer(2, agreed))
+    for flag in range(4):
+        put(root, "fuzz_channel", "open_%d" % flag, bytes([flag]) + start + step(request, ask(14, 4, struct.pack("<II", 0x8002, 1))) +
+            step(next_open, b"") + step(reply, answer(4, opened)) + step(reply, answer(6, opened)))
+    put(root, "fuzz_channel", "create", b"\0" + step(request, ask(35, 4, b"\0" * 16 + b"name\0")) + step(next_open, b"") +
+        step(reply, answer(4, b"\0" * 128 + opened)))
+    put(root, "fuzz_channel", "refused", b"\0" + step(next_open, b"") + step(reply, answer(4, b"", -5)) + step(parts, answer(6, opened)))
+    put(root, "fuzz_channel", "kill", b"\0" + b"".join(step(request, ask(op, 8 + op, struct.pack("<IIQQI", 1 << 11, 4, 0, 0, 4) + b"\0" * 60, uid))
+                                                      for op in (4, 14, 16, 43, 47) for uid in (0, 1000)))
+    put(root, "fuzz_channel", "again", b"\1" + init + step(request, ask(12, 1 << 63 | 10, b"\0" * 8)) + step(4, b"") + step(reply, answer(10, b"")))
+    put(root, "fuzz_channel", "short", b"\0" + step(request, b"\0" * 8) + step(request, ask(26, 2, b"")[:40]) + step(request, ask(16, 4, b"")))
+    for name, steps in (("open", "000 001 010 100"), ("restored", "201 211 001 100 100"), ("seen", "000 002 012 100 002")):
+        for refuses in range(4):
+            put(root, "fuzz_passthrough", "%s_%d" % (name, refuses), bytes([refuses]) + bytes(int(c) for c in steps.replace(" ", "")))
+    for kind in range(5):
+        node = struct.pack("<QQQQQqII", 7 + kind, 1, 1, 1, 1234, 5, 0, 0)
+        put(root, "fuzz_handles", str(kind), (bytes([3]) + struct.pack("<Q", 1 << 32 | kind) + node + struct.pack("<QqIIIIBBBBII", 2, 0, kind, 1000, 1000, 1,
+                                                                                                          1, 0, 0, 1, 1, 1)).ljust(265, b"\0") * 2)
+
+
 def main():
-    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, state, specs, paths):
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, state, specs, paths, messages):
         make(sys.argv[1])
 
 
