@@ -17,7 +17,8 @@
 #include "scheduler/internal.h"
 #include "scheduler/report/report.h"
 
-enum { MAX_MODELS = 256, MAX_TRIES = 2 };
+/* MAX_ANSWERING: prompts of one owner at a time, so that a thousand of them do not make another's wait. */
+enum { MAX_MODELS = 256, MAX_TRIES = 2, MAX_ANSWERING = 32 };
 
 struct ask {
     struct model_ref ref;
@@ -411,18 +412,57 @@ static void go_on(struct sched *s, struct object *o)
         finish(s, o);
 }
 
+static bool is_prompt(const struct object *o)
+{
+    return o->kind == OBJ_COMPARE || o->kind == OBJ_ASK;
+}
+
+/* How many prompts of each owner are being answered.  Owners beyond the last slot share it. */
+struct answering {
+    struct {
+        uid_t uid;
+        int n;
+    } of[64];
+    int owners;
+};
+
+static int *answering_of(struct answering *a, uid_t uid)
+{
+    int i = 0;
+
+    while (i < a->owners && a->of[i].uid != uid)
+        i++;
+    if (i == a->owners && i < (int)(sizeof(a->of) / sizeof(a->of[0])))
+        a->of[a->owners++].uid = uid;
+    return &a->of[i < a->owners ? i : a->owners - 1].n;
+}
+
+/* First those that are under way, so that what ends makes room at once. */
 void asking_round(struct sched *s, int64_t now)
 {
+    struct answering a = {.owners = 0};
+
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
-        if ((o->kind != OBJ_COMPARE && o->kind != OBJ_ASK) || o->retry_at > now)
+        if (!is_prompt(o) || o->retry_at > now || o->state != ST_ANSWERING)
             continue;
-        if (o->state == ST_ANSWERING && !o->asking)
+        if (!o->asking)
             object_event(s, o, EV_WAIT, NULL); /* dtxd was restarted: ask again */
-        if (o->state == ST_PENDING)
-            begin(s, o);
-        if (o->state == ST_ANSWERING && o->asking)
+        else
             go_on(s, o);
+        if (o->state == ST_ANSWERING)
+            ++*answering_of(&a, o->uid);
+    }
+    for (int i = 0; i < s->nobjects; i++) {
+        struct object *o = s->objects[i];
+        if (!is_prompt(o) || o->retry_at > now || o->state != ST_PENDING ||
+            *answering_of(&a, o->uid) >= MAX_ANSWERING)
+            continue;
+        begin(s, o);
+        if (o->state == ST_ANSWERING && o->asking) {
+            ++*answering_of(&a, o->uid);
+            go_on(s, o);
+        }
     }
 }
 
