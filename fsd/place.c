@@ -85,6 +85,44 @@ static int check_object_name(const struct place *p, const struct place *folder, 
                       NULL);
 }
 
+/* The part of a file's name that is an object's, composed. */
+static bool compose(const char *name, char *out, size_t n)
+{
+    size_t len;
+
+    if (name_nfc(name, out, n))
+        return false;
+    len = strlen(out);
+    if (len > 5 && strcmp(out + len - 5, ".json") == 0) /* a service is a folder or a spec */
+        out[len - 5] = '\0';
+    return true;
+}
+
+/* Names that differ only in how their letters are composed are one object's name.  A second file of it would
+ * be taken for the first, which may be anybody's. */
+static int check_twin(struct fs *f, uint64_t parent, const char *name)
+{
+    char composed[2 * FS_NAME_MAX], other[2 * FS_NAME_MAX];
+    struct backing_fd dir;
+    struct listing l;
+    int rc;
+
+    if (text_is_ascii(name) || !compose(name, composed, sizeof(composed)))
+        return 0;
+    rc = backing_get(f->backing, parent, &dir);
+    if (rc)
+        return rc;
+    listing_init(&l);
+    rc = listing_add_folder(&l, dir.fd);
+    backing_put(f->backing, &dir);
+    for (size_t i = 0; !rc && i < l.n; i++)
+        if (strcmp(l.entry[i].name, name) != 0 && !text_is_ascii(l.entry[i].name) &&
+            compose(l.entry[i].name, other, sizeof(other)) && strcmp(composed, other) == 0)
+            rc = -EEXIST;
+    listing_release(&l);
+    return rc;
+}
+
 int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p)
 {
     struct place folder;
@@ -103,6 +141,8 @@ int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t typ
     rc = place_of_node(f, parent, &folder);
     if (!rc && folder.m.entry->kind == LK_DROP_DIR)
         rc = check_object_name(p, &folder, name, type);
+    if (!rc && folder.m.entry->kind == LK_DROP_DIR)
+        rc = check_twin(f, parent, name);
     place_release(&folder);
     return rc;
 }

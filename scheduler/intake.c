@@ -27,6 +27,26 @@ static const int64_t spec_released = SECOND_NS / 5, spec_open = 5 * SECOND_NS,
                      folder_released = 2 * SECOND_NS, no_release = 35 * SECOND_NS, keep_for = 10 * SECOND_NS,
                      model_look = SECOND_NS / 2, own_echo = 3 * SECOND_NS;
 
+/* Names that differ only in how their letters are composed are one object's name.  Behind the mount's back
+ * there may be files of two such names: the second is nobody's. */
+static bool is_twin(struct sched *s, const struct place *p)
+{
+    const struct experiment *x = p->kind == OBJ_EXPERIMENT ? experiment_find(s, p->name) : NULL;
+    const struct object *o = p->kind == OBJ_EXPERIMENT ? NULL : object_find(s, p->kind, p->name);
+    char path[PATH_MAX];
+    struct stat st;
+
+    if (x)
+        return strcmp(x->name, p->name) != 0;
+    if (!o || strcmp(o->name, p->name) == 0)
+        return false;
+    if (o->kind == OBJ_SERVICE)
+        return service_still_there(s, o);
+    object_path(o, path, sizeof(path));
+    return fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/* NULL: no memory, or not to be taken in. */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
 {
     struct intake *i;
@@ -34,7 +54,7 @@ struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
     for (i = s->intakes; i; i = i->next)
         if (strcmp(i->path, p->root) == 0)
             return i;
-    i = calloc(1, sizeof(*i));
+    i = is_twin(s, p) ? NULL : calloc(1, sizeof(*i));
     if (!i)
         return NULL;
     snprintf(i->path, sizeof(i->path), "%s", p->root);

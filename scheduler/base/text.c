@@ -149,6 +149,14 @@ int name_check(const char *name, struct dtx_err *e)
     return 0;
 }
 
+bool text_is_ascii(const char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s >= 0x80)
+            return false;
+    return true;
+}
+
 bool text_is_blank(const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++)

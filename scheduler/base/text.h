@@ -23,6 +23,7 @@ size_t text_space_step(const char *s, size_t n);
 size_t text_control_step(const char *s);
 /* Spaces in their places: a text of somebody's that is shown to others. */
 void text_flatten(char *s);
+bool text_is_ascii(const char *s);
 /* Nothing but spaces, tabs and line ends? */
 bool text_is_blank(const char *s, size_t n);
 /* Leave out white space at both ends: moves *s and shortens *n. */

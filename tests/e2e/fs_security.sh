@@ -183,8 +183,23 @@ check "and not any more" wait_state 15 "$D/shared.status" REJECTED
 alice sh -c "mkdir '$D/grouped' && (umask 027; echo '$row' >'$D/grouped/train.jsonl'); chmod 755 '$D/grouped'; touch '$D/grouped/_SUCCESS'"
 chgrp 2000 "$D/grouped/train.jsonl"
 check "a file of another group than the folder" wait_state 15 "$D/grouped.status" READY
-if setpriv --reuid 1003 --regid 1001 --clear-groups cat "$D/grouped.status" >/dev/null 2>&1; then fail "the folder's group does not read it" "it did"; else ok "the folder's group does not read it"; fi
+check "the folder's group does not read it" wait_for 5 sh -c "! setpriv --reuid 1003 --regid 1001 --clear-groups cat '$D/grouped.status'"
 check "the owner does" alice cat "$D/grouped.status"
+
+# ---- names that differ only in how a letter is composed ----
+one=caf$(printf 'e\314\201') other=caf$(printf '\303\251')
+alice sh -c "umask 077; mkdir '$D/$one' && echo '$row' >'$D/$one/train.jsonl' && touch '$D/$one/_SUCCESS'; echo '$secret' >'$M/models/compare/$one.txt'"
+check "the owner's dataset" wait_state 15 "$D/$one.status" READY
+refused "a second folder of its name" mkdir "$D/$other"
+mallory mkdir "$D/twin"
+refused "or one renamed to it" mv "$D/twin" "$D/$other"
+refused "a second prompt of its name" sh -c "echo hi >'$M/models/compare/$other.txt'"
+mkdir "$S/tree/datasets/$other" && chown 1002:1002 "$S/tree/datasets/$other"
+mallory sh -c "echo '{\"text\":\"x\"}' >'$D/$other/train.jsonl'; touch '$D/$other/_SUCCESS'"
+sleep 3
+refused "also one made behind the mount's back does not open its status" cat "$D/$other.status"
+found=$(leaks)
+[ -z "$found" ] && ok "nothing of it shows" || fail "nothing of it shows" "$found"
 
 # ---- sizes ----
 mallory sh -c "mkdir '$D/holes'; truncate -s 4T '$D/holes/train.jsonl'; touch '$D/holes/_SUCCESS'"
