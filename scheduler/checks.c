@@ -28,6 +28,17 @@ struct check {
     struct check *next;
 };
 
+/* Where memory ends it ends with who reads a stranger's file, not with dtxd or a training worker. */
+static void be_killed_first(void)
+{
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    (void)!write(fd, "1000", 4);
+    close(fd);
+}
+
 /* In the child, between vfork and exec: async-signal-safe calls only, on a stack frame of its own. */
 static void __attribute__((noinline, noreturn)) become_check(int out, char *const argv[])
 {
@@ -40,6 +51,7 @@ static void __attribute__((noinline, noreturn)) become_check(int out, char *cons
     sigprocmask(SIG_SETMASK, &empty, NULL);
     setpgid(0, 0);
     setpriority(PRIO_PROCESS, 0, 5);
+    be_killed_first();
     setrlimit(RLIMIT_CPU, &cpu);
     setrlimit(RLIMIT_CORE, &none);
     setrlimit(RLIMIT_NOFILE, &files);
