@@ -203,6 +203,18 @@ found=$(leaks)
 
 # ---- sizes ----
 mallory sh -c "mkdir '$D/holes'; truncate -s 4T '$D/holes/train.jsonl'; touch '$D/holes/_SUCCESS'"
+mallory sh -c "mkdir '$M/models/base/wide' && cp '$T/config.json' '$T/tokenizer.json' '$M/models/base/wide/'"
+{ printf '\000\000\000\002\000\000\000\000{"a":['; head -c $(((32 << 20) - 8)) /dev/zero | tr '\0' '[' | sed 's/\[\[/0,/g'; printf '0]'; } >"$T/wide"
+chmod 644 "$T/wide"
+mallory cp "$T/wide" "$M/models/base/wide/model.safetensors"
+biggest=0
+for _ in 1 2 3 4 5 6; do
+    sleep 0.5
+    now=$(sed -n 's/^VmRSS:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$(child_pid)/status")
+    [ "$now" -gt "$biggest" ] && biggest=$now
+done
+[ "$biggest" -lt $((200 << 10)) ] && ok "dtxd itself does not parse a header of 32 MB" || fail "dtxd itself does not parse a header of 32 MB" "$biggest kB"
+mallory rm -r "$M/models/base/wide"
 check "terabytes of holes do not keep a check busy" wait_state 15 "$D/holes.status" REJECTED
 esc=$(printf 'a\302\233b')
 refused "names that steer a terminal" mkdir "$D/$esc"
