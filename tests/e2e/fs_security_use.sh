@@ -62,6 +62,20 @@ as_nobody sh -c "mkdir '$D/late' && echo '{\"instruction\":\"a\",\"response\":\"
 check "starts when its data is there" wait_state 40 "$M/experiments/early.status" SUCCESS
 refused "its folder is as private as the spec was" cat "$M/experiments/early/spec.json"
 
+# ---- what a name meant when an experiment began may be another's, or closed, when a job of it runs ----
+alice sh -c "echo '${Q/\"max_steps\":2/\"max_steps\":100000}' >'$M/paramgroups/ages.json'"
+cp -r "$M/models/base/lantern-2m" "$M/models/base/second"
+as_nobody sh -c "mkdir '$D/swap' && echo '{\"instruction\":\"a\",\"response\":\"b\"}' >'$D/swap/train.jsonl' && touch '$D/swap/_SUCCESS'"
+as_nobody sh -c "echo '{\"jobs\":[{\"name\":\"a\",\"model\":\"lantern-2m\",\"dataset\":\"open\",\"paramgroup\":\"ages\"},{\"name\":\"b\",\"model\":\"second\",\"dataset\":\"swap\",\"paramgroup\":\"p\"}]}' >'$M/experiments/swap.json'"
+check "a stranger's experiment runs" wait_state 30 "$M/experiments/swap.status" PROCESSING
+check "a job of it waits for the device" wait_for 10 grep -q 'waits for a device' "$M/experiments/swap/jobs/b/status"
+check "its dataset goes" wait_for 10 as_nobody rm -r "$D/swap"
+alice sh -c "umask 077; mkdir '$D/swap' && echo '$row' >'$D/swap/train.jsonl' && touch '$D/swap/_SUCCESS'"
+check "another's private one takes the name" wait_state 20 "$D/swap.status" READY
+as_nobody sh -c "echo cancel >'$M/experiments/swap/jobs/a/control'"
+check "it is not used" wait_for 10 grep -q 'its owner to let you read dataset swap' "$M/experiments/swap/jobs/b/status"
+as_nobody sh -c "echo cancel >'$M/experiments/swap/control'"
+
 # ---- prompts and answers ----
 alice sh -c "umask 077; printf '%s one two' '$secret' >'$M/models/compare/mine.txt'"
 alice sh -c "echo '{\"model\":\"lantern-2m\",\"max_new_tokens\":4}' >'$M/services/open.json'"
