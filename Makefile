@@ -107,7 +107,7 @@ test:
 	@BUILD=$(BUILD) tests/run.sh
 
 check-all:
-	@packaging/deps.sh --if-missing --clang
+	@packaging/deps.sh --if-missing --tests --clang
 	@tests/check-all.sh
 
 format:

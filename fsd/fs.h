@@ -186,16 +186,16 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
 void fs_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
 /* If a process before has carried this very open out: its handle goes into fi. */
 struct handle *fs_opened_before(fuse_req_t req, struct fuse_file_info *fi);
-/* A handle was made for a writer: the scheduler is told now, and again when it is closed. */
-void fs_writer_opened(fuse_req_t req, struct handle *h);
+/* A handle was made: if it is a writer's, the scheduler is told now, and again when it is closed. */
+void fs_writer_opened(fuse_req_t req, struct handle *h, const struct place *p);
 void fs_writer_wrote(fuse_req_t req, struct handle *h);
 /* Something was renamed: who writes in it writes there from now on. */
 void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange);
 /* Forget a handle, telling the scheduler if it was a writer's. */
 void fs_close_handle(fuse_req_t req, uint64_t fh);
-/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  NULL: no
- * memory. */
-struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd,
+/* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  p: where
+ * a writer's file is; NULL: it has no name any more.  NULL: no memory. */
+struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, const struct place *p,
                               struct fuse_file_info *fi);
 /* ops_pass.c: past us or through us (passthrough.h) */
 /* How the handle's file is opened; it is given to the keeper as it is then.  Fills fi and arms the reply,

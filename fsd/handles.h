@@ -36,6 +36,7 @@ struct handle {
     bool append;     /* O_APPEND */
     bool rdwr;       /* may be mapped writable */
     bool judged;     /* a spec's writer: FLUSH says whether it is right */
+    bool inside;     /* a writer's file lies in an object's folder, where DTX reads no single file at once */
     bool wrote;      /* atomic */
     bool restored;   /* opened by a process before this one */
     uint64_t unique; /* the request that opened it */

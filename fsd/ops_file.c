@@ -9,6 +9,7 @@
 
 #include "fsd/fs.h"
 #include "fsd/touch.h"
+#include "scheduler/base/clock.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
 enum { COPY_MAX = 64 << 20 };
@@ -32,9 +33,7 @@ static bool kernel_thread_is_nfsd(pid_t pid)
     return n > 0 && strncmp(name, "nfsd", 4) == 0;
 }
 
-/* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
- * about writers.  A kernel thread has no program. */
-static bool is_nfs_server(pid_t pid)
+static bool runs_nfs_server(pid_t pid)
 {
     char path[40], program[PATH_MAX + 1];
     ssize_t n;
@@ -47,6 +46,25 @@ static bool is_nfs_server(pid_t pid)
     return strncmp(strrchr(program, '/') ? strrchr(program, '/') + 1 : program, "ganesha.nfsd", 12) == 0;
 }
 
+/* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
+ * about writers.  A kernel thread has no program.  Who makes thousands of files is asked once a second. */
+static bool is_nfs_server(pid_t pid)
+{
+    static _Thread_local struct {
+        pid_t pid;
+        int64_t until;
+        bool is;
+    } last;
+    int64_t now = clock_mono_ns();
+
+    if (last.pid != pid || now >= last.until) {
+        last.is = runs_nfs_server(pid);
+        last.pid = pid;
+        last.until = now + 1000000000;
+    }
+    return last.is;
+}
+
 static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
 {
     fi->fh = h->fh;
@@ -55,17 +73,8 @@ static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
     fs_pass_fill(h, fi);
 }
 
-/* A close of anything inside an object's folder says nothing at FLUSH that RELEASE does not say. */
-static bool is_judged(struct fs *f, uint64_t id)
-{
-    struct place p;
-    bool inside = place_of_node(f, id, &p) == 0 && p.m.entry->kind == LK_USER_ANY && p.m.nargs > 0;
-
-    place_release(&p);
-    return !inside;
-}
-
-struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, struct fuse_file_info *fi)
+struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, const struct place *p,
+                              struct fuse_file_info *fi)
 {
     struct handle_spec spec = {.kind = HANDLE_FILE,
                                .node = *node,
@@ -79,7 +88,9 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
 
     if (!h)
         return NULL;
-    h->judged = h->writer && is_judged(fs_of(req), node->id);
+    h->inside = h->writer && p && p->m.entry->kind == LK_USER_ANY;
+    /* a close inside an object's folder says nothing at FLUSH that RELEASE does not say */
+    h->judged = h->writer && !(h->inside && p->m.nargs > 0);
     fill_file_info(h, fi);
     return h;
 }
@@ -120,9 +131,11 @@ static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
 void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct fs *f = fs_of(req);
+    struct place p = {.path = BUF_INIT};
     struct node_info node;
     struct handle *h;
     int fd, rc = nodes_get(f->nodes, ino, &node);
+    bool named = false;
 
     if (fs_opened_before(req, fi)) {
         fuse_reply_open(req, fi);
@@ -137,12 +150,16 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     fd = rc ? rc : open_backed(req, &node, fi->flags);
-    h = fd < 0 ? NULL : fs_file_handle(req, &node, fd, fi);
+    if (fd >= 0 && writes(fi->flags))
+        named = place_of_node(f, ino, &p) == 0;
+    h = fd < 0 ? NULL : fs_file_handle(req, &node, fd, named ? &p : NULL, fi);
+    if (h)
+        fs_writer_opened(req, h, named ? &p : NULL);
+    place_release(&p);
     if (!h) {
         fs_reply_err(req, fd < 0 ? fd : -ENOMEM);
         return;
     }
-    fs_writer_opened(req, h);
     if (fi->flags & O_TRUNC) {
         fs_event_node(f, req, DROP_CREATE, ino);
         space_note(f->space, h->fd, NULL);
@@ -154,19 +171,16 @@ void fs_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fs_reply_err(req, rc);
 }
 
-void fs_writer_opened(fuse_req_t req, struct handle *h)
+void fs_writer_opened(fuse_req_t req, struct handle *h, const struct place *p)
 {
     struct fs *f = fs_of(req);
-    struct buf path = BUF_INIT;
-    size_t n;
+    char *path = h->writer && p ? strdup(p->path.p) : NULL;
 
-    if (!h->writer || nodes_path(f->nodes, h->id, &path) || !path.p) {
-        buf_release(&path);
+    if (!path)
         return;
-    }
     if (!h->remote)
-        fs_event(f, req, DROP_OPEN_WRITE, path.p);
-    handles_set_path(f->handles, h, buf_detach(&path, &n));
+        fs_event(f, req, DROP_OPEN_WRITE, path);
+    handles_set_path(f->handles, h, path);
 }
 
 void fs_writer_wrote(fuse_req_t req, struct handle *h)

@@ -59,8 +59,10 @@ static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *n
     struct stat dir;
     gid_t gid;
 
-    if (!f->root || fstat(dirfd, &dir))
-        return f->root ? -errno : 0;
+    if (!f->root || (who.uid == 0 && who.gid == 0)) /* it is the caller's as it was made */
+        return 0;
+    if (fstat(dirfd, &dir))
+        return -errno;
     gid = dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid;
     if (fchownat(dirfd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW))
         return -errno;
@@ -322,14 +324,14 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     if (fd >= 0 && rc)
         close(fd);
     if (!rc) {
-        h = fs_file_handle(req, &node, fd, fi);
+        h = fs_file_handle(req, &node, fd, &s.p, fi);
         if (!h) {
             rc = -ENOMEM;
             fs_forget(f, node.id, 1);
         }
     }
     if (h) {
-        fs_writer_opened(req, h);
+        fs_writer_opened(req, h, &s.p);
         fs_event(f, req, DROP_CREATE, s.p.path.p);
     }
     spot_end(req, &s, rc);

@@ -12,39 +12,28 @@
 /* A smaller file is read with one or two messages: not worth registering. */
 enum { PASS_MIN = 256 << 10 };
 
-static bool is_large(int fd)
-{
-    struct stat st;
-
-    return fstat(fd, &st) == 0 && st.st_size >= PASS_MIN;
-}
-
-/* The kernel would not hear that writing took them away. */
-static bool has_setid(int fd)
-{
-    struct stat st;
-
-    return fstat(fd, &st) || (st.st_mode & (S_ISUID | S_ISGID));
-}
-
-/* Then each write has to be counted before it is made. */
-static bool is_limited(struct fs *f, int fd)
-{
-    struct stat st;
-
-    return fstat(fd, &st) || space_limited(f->space, st.st_uid);
-}
-
-/* What a user writes past us must be of a folder that is being received; a spec is judged at close. */
+/* What a user writes past us must be of a folder that is being received; a spec is judged at close.  Of
+ * set-id bits that writing takes away the kernel would not hear; and where the owner has a limit, each write
+ * has to be counted before it is made. */
 static bool may_write_unseen(fuse_req_t req, const struct handle *h)
 {
     struct fs *f = fs_of(req);
-    struct place p = {.path = BUF_INIT};
-    bool may = !h->remote && !has_setid(h->fd) && place_of_node(f, h->id, &p) == 0 &&
-               p.m.entry->kind == LK_USER_ANY && !is_limited(f, h->fd) && sched_receiving(f->sched, p.path.p);
+    struct buf path = BUF_INIT;
+    struct stat st;
+    bool may = h->inside && !h->remote && fstat(h->fd, &st) == 0 && !(st.st_mode & (S_ISUID | S_ISGID)) &&
+               !space_limited(f->space, st.st_uid) && handles_writer_path(f->handles, h, &path) && path.p &&
+               sched_receiving(f->sched, path.p);
 
-    place_release(&p);
+    buf_release(&path);
     return may;
+}
+
+/* A reader past us would make the next writer's mapping go past us, uncounted: not where there is a limit. */
+static bool may_read_unseen(struct fs *f, const struct handle *h)
+{
+    struct stat st;
+
+    return fstat(h->fd, &st) == 0 && st.st_size >= PASS_MIN && !space_limited(f->space, st.st_uid);
 }
 
 static bool takes_o_direct(int fd)
@@ -63,9 +52,7 @@ static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool throu
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
         return may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
-    /* a reader past us would make the next writer's mapping go past us, uncounted: not where there is a limit
-     */
-    return is_large(h->fd) && !is_limited(fs_of(req), h->fd) ? WISH_BACKED : WISH_CACHED;
+    return may_read_unseen(fs_of(req), h) ? WISH_BACKED : WISH_CACHED;
 }
 
 /* Writing through a mapping goes past us also where write(2) does not: the opening counts as a write then. */

@@ -37,7 +37,9 @@ struct open_inode {
 
 struct passthrough {
     int dev_fd;
-    bool on; /* atomic */
+    bool on;           /* atomic */
+    bool drops_fsetid; /* this process has CAP_FSETID: */
+    struct __user_cap_data_struct all[2], fewer[2];
 
     pthread_mutex_t mu; /* protects what follows */
     struct open_inode *table[BUCKETS];
@@ -51,6 +53,17 @@ uint32_t passthrough_depth(int store_fd)
     return fstatfs(store_fd, &s) == 0 && s.f_type == OVERLAYFS_SUPER_MAGIC ? 2 : 1;
 }
 
+static void learn_caps(struct passthrough *p)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+
+    if (syscall(SYS_capget, &head, p->all))
+        return;
+    memcpy(p->fewer, p->all, sizeof(p->all));
+    p->fewer[0].effective &= ~(1u << CAP_FSETID);
+    p->drops_fsetid = p->fewer[0].effective != p->all[0].effective;
+}
+
 struct passthrough *passthrough_new(void)
 {
     struct passthrough *p = calloc(1, sizeof(*p));
@@ -58,6 +71,7 @@ struct passthrough *passthrough_new(void)
     if (!p)
         return NULL;
     p->dev_fd = -1;
+    learn_caps(p);
     pthread_mutex_init(&p->mu, NULL);
     return p;
 }
@@ -79,37 +93,24 @@ void passthrough_free(struct passthrough *p)
 
 /* The kernel keeps the credentials of whoever registers a file and writes with them.  Without CAP_FSETID
  * writing takes the set-id bits away, as it does for users on a disk. */
-static bool drop_fsetid(struct __user_cap_data_struct old[2])
-{
-    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct data[2];
-
-    if (syscall(SYS_capget, &head, old))
-        return false;
-    memcpy(data, old, sizeof(data));
-    data[0].effective &= ~(1u << CAP_FSETID);
-    return syscall(SYS_capset, &head, data) == 0;
-}
-
-static void restore_caps(const struct __user_cap_data_struct old[2])
+static bool set_caps(const struct __user_cap_data_struct caps[2])
 {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 
-    syscall(SYS_capset, &head, old);
+    return syscall(SYS_capset, &head, caps) == 0;
 }
 
 /* A backing id, or a negative errno. */
 static int backing_open(const struct passthrough *p, int fd)
 {
-    struct __user_cap_data_struct old[2];
     struct backing_map map = {.fd = fd};
-    bool dropped = drop_fsetid(old);
+    bool dropped = p->drops_fsetid && set_caps(p->fewer);
     int id = ioctl(p->dev_fd, BACKING_OPEN, &map);
 
     if (id <= 0)
         id = id < 0 ? -errno : -EIO;
     if (dropped)
-        restore_caps(old);
+        set_caps(p->all);
     return id;
 }
 

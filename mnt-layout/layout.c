@@ -2,11 +2,13 @@
 #include "mnt-layout/layout.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "scheduler/base/text.h"
 
-enum { MAX_ROWS = 256 };
+/* Rows that begin with the same literal; such literals. */
+enum { MAX_ROWS = 96, MAX_GROUPS = 64 };
 
 /* How closely a pattern component fits, worst first. */
 enum fit { FIT_NOT, FIT_REST, FIT_NAME, FIT_SUFFIX, FIT_LITERAL };
@@ -128,54 +130,131 @@ static void bind(struct layout_match *m, struct component have, size_t bound)
     m->arg[m->nargs++][bound] = '\0';
 }
 
-/* Could this pattern fit a path that begins so?  Most rows begin with another literal: every request on the
- * mount comes here, so they are left out at a glance. */
-static bool begins_so(const char *pattern, struct component have)
+/* ---- where a lookup begins ----
+ *
+ * Every request on the mount comes here several times, and most rows begin with another literal than the
+ * path: the rows are grouped by it, once. */
+
+struct group {
+    struct component first;
+    size_t count;
+    struct candidate row[MAX_ROWS];
+};
+
+static struct group groups[MAX_GROUPS];
+static size_t group_count;
+static pthread_once_t grouped = PTHREAD_ONCE_INIT;
+
+static struct group *find_group(struct component first)
 {
-    return *pattern == '{' || *pattern == '*' ||
-           (strncmp(pattern, have.s, have.n) == 0 && (pattern[have.n] == '/' || pattern[have.n] == '\0'));
+    for (size_t i = 0; i < group_count; i++)
+        if (groups[i].first.n == first.n && memcmp(groups[i].first.s, first.s, first.n) == 0)
+            return &groups[i];
+    return NULL;
 }
 
-static size_t first_candidates(const char *path, struct candidate c[MAX_ROWS])
+/* No pattern begins with {name} or ** (the tests hold the table to that). */
+static void make_groups(void)
 {
-    struct component have = first_component(path);
-    size_t n = 0;
-
-    for (size_t i = 0; i < layout_count; i++)
-        if (begins_so(layout_table[i].pattern, have))
-            c[n++] = (struct candidate){&layout_table[i], layout_table[i].pattern};
-    return n;
+    for (size_t i = 0; i < layout_count; i++) {
+        struct component first = first_component(layout_table[i].pattern);
+        struct group *g = find_group(first);
+        if (!g && group_count < MAX_GROUPS) {
+            g = &groups[group_count++];
+            g->first = first;
+        }
+        if (g && g->count < MAX_ROWS)
+            g->row[g->count++] = (struct candidate){&layout_table[i], after_component(first)};
+    }
 }
 
-/* Goes down the path one component at a time, never back: what fits a row better (a literal, a folder of
- * DTX's) hides what fits worse (**), also where it leads nowhere.  So a path below experiments/EXP/ is DTX's
- * or does not exist. */
-int layout_lookup(const char *path, struct layout_match *m)
-{
+/* ---- going down a path ---- */
+
+struct walk {
     struct candidate c[MAX_ROWS];
-    size_t n = first_candidates(path, c), bound = 0;
+    size_t n;
+    const char *path; /* what is left of it */
+    bool begun;
+};
 
+/* The rows that fit the first component, which has no other fit than a literal one. */
+static enum fit begin(struct walk *w, struct component have)
+{
+    const struct group *g = find_group(have);
+
+    w->begun = true;
+    w->n = g ? g->count : 0;
+    if (g)
+        memcpy(w->c, g->row, g->count * sizeof(g->row[0]));
+    return FIT_LITERAL;
+}
+
+/* One component further.  Never back: what fits a row better (a literal, a folder of DTX's) hides what fits
+ * worse (**), also where it leads nowhere.  So a path below experiments/EXP/ is DTX's or does not exist. */
+static int step(struct walk *w, struct layout_match *m)
+{
+    struct component have = first_component(w->path);
+    size_t bound = 0;
+    enum fit fit;
+
+    if (!component_ok(have))
+        return -ENOENT;
+    if (!w->begun)
+        fit = begin(w, have);
+    else
+        w->n = narrow(w->c, w->n, have, m->entry && m->entry->kind == LK_DROP_DIR && is_leftover(have), &fit,
+                      &bound);
+    if (w->n == 0)
+        return -ENOENT;
+    if (fit == FIT_REST) {
+        m->rest = w->path;
+        m->entry = w->c[0].row;
+        w->path += strlen(w->path);
+        return rest_ok(m->rest) ? 0 : -ENOENT;
+    }
+    bind(m, have, bound);
+    m->entry = complete(w->c, w->n);
+    w->path = after_component(have);
+    return 0;
+}
+
+static void start(struct walk *w, const char *path, struct layout_match *m)
+{
+    pthread_once(&grouped, make_groups);
+    w->path = path;
+    w->begun = false;
     m->nargs = 0;
     m->rest = NULL;
     m->entry = &layout_table[0]; /* the root */
-    while (*path) {
-        struct component have = first_component(path);
-        enum fit fit;
-        if (!component_ok(have))
+}
+
+int layout_lookup(const char *path, struct layout_match *m)
+{
+    struct walk w;
+
+    for (start(&w, path, m); *w.path;)
+        if (step(&w, m))
             return -ENOENT;
-        n = narrow(c, n, have, m->entry && m->entry->kind == LK_DROP_DIR && is_leftover(have), &fit, &bound);
-        if (n == 0)
-            return -ENOENT;
-        if (fit == FIT_REST) {
-            m->rest = path;
-            m->entry = c[0].row;
-            return rest_ok(path) ? 0 : -ENOENT;
-        }
-        bind(m, have, bound);
-        m->entry = complete(c, n);
-        path = after_component(have);
-    }
     return m->entry ? 0 : -ENOENT;
+}
+
+int layout_object(const char *path, struct layout_match *m, size_t *end)
+{
+    const struct layout_entry *found = NULL;
+    struct walk w;
+    int nargs = 0;
+
+    start(&w, path, m);
+    while (*w.path && step(&w, m) == 0)
+        if (m->entry && !m->rest && m->entry->object != OBJ_NONE && m->nargs > 0) {
+            found = m->entry;
+            nargs = m->nargs;
+            *end = (size_t)(w.path - path) - (*w.path != '\0');
+        }
+    m->entry = found;
+    m->nargs = nargs;
+    m->rest = NULL;
+    return found ? 0 : -ENOENT;
 }
 
 void layout_children(const char *path,

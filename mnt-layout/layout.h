@@ -122,6 +122,9 @@ struct layout_match {
  * over **. Leftover names (name_is_leftover) match no {name} pattern below an LK_DROP_DIR, but the ** or a
  * LK_USER_FILE row if the folder takes files.  Returns 0 or -ENOENT. */
 int layout_lookup(const char *path, struct layout_match *m);
+/* The innermost object that a path lies in or is the root of: its row, its arguments, and where in the path
+ * its name ends.  Returns 0 or -ENOENT. */
+int layout_object(const char *path, struct layout_match *m, size_t *end);
 
 /* Call fn for every fixed (literal) child that the table declares in the folder at `path` (or pattern).
  * Children of a backed kind (LK_USER_*, LK_STORE_*) exist only where the store has them. */

@@ -27,57 +27,11 @@ static const int64_t spec_released = SECOND_NS / 5, spec_open = 5 * SECOND_NS,
                      folder_released = 2 * SECOND_NS, no_release = 35 * SECOND_NS, keep_for = 10 * SECOND_NS,
                      model_look = SECOND_NS / 2, own_echo = 3 * SECOND_NS;
 
-/* Names that differ only in how their letters are composed are one object's name.  Behind the mount's back
- * there may be files of two such names: the second is nobody's. */
-static bool is_twin(struct sched *s, const struct place *p)
-{
-    const struct experiment *x = p->kind == OBJ_EXPERIMENT ? experiment_find(s, p->name) : NULL;
-    const struct object *o = p->kind == OBJ_EXPERIMENT ? NULL : object_find(s, p->kind, p->name);
-    char path[PATH_MAX];
-    struct stat st;
-
-    if (x)
-        return strcmp(x->name, p->name) != 0;
-    if (!o || strcmp(o->name, p->name) == 0)
-        return false;
-    if (o->kind == OBJ_SERVICE)
-        return service_still_there(s, o);
-    object_path(o, path, sizeof(path));
-    return fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0;
-}
-
-/* NULL: no memory, or not to be taken in. */
-struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
-{
-    struct intake *i;
-
-    for (i = s->intakes; i; i = i->next)
-        if (strcmp(i->path, p->root) == 0)
-            return i;
-    i = is_twin(s, p) ? NULL : calloc(1, sizeof(*i));
-    if (!i)
-        return NULL;
-    snprintf(i->path, sizeof(i->path), "%s", p->root);
-    snprintf(i->name, sizeof(i->name), "%s", p->name);
-    i->kind = p->kind;
-    i->folder = p->folder;
-    i->last = now;
-    i->last_drop = -own_echo;
-    i->next = s->intakes;
-    s->intakes = i;
-    return i;
-}
-
-void intake_free(struct intake *i)
-{
-    free(i->no_space);
-    free(i->cut_off);
-    free(i);
-}
-
 const char *intake_no_space(const struct sched *s, enum object_kind kind, const char *name)
 {
-    for (const struct intake *i = s->intakes; i; i = i->next)
+    const struct intake *i;
+
+    TAILQ_FOREACH (i, &s->intakes, list)
         if (i->kind == kind && i->dirty && strcmp(i->name, name) == 0)
             return i->no_space;
     return NULL;
@@ -256,13 +210,9 @@ bool intake_note(struct sched *s, enum drop_event ev, const char *path, const st
 
 bool intake_receiving(struct sched *s, const char *path)
 {
-    struct intake *i = s->intakes;
     struct place p;
+    struct intake *i = place_of(path, &p) ? intake_find(s, p.root) : NULL;
 
-    if (!place_of(path, &p))
-        return false;
-    while (i && strcmp(i->path, p.root) != 0)
-        i = i->next;
     if (!i || !i->dirty || i->gone || !i->writers)
         return false;
     i->announced += i->announced == i->gen;
@@ -514,25 +464,21 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
 
 void intake_round(struct sched *s, int64_t now)
 {
-    struct intake **p = &s->intakes, *i;
+    struct intake *i, *next;
 
-    for (i = s->intakes; i; i = i->next) {
-        if (i->retry_at > now)
-            continue;
-        if (i->maybe && i->maybe_at <= now)
-            look_closer(s, i, now);
-        i->announced = i->gen;
-        if (i->dirty)
-            settle(s, i, now);
-    }
-    while ((i = *p)) {
-        if (i->dirty || i->maybe || i->writers || now - i->last < keep_for) {
-            p = &i->next;
-            continue;
+    for (i = TAILQ_FIRST(&s->intakes); i; i = next) {
+        if (i->retry_at <= now) {
+            if (i->maybe && i->maybe_at <= now)
+                look_closer(s, i, now);
+            i->announced = i->gen;
+            if (i->dirty)
+                settle(s, i, now);
         }
-        *p = i->next;
-        intake_free(i);
+        next = TAILQ_NEXT(i, list); /* only now: the mutex may have been given up meanwhile */
+        if (!i->dirty && !i->maybe && !i->writers)
+            intake_rest(s, i);
     }
+    intakes_forget(s, now - keep_for);
 }
 
 /* Mono time at which intake_round has something to do about it. */
@@ -552,8 +498,9 @@ static int64_t next_look(const struct intake *i)
 int64_t intake_next(const struct sched *s)
 {
     int64_t next = INT64_MAX, t;
+    const struct intake *i;
 
-    for (const struct intake *i = s->intakes; i; i = i->next)
+    TAILQ_FOREACH (i, &s->intakes, list)
         if ((t = next_look(i)) < next)
             next = t;
     return next;

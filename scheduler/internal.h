@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
@@ -54,7 +55,7 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
-enum { OBJECT_BUCKETS = 8192 };
+enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096 };
 
 struct object {
     int64_t id; /* catalog row */
@@ -159,6 +160,7 @@ struct gone {
 
 /* A drop that is not settled, or was lately touched.  One for each object root.  Protected by s->mutex; FUSE
  * threads too. */
+TAILQ_HEAD(intake_list, intake);
 struct intake {
     char path[PATH_MAX / 4]; /* of the root, relative to the mount: datasets/NAME, paramgroups/NAME.json */
     enum object_kind kind;
@@ -189,7 +191,9 @@ struct intake {
     mode_t closed;    /* privacy.c: as far as the root's mode says it */
     char *no_space;   /* why a file of it was cut off, NULL: none was */
     char *cut_off;    /* that file */
-    struct intake *next;
+    bool rests;       /* in which list it is */
+    TAILQ_ENTRY(intake) list;
+    struct intake *hash_next;
 };
 
 enum worker_state { WS_DOWN, WS_STARTING, WS_UP };
@@ -304,7 +308,9 @@ struct sched {
     int nexps, exps_cap;
     struct worker *workers;
     int nworkers;
-    struct intake *intakes;
+    struct intake_list intakes;                    /* something is to be done about them, now or later */
+    struct intake_list resting;                    /* nothing is; remembered for a while, the oldest first */
+    struct intake *intake_by_path[INTAKE_BUCKETS]; /* both */
     struct hidden *hidden;
     struct gone *gone;
     struct command *commands;
@@ -466,12 +472,18 @@ bool intake_note(struct sched *s, enum drop_event ev, const char *path, const st
 bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
-struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
 int64_t intake_next(const struct sched *s); /* mono: when intake_round has something to do */
-
-void intake_free(struct intake *i);
 /* Why a drop that is being received is cut off, or NULL. */
 const char *intake_no_space(const struct sched *s, enum object_kind kind, const char *name);
+
+/* intake_table.c: mutex held */
+void intakes_init(struct sched *s);
+void intakes_free(struct sched *s);
+struct intake *intake_find(struct sched *s, const char *path); /* NULL */
+/* The intake of a place, a new one if there is none; it is looked at in the next round.  NULL: no memory. */
+struct intake *intake_get(struct sched *s, const struct place *p, int64_t now);
+void intake_rest(struct sched *s, struct intake *i);
+void intakes_forget(struct sched *s, int64_t before); /* resting ones that were last changed before that */
 
 /* space.c: mutex held */
 enum { MAX_OWNERS = 1024 };

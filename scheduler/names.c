@@ -12,19 +12,18 @@ const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* Fills *p when the layout calls path[0..end) the root of an object. */
-static bool place_at(const char *path, size_t end, struct place *p)
+/* The innermost object that a path belongs to: a prompt in services/NAME/ask is one of its own. */
+bool place_of(const char *path, struct place *p)
 {
     struct layout_match m;
-    char root[sizeof(p->root)];
+    size_t end;
 
-    memcpy(root, path, end);
-    root[end] = '\0';
-    if (layout_lookup(root, &m) || m.entry->object == OBJ_NONE || m.nargs == 0)
+    if (strlen(path) >= sizeof(p->root) || layout_object(path, &m, &end))
         return false;
     p->kind = m.entry->object;
     p->folder = m.entry->kind != LK_USER_FILE;
-    memcpy(p->root, root, end + 1);
+    memcpy(p->root, path, end);
+    p->root[end] = '\0';
     if (m.nargs > 1)
         snprintf(p->name, sizeof(p->name), "%s/%s", m.arg[0], m.arg[1]);
     else
@@ -32,22 +31,6 @@ static bool place_at(const char *path, size_t end, struct place *p)
     p->is_root = path[end] == '\0';
     p->rest = path + end + !p->is_root;
     return true;
-}
-
-/* The innermost object that a path belongs to: a prompt in services/NAME/ask is one of its own. */
-bool place_of(const char *path, struct place *p)
-{
-    size_t n = strlen(path), end = 0;
-    bool found = false;
-
-    if (n >= sizeof(p->root))
-        return false;
-    while (end < n) {
-        end += strcspn(path + end + (end > 0), "/") + (end > 0);
-        if (place_at(path, end, p))
-            found = true;
-    }
-    return found;
 }
 
 static void add_part(char *out, size_t n, const char *part)

@@ -238,6 +238,7 @@ int sched_prepare(const struct sched_config *c, struct sched **out, struct dtx_e
     *out = NULL;
     if (!s)
         return dtx_fail(e, -ENOMEM, "out of memory");
+    intakes_init(s);
     s->store_fd = s->tree_fd = s->lock_fd = s->log_fd = s->wake = -1;
     pthread_mutex_init(&s->mutex, NULL);
     pthread_cond_init(&s->answered, NULL);
@@ -321,11 +322,7 @@ static void free_model(struct sched *s)
         experiment_free(s->exps[i]);
     for (int i = 0; i < s->nchanges; i++)
         free(s->changes[i]);
-    while (s->intakes) {
-        struct intake *i = s->intakes;
-        s->intakes = i->next;
-        intake_free(i);
-    }
+    intakes_free(s);
     while (s->hidden) {
         struct hidden *h = s->hidden;
         s->hidden = h->next;

@@ -52,16 +52,14 @@ bool space_used_up(struct sched *s, uid_t uid, char *words, size_t n)
 static void mark_cut_off(struct sched *s, const char *path, const char *words)
 {
     struct place p;
+    struct intake *i = place_of(path, &p) ? intake_find(s, p.root) : NULL;
 
-    if (!place_of(path, &p))
+    if (!i || !i->dirty)
         return;
-    for (struct intake *i = s->intakes; i; i = i->next)
-        if (i->dirty && strcmp(i->path, p.root) == 0) {
-            set_text(&i->no_space, words);
-            if (!i->cut_off)
-                set_text(&i->cut_off, path);
-            sched_changed(s, "%s", i->path);
-        }
+    set_text(&i->no_space, words);
+    if (!i->cut_off)
+        set_text(&i->cut_off, path);
+    sched_changed(s, "%s", i->path);
 }
 
 void sched_no_space(struct sched *s, const char *path, const struct caller *who, const char *words)

@@ -1,6 +1,5 @@
 #include "scheduler/base/text.h"
 
-#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,14 +110,23 @@ void text_flatten(char *s)
             memset(s, ' ', n);
 }
 
+static bool ends_in(const char *name, size_t n, const char *end)
+{
+    size_t k = strlen(end);
+
+    return n >= k && memcmp(name + n - k, end, k) == 0;
+}
+
+/* .*  *~  *.tmp  *.part  *.sw?  sed??????  4913 */
 bool name_is_leftover(const char *name)
 {
-    static const char *const patterns[] = {".*", "*~", "*.sw?", "*.tmp", "*.part", "sed??????", "4913"};
+    size_t n = strlen(name);
 
-    for (size_t i = 0; i < sizeof(patterns) / sizeof(patterns[0]); i++)
-        if (fnmatch(patterns[i], name, 0) == 0)
-            return true;
-    return false;
+    if (n == 0)
+        return false;
+    return name[0] == '.' || name[n - 1] == '~' || ends_in(name, n, ".tmp") || ends_in(name, n, ".part") ||
+           ends_in(name, n - 1, ".sw") || (n == 9 && memcmp(name, "sed", 3) == 0) ||
+           strcmp(name, "4913") == 0;
 }
 
 int name_check(const char *name, struct dtx_err *e)

@@ -2,6 +2,7 @@
  * there. */
 #include <check.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,8 +62,38 @@ START_TEST(patterns_are_well_formed)
         ck_assert_msg(braces <= LAYOUT_MAX_ARGS, "%s: %d names", p, braces);
         ck_assert_msg(!rest || (rest[2] == '\0' && rest > p && rest[-1] == '/'), "%s: ** not last", p);
         ck_assert_msg(!strstr(p, "//") && p[0] != '/', "%s: slashes", p);
+        ck_assert_msg(p[0] != '{' && p[0] != '*', "%s: begins with no literal", p);
         for (size_t k = 0; k < i; k++)
             ck_assert_msg(strcmp(layout_table[k].pattern, p) != 0, "%s: twice", p);
+    }
+}
+END_TEST
+
+/* The object of a path: the longest beginning of it that is an object's root. */
+START_TEST(objects_are_found_from_any_depth)
+{
+    for (size_t i = 0; i < layout_count; i++) {
+        char path[512], part[512];
+        struct layout_match m, want = {.nargs = 0};
+        size_t end = 0, want_end = 0;
+
+        example_path(layout_table[i].pattern, path, sizeof(path));
+        for (size_t n = 1; n <= strlen(path); n++) {
+            if (path[n] != '/' && path[n] != '\0')
+                continue;
+            snprintf(part, sizeof(part), "%.*s", (int)n, path);
+            if (layout_lookup(part, &m) || m.entry->object == OBJ_NONE || !m.nargs)
+                continue;
+            want = m;
+            want_end = n;
+        }
+        if (!want.nargs) {
+            ck_assert_msg(layout_object(path, &m, &end) == -ENOENT, "%s: in an object", path);
+            continue;
+        }
+        ck_assert_msg(layout_object(path, &m, &end) == 0, "%s: in no object", path);
+        ck_assert_msg(m.entry == want.entry && end == want_end && m.nargs == want.nargs, "%s: in %s", path,
+                      m.entry->pattern);
     }
 }
 END_TEST
@@ -371,6 +402,7 @@ int main(void)
 
     tcase_add_test(t, every_row_is_reached_by_its_own_example);
     tcase_add_test(t, patterns_are_well_formed);
+    tcase_add_test(t, objects_are_found_from_any_depth);
     tcase_add_test(t, every_row_says_what_it_is);
     tcase_add_test(t, every_folder_has_what_the_rules_ask);
     tcase_add_test(t, parents_are_folders);

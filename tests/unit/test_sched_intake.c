@@ -103,6 +103,40 @@ START_TEST(spec_without_release)
 }
 END_TEST
 
+/* What was taken is remembered for ten seconds, to know its echo, and is no work meanwhile. */
+START_TEST(what_is_taken_rests)
+{
+    enum { N = 300 };
+    struct intake *first;
+    char path[64];
+
+    for (int i = 0; i < N; i++) {
+        snprintf(path, sizeof(path), "paramgroups/p%d.json", i);
+        file(path, "{}");
+        at(0, path, DROP_CREATE);
+        at(0, path, DROP_RELEASE);
+    }
+    round_at(0.3);
+    ck_assert_int_eq(PG("p0"), ST_READY);
+    ck_assert_int_eq(PG("p299"), ST_READY);
+    ck_assert(TAILQ_EMPTY(&fake_sched->intakes));
+    ck_assert_int_eq(intake_next(fake_sched), INT64_MAX);
+    first = intake_find(fake_sched, "paramgroups/p0.json");
+    ck_assert_ptr_nonnull(first);
+    at(5, "paramgroups/p0.json", DROP_WRITE); /* one wakes */
+    ck_assert_ptr_eq(TAILQ_FIRST(&fake_sched->intakes), first);
+    ck_assert_ptr_null(TAILQ_NEXT(first, list));
+    round_at(5.1);
+    ck_assert_int_eq(PG("p0"), ST_RECEIVING);
+    round_at(10.1);
+    ck_assert_int_eq(PG("p0"), ST_READY);
+    ck_assert_ptr_null(intake_find(fake_sched, "paramgroups/p1.json"));
+    ck_assert_ptr_eq(intake_find(fake_sched, "paramgroups/p0.json"), first);
+    round_at(16);
+    ck_assert(TAILQ_EMPTY(&fake_sched->resting));
+}
+END_TEST
+
 /* Modes and times are not content. */
 START_TEST(metadata_alone)
 {
@@ -316,6 +350,7 @@ int main(int argc, char **argv)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, spec_after_release);
     tcase_add_test(t, spec_without_release);
+    tcase_add_test(t, what_is_taken_rests);
     tcase_add_test(t, metadata_alone);
     tcase_add_test(t, spec_renamed_in);
     tcase_add_test(t, empty_spec_waits);

@@ -158,6 +158,16 @@ static inline const json_t *harness_wait(struct harness *h, enum proto_type type
     }
 }
 
+/* What has come so far is old news. */
+static inline void harness_pass_over(struct harness *h)
+{
+    struct pollfd p = {h->sock, POLLIN, 0};
+
+    while (poll(&p, 1, 0) > 0 && harness_read(h, 0))
+        ;
+    h->next = json_array_size(h->seen);
+}
+
 struct harness_want {
     const char *id, *state;
 };
