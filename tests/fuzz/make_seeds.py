@@ -190,6 +190,32 @@ def adapter(root):
         put(root, "fuzz_adapter", name, json.dumps(config).encode() + b"\n%%\n" + tensor_file(tensors))
 
 
+# ---- base models (fuzz_model.c)
+
+def base_model(root):
+    h, ffn, kv, vocab = 4, 6, 2, 258
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", num_hidden_layers=1, hidden_size=h, intermediate_size=ffn,
+                  num_attention_heads=2, num_key_value_heads=1, vocab_size=vocab, max_position_embeddings=64, rms_norm_eps=1e-5,
+                  rope_theta=10000.0, tie_word_embeddings=True, torch_dtype="bfloat16",
+                  bos_token_id=0, eos_token_id=1)
+    shapes = {"model.embed_tokens.weight": [vocab, h], "model.norm.weight": [h], "input_layernorm.weight": [h],
+              "post_attention_layernorm.weight": [h], "self_attn.q_proj.weight": [h, h], "self_attn.k_proj.weight": [kv, h],
+              "self_attn.v_proj.weight": [kv, h], "self_attn.o_proj.weight": [h, h], "mlp.gate_proj.weight": [ffn, h],
+              "mlp.up_proj.weight": [ffn, h], "mlp.down_proj.weight": [h, ffn]}
+    size = lambda shape: shape[0] * (shape[1] if len(shape) > 1 else 1)
+    tensors = [(n if n.startswith("model.") else "model.layers.0." + n, "BF16", s, b"\x80\x3f" * size(s)) for n, s in shapes.items()]
+    words = tokenizer(["aa", "ab"], ["a a", "a b"], dict(type="ByteLevel", add_prefix_space=False, use_regex=True))
+    index = dict(weight_map={t[0]: "ab"[i % 2] + ".safetensors" for i, t in enumerate(tensors)})
+    join = lambda *parts: b"\n%%\n".join(p if isinstance(p, bytes) else p.encode() for p in parts)
+    put(root, "fuzz_model", "one", join(json.dumps(config), "", tensor_file(tensors), "", words))
+    put(root, "fuzz_model", "shards", join(json.dumps(config), json.dumps(index), tensor_file(tensors[::2]), tensor_file(tensors[1::2]), words))
+    put(root, "fuzz_model", "cut", join(json.dumps(config), json.dumps(index), tensor_file(tensors[::2])[:-3], b"", words))
+    put(root, "fuzz_model", "outside", join(json.dumps(config), json.dumps(dict(weight_map={"x": "../a.safetensors"})), b"x", b"", words))
+    put(root, "fuzz_model", "qwen2", join(json.dumps(dict(config, architectures=["Qwen2ForCausalLM"], model_type="qwen2", sliding_window=8,
+                                                          rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0,
+                                                                            high_freq_factor=4.0, original_max_position_embeddings=32))), ""))
+
+
 # ---- saved states: the first byte says what the target puts right (fuzz_restore.c)
 
 def state(root):
@@ -267,7 +293,7 @@ def messages(root):
 
 
 def main():
-    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, state, specs, paths, messages):
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, base_model, state, specs, paths, messages):
         make(sys.argv[1])
 
 
