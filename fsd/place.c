@@ -1,5 +1,8 @@
 /* What the layout says about a path. */
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "fsd/fs.h"
 #include "scheduler/base/text.h"
@@ -123,7 +126,42 @@ static int check_twin(struct fs *f, uint64_t parent, const char *name)
     return rc;
 }
 
-int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p)
+/* NAME.json and NAME/ are one experiment or service, NAME.txt and NAME/ (or NAME.md) a prompt and its
+ * answers. The other half of a name; false: it has none. */
+static bool other_half(const struct place *p, const char *name, char *out, size_t size)
+{
+    enum object_kind kind = p->m.entry->object;
+    int stem = (int)strlen(name) - (kind == OBJ_COMPARE || kind == OBJ_ASK ? 4 : 5);
+
+    if (kind != OBJ_EXPERIMENT && kind != OBJ_SERVICE && kind != OBJ_COMPARE && kind != OBJ_ASK)
+        return false;
+    if (p->m.entry->kind == LK_USER_FILE)
+        snprintf(out, size, "%.*s%s", stem, name, kind == OBJ_ASK ? ".md" : "");
+    else
+        snprintf(out, size, "%s.json", name);
+    return true;
+}
+
+/* Either half may be there without the other: who adds it must be whose the first is. */
+static int check_other_half(struct fs *f, uint64_t parent, const char *name, const struct place *p, uid_t uid)
+{
+    char other[FS_NAME_MAX + 8];
+    struct backing_fd dir;
+    struct stat st;
+    bool taken;
+    int rc;
+
+    if (!f->root || uid == 0 || !other_half(p, name, other, sizeof(other)))
+        return 0;
+    rc = backing_get(f->backing, parent, &dir);
+    if (rc)
+        return rc;
+    taken = fstatat(dir.fd, other, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_uid != uid;
+    backing_put(f->backing, &dir);
+    return taken ? -EEXIST : 0;
+}
+
+int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, uid_t uid, struct place *p)
 {
     struct place folder;
     int rc = place_of_child(f, parent, name, p);
@@ -143,6 +181,8 @@ int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t typ
         rc = check_object_name(p, &folder, name, type);
     if (!rc && folder.m.entry->kind == LK_DROP_DIR)
         rc = check_twin(f, parent, name);
+    if (!rc && folder.m.entry->kind == LK_DROP_DIR)
+        rc = check_other_half(f, parent, name, p, uid);
     place_release(&folder);
     return rc;
 }

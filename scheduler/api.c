@@ -108,18 +108,21 @@ static void match_path(const struct layout_match *m, char *out, size_t n)
 
 /* ---- reading ---- */
 
-/* The group may steer what its owner lets it write: the spec; once that is gone, the folder. */
+/* The group may steer what its owner lets it write: the spec; once that is gone (another's of its name is no
+ * part of it), the folder. */
 static mode_t control_closed(struct sched *s, const struct subject *it)
 {
     const char *collection = it->exp ? "experiments" : "services";
     const char *name = it->exp ? it->exp->name : it->object->name;
+    uid_t owner = it->exp ? it->exp->uid : it->object->uid;
     char path[PATH_MAX];
     struct stat st;
+    bool root = geteuid() == 0;
 
     snprintf(path, sizeof(path), "%s/%s.json", collection, name);
-    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW)) {
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) || (root && st.st_uid != owner)) {
         path[strlen(path) - 5] = '\0';
-        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW))
+        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) || (root && st.st_uid != owner))
             return 020;
     }
     return ~st.st_mode & 020;

@@ -254,7 +254,7 @@ static void note_modes(struct sched *s, const struct intake *i, const struct sta
     struct object *o = i->kind == OBJ_EXPERIMENT ? NULL : object_find(s, i->kind, i->name);
     struct experiment *x = i->kind == OBJ_EXPERIMENT ? experiment_find(s, i->name) : NULL;
 
-    if (x && geteuid() == 0)
+    if (x && geteuid() == 0 && st->uid == x->uid)
         x->gid = st->gid; /* whom the owner lets steer it */
     if (!o)
         return;

@@ -156,7 +156,7 @@ void experiment_close_folder(struct sched *s, const struct experiment *x)
     snprintf(folder, sizeof(folder), "experiments/%s", x->name);
     gone = privacy_of_path(s->tree_fd, folder);
     snprintf(path, sizeof(path), "experiments/%s.json", x->name);
-    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && (geteuid() != 0 || st.st_uid == x->uid)) {
         closed = privacy_of(st.st_mode);
         group = st.st_mode & 020; /* may steer it */
     } else {

@@ -104,14 +104,15 @@ alice sh -c "umask 077; echo '$secret' >'$M/models/compare/mine.txt'"
 mallory ln -s "$T/outside" "$M/services/link"
 mallory sh -c "ln -s '$T/outside' '$M/services/spec'; echo '{\"model\":\"lantern\"}' >'$M/services/spec.json'"
 mallory sh -c "ln -s '$T/outside' '$M/models/compare/dir.txt'; ln -s '$T/outside/file' '$M/models/compare/file.txt'"
-mallory sh -c "for n in dir.txt file.txt mine.txt README.md; do echo hi >'$M/models/compare/'\$n.txt; done"
+mallory sh -c "for n in dir.txt file.txt README.md; do echo hi >'$M/models/compare/'\$n.txt; done"
 bad=
-for f in services/link services/spec models/compare/dir.txt models/compare/file.txt models/compare/mine.txt models/compare/README.md; do
+for f in services/link services/spec models/compare/dir.txt models/compare/file.txt models/compare/README.md; do
     wait_state 15 "$M/$f.status" REJECTED FAILED >/dev/null || bad="$bad $f:$(state_of "$M/$f.status")"
 done
 [ -z "$bad" ] && ok "services behind links, and prompts whose answers have another's name" || fail "services behind links, and prompts whose answers have another's name" "$bad"
 [ "$(outside)" = "$before" ] && ok "nothing outside is made or changed" || fail "nothing outside is made or changed" "$(outside)"
-refused "nor another's prompt" cat "$M/models/compare/mine.txt"
+refused "a prompt whose answers would be another's prompt" sh -c "echo hi >'$M/models/compare/mine.txt.txt'"
+refused "which stays private" cat "$M/models/compare/mine.txt"
 chmod 700 "$M/models/base/lantern"
 mallory sh -c "mkdir '$M/models/base/theft' && cd '$M/models/base/theft' && for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do ln -s ../lantern/\$f; done; touch _SUCCESS"
 wait_state 15 "$M/models/base/theft.status" REJECTED >/dev/null && ok "a private model through links" || fail "a private model through links" "$(head -n 2 "$M/models/base/theft.status")"

@@ -117,6 +117,20 @@ as_nobody sh -c "echo '{\"jobs\":[{\"name\":\"01-priv\",\"model\":\"lantern-2m\"
 check "an experiment that would replace another's model" wait_state 20 "$M/experiments/own.status" REJECTED
 [ "$(alice stat -c '%i' "$M/models/tuned/own.01-priv/adapter_model.safetensors")" = "$model" ] && ok "the model is still there" || fail "the model is still there" "$(ls -la "$M/models/tuned")"
 
+# ---- a spec and what was made of it: either half may be there alone, and the other is its owner's ----
+alice sh -c "printf '%s' '$(spec open ages)' >'$M/experiments/half.json'"
+check "an experiment" wait_state 30 "$M/experiments/half.status" PROCESSING
+alice sh -c "rm '$M/experiments/half.json'; rm '$M/models/compare/mine.txt'; mkdir '$M/services/half'; echo '{\"model\":\"lantern-2m\"}' >'$M/services/half2.json'"
+check "a service that is a folder" wait_for 10 test -e "$M/services/half/ask"
+refused "a stranger's spec for it" sh -c "umask 0; echo '{}' >'$M/experiments/half.json'"
+refused "or one renamed to it" sh -c "echo '{}' >'$M/experiments/.half' && mv '$M/experiments/.half' '$M/experiments/half.json'"
+refused "a stranger's prompt for another's answers" sh -c "echo hi >'$M/models/compare/mine.txt'"
+refused "a stranger's spec of another's service" sh -c "echo '{\"model\":\"lantern-2m\"}' >'$M/services/half.json'"
+printf '%s' '{}' >"$S/tree/experiments/half.json" && chown 65534:65534 "$S/tree/experiments/half.json" && chmod 666 "$S/tree/experiments/half.json"
+sleep 2
+refused "nor does one behind the mount's back give control" sh -c "echo cancel >'$M/experiments/half/control'"
+alice sh -c "echo cancel >'$M/experiments/half/control'"
+
 # ---- groups: also the second ones of a process ----
 as_nobody sh -c "printf '%s' '$(spec open p)' >'$M/experiments/any.json'"
 alice sh -c "echo '${Q/\"max_steps\":2/\"max_steps\":100000}' >'$M/paramgroups/long.json'"
