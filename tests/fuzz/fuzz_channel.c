@@ -68,7 +68,7 @@ static void check_reply(const uint8_t *was, const uint8_t *is, size_t n, bool in
 }
 
 /* As libfuse does it: the header is one part, what follows another, or several. */
-static void reply(int kernel, int ours, const uint8_t *data, size_t n, bool parts, bool open,
+static void reply(int kernel, int ours, const uint8_t *data, size_t n, bool parts, bool *open,
                   struct channel *c)
 {
     size_t head = sizeof(struct fuse_out_header), half = head + (n - head) / 16 * 8;
@@ -89,8 +89,9 @@ static void reply(int kernel, int ours, const uint8_t *data, size_t n, bool part
     got = recv(kernel, sent, sizeof(sent), MSG_DONTWAIT);
     FUZZ_ASSERT(got == (dropped ? -1 : (ssize_t)n));
     if (!dropped)
-        check_reply(data, sent, n, init, open && count == 2 && !h->error);
+        check_reply(data, sent, n, init, *open && count == 2 && !h->error);
     FUZZ_ASSERT(!init || !c->init_unique);
+    *open &= init; /* that of INIT is no reply to OPEN */
     for (int i = 0; i < count; i++)
         free(iov[i].iov_base);
 }
@@ -108,8 +109,7 @@ static void play(int kernel, int ours, const uint8_t *data, size_t size, struct 
         if (what == REQUEST && n) {
             request(kernel, ours, data, n);
         } else if ((what == REPLY || what == REPLY_IN_PARTS) && n >= sizeof(struct fuse_out_header)) {
-            reply(kernel, ours, data, n, what == REPLY_IN_PARTS, open, c);
-            open = false;
+            reply(kernel, ours, data, n, what == REPLY_IN_PARTS, &open, c);
         } else if (what == NEXT_OPEN) {
             channel_next_open(DTX_FOPEN_PASSTHROUGH, (uint32_t)size);
             open = true;
