@@ -64,7 +64,8 @@ int place_of_child(struct fs *f, uint64_t parent, const char *name, struct place
 int place_of_path(const char *path, struct place *p);
 void place_release(struct place *p);
 /* May a caller create an object of this type (S_IFMT) of this name here?  Fills p. */
-int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, struct place *p);
+int place_may_create(struct fs *f, uint64_t parent, const char *name, mode_t type, uid_t uid,
+                     struct place *p);
 
 /* ---- attr.c: attributes of nodes and names ---- */
 

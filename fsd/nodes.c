@@ -14,6 +14,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "fsd/change_log.h"
 #include "fsd/nodes_db.h"
@@ -631,6 +632,17 @@ void nodes_close(struct nodes *n)
 
 /* ---- what callers use ---- */
 
+/* An NFS server hands (id, generation) out as a handle, and takes one from whoever sends it, past the modes
+ * of the folders above.  Ids count up, so the generation is what cannot be guessed. */
+static uint64_t new_generation(const struct nodes *n)
+{
+    uint32_t random = 0;
+
+    if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != sizeof(random) || !random)
+        return n->generation;
+    return random;
+}
+
 /* The node that `what` is, or a new one (mu held). */
 static int node_for(struct nodes *n, const struct node_info *what, struct name *old, struct node **out)
 {
@@ -644,7 +656,7 @@ static int node_for(struct nodes *n, const struct node_info *what, struct name *
     if (*out)
         return 0;
     info.id = take_id(n);
-    info.generation = n->generation;
+    info.generation = new_generation(n);
     if (info.id == 0)
         return -ENOSPC;
     *out = add_node(n, &info);

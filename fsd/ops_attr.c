@@ -290,6 +290,30 @@ static bool writable_xattrs(struct fs *f, uint64_t id)
     return nodes_get(f->nodes, id, &node) != 0 || node.owner != NODE_STORE;
 }
 
+/* On many disks a value takes blocks: it is claimed as other growth is.  Nothing was cut off where it is
+ * refused, so the scheduler is not told. */
+static int set_claimed(struct fs *f, uint64_t id, const struct backing_fd *file, const char *target,
+                       const char *name, const char *value, size_t size, int flags)
+{
+    struct buf path = BUF_INIT;
+    struct space_claim claim;
+    char why[SPACE_WORDS];
+    struct stat st;
+    int rc;
+
+    if (fstat(file->fd, &st))
+        return -errno;
+    rc = space_claim_bytes(f->space, st.st_uid, (int64_t)(size + strlen(name)), &claim, why);
+    if (rc)
+        return rc;
+    rc = setxattr(target, name, value, size, flags) ? -errno : 0;
+    if (nodes_path(f->nodes, id, &path))
+        buf_release(&path);
+    space_settle(f->space, &claim, file->fd, path.p);
+    buf_release(&path);
+    return rc;
+}
+
 void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
                     int flags)
 {
@@ -300,7 +324,7 @@ void fs_op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char
 
     if (!rc) {
         bool again = fs_again(req);
-        rc = setxattr(path, name, value, size, flags) ? -errno : 0;
+        rc = set_claimed(f, ino, &file, path, name, value, size, flags);
         if (rc == -EEXIST && again)
             rc = 0;
         backing_put(f->backing, &file);

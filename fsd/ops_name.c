@@ -21,7 +21,7 @@ static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t 
 {
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
-    int rc = place_may_create(f, parent, name, type, &s->p);
+    int rc = place_may_create(f, parent, name, type, who.uid, &s->p);
 
     s->parent = parent;
     s->claim = (struct space_claim){.bytes = -1};

@@ -33,7 +33,7 @@ static int rename_own(fuse_req_t req, const struct rename *r)
 }
 
 /* May the thing at one end go to the other? */
-static int check_ends(struct fs *f, struct rename *r)
+static int check_ends(struct fs *f, struct rename *r, uid_t uid)
 {
     struct stat from, to;
     struct place back;
@@ -45,13 +45,13 @@ static int check_ends(struct fs *f, struct rename *r)
         return -errno;
     if ((r->flags & RENAME_WHITEOUT) && r->from.m.entry->kind != LK_USER_ANY)
         return -EPERM; /* no device instead of a spec or an object */
-    rc = place_may_create(f, r->newparent, r->newname, from.st_mode, &r->to);
+    rc = place_may_create(f, r->newparent, r->newname, from.st_mode, uid, &r->to);
     if (rc)
         return rc;
     r->replaces = fstatat(r->newdir.fd, r->newname, &to, AT_SYMLINK_NOFOLLOW) == 0;
     if (!(r->flags & RENAME_EXCHANGE) || !r->replaces)
         return 0;
-    rc = place_may_create(f, r->parent, r->name, to.st_mode, &back);
+    rc = place_may_create(f, r->parent, r->name, to.st_mode, uid, &back);
     place_release(&back);
     return rc;
 }
@@ -163,7 +163,7 @@ static int rename_user(fuse_req_t req, struct rename *r)
     if (r->made) /* it was allowed then */
         rc = place_of_child(f, r->newparent, r->newname, &r->to);
     else
-        rc = check_ends(f, r);
+        rc = check_ends(f, r, fuse_req_ctx(req)->uid);
     if (!rc && !r->made)
         rc = check_holders(req, r);
     if (!rc)

@@ -204,14 +204,15 @@ static bool is_allocated(int fd, off_t off, off_t n)
 /* The same for what was allocated ahead, where SEEK_DATA finds nothing. */
 static bool is_mapped(int fd, off_t off, off_t n)
 {
-    struct {
+    union {
         struct fiemap map;
-        struct fiemap_extent extent;
+        uint8_t room[sizeof(struct fiemap) + sizeof(struct fiemap_extent)];
     } q = {.map = {.fm_start = (uint64_t)off, .fm_length = (uint64_t)n, .fm_extent_count = 1}};
+    const struct fiemap_extent *extent = q.map.fm_extents;
 
     return ioctl(fd, FS_IOC_FIEMAP, &q.map) == 0 && q.map.fm_mapped_extents == 1 &&
-           !(q.extent.fe_flags & FIEMAP_EXTENT_SHARED) && q.extent.fe_logical <= (uint64_t)off &&
-           q.extent.fe_length >= (uint64_t)(off - (off_t)q.extent.fe_logical) + (uint64_t)n;
+           !(extent->fe_flags & FIEMAP_EXTENT_SHARED) && extent->fe_logical <= (uint64_t)off &&
+           extent->fe_length >= (uint64_t)(off - (off_t)extent->fe_logical) + (uint64_t)n;
 }
 
 /* How much longer, in blocks, a file gets at most. */

@@ -254,7 +254,7 @@ static int read_config(const json_t *o, struct dtx_model_config *c, struct dtx_e
 
 int model_config_load(int dirfd, const char *dir, struct dtx_model_config *c, struct dtx_err *e)
 {
-    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
+    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), rc;
     json_t *o;
 
     memset(c, 0, sizeof(*c));

@@ -281,14 +281,14 @@ static int map_file(int dirfd, const char *path, struct st_file *f, struct dtx_e
     struct stat st;
     void *p;
 
-    f->fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    f->fd = fd_open_file(dirfd, path, e);
     if (f->fd < 0)
-        return dtx_fail_errno(e, "cannot open %s", path);
+        return f->fd;
     f->name = strdup(path);
     if (!f->name)
         return dtx_fail(e, -ENOMEM, "%s: out of memory", path);
-    if (fstat(f->fd, &st) || !S_ISREG(st.st_mode))
-        return dtx_fail(e, -EINVAL, "%s is not a regular file", path);
+    if (fstat(f->fd, &st))
+        return dtx_fail_errno(e, "cannot look at %s", path);
     if (st.st_size == 0)
         return 0;
     p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, f->fd, 0);
@@ -491,9 +491,9 @@ static int open_model(int fd, struct st_set **out, struct dtx_err *e)
     json_t *index;
     int rc;
 
-    if (faccessat(fd, "model.safetensors", F_OK, 0) == 0)
+    if (faccessat(fd, "model.safetensors", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
         return st_open(fd, "model.safetensors", out, e);
-    if (faccessat(fd, "model.safetensors.index.json", F_OK, 0) == 0) {
+    if (faccessat(fd, "model.safetensors.index.json", F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
         rc = json_parse_file(fd, "model.safetensors.index.json", ST_MAX_INDEX, &index, e);
         if (rc)
             return rc;
@@ -501,8 +501,8 @@ static int open_model(int fd, struct st_set **out, struct dtx_err *e)
         json_decref(index);
         return rc;
     }
-    if (faccessat(fd, "pytorch_model.bin", F_OK, 0) == 0 ||
-        faccessat(fd, "pytorch_model.bin.index.json", F_OK, 0) == 0)
+    if (faccessat(fd, "pytorch_model.bin", F_OK, AT_SYMLINK_NOFOLLOW) == 0 ||
+        faccessat(fd, "pytorch_model.bin.index.json", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
         return dtx_fail(e, -ENOENT,
                         "the model has only pytorch_model.bin: copy its *.safetensors files instead");
     return dtx_fail(e, -ENOENT,
@@ -511,7 +511,7 @@ static int open_model(int fd, struct st_set **out, struct dtx_err *e)
 
 int st_open_model(int dirfd, const char *dir, struct st_set **out, struct dtx_err *e)
 {
-    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
+    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), rc;
 
     *out = NULL;
     if (fd < 0)

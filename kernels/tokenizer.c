@@ -36,7 +36,7 @@ void dtx_ids_release(struct dtx_ids *ids)
 
 static bool has(int fd, const char *name)
 {
-    return faccessat(fd, name, F_OK, 0) == 0;
+    return faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 /* Models that were made with SentencePiece: their tokenizer.json is a translation of tokenizer.model. */
@@ -59,7 +59,7 @@ static bool prefers_model_file(int fd)
 static bool is_sentencepiece(int fd)
 {
     unsigned char first = 0;
-    int f = openat(fd, "tokenizer.model", O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    int f = fd_open_file(fd, "tokenizer.model", NULL);
     bool yes = f >= 0 && read(f, &first, 1) == 1 && first == 0x0a;
 
     if (f >= 0)
@@ -125,7 +125,7 @@ static int load_folder(struct dtx_tokenizer *t, int fd, struct sha256 *sha, stru
 
 int dtx_tokenizer_load(int dirfd, const char *dir, struct dtx_tokenizer **out, struct dtx_err *e)
 {
-    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = -ENOMEM;
+    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), rc = -ENOMEM;
     struct dtx_tokenizer *t;
     struct sha256 *sha;
 

@@ -43,7 +43,7 @@ static int load_object(int fd, const char *name, struct sha256 *sha, json_t **ou
     int rc;
 
     *out = NULL;
-    if (faccessat(fd, name, F_OK, 0))
+    if (faccessat(fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
         return 0;
     rc = fd_read_file(fd, name, TOK_MAX_CONFIG, &b, e);
     if (rc == 0 && sha) {

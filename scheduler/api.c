@@ -108,18 +108,21 @@ static void match_path(const struct layout_match *m, char *out, size_t n)
 
 /* ---- reading ---- */
 
-/* The group may steer what its owner lets it write: the spec; once that is gone, the folder. */
+/* The group may steer what its owner lets it write: the spec; once that is gone (another's of its name is no
+ * part of it), the folder. */
 static mode_t control_closed(struct sched *s, const struct subject *it)
 {
     const char *collection = it->exp ? "experiments" : "services";
     const char *name = it->exp ? it->exp->name : it->object->name;
+    uid_t owner = it->exp ? it->exp->uid : it->object->uid;
     char path[PATH_MAX];
     struct stat st;
+    bool root = geteuid() == 0;
 
     snprintf(path, sizeof(path), "%s/%s.json", collection, name);
-    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW)) {
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) || (root && st.st_uid != owner)) {
         path[strlen(path) - 5] = '\0';
-        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW))
+        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) || (root && st.st_uid != owner))
             return 020;
     }
     return ~st.st_mode & 020;
@@ -331,6 +334,27 @@ static int may_remove(struct sched *s, const struct layout_match *m, const char 
     return caller_may(s, who, st.st_uid, st.st_gid, m->entry->mode) ? 0 : -EPERM;
 }
 
+/* Not through a service's folder that was exchanged for a link meanwhile. */
+static int unlink_beneath(struct sched *s, const char *path, const struct caller *who)
+{
+    char dir[PATH_MAX];
+    struct stat st;
+    int fd, rc = 0;
+
+    snprintf(dir, sizeof(dir), "%.*s", (int)(strrchr(path, '/') - path), path);
+    fd = open_beneath(s->tree_fd, dir, O_PATH | O_DIRECTORY);
+    if (fd < 0)
+        return -errno;
+    if (fstatat(fd, base_name(path), &st, AT_SYMLINK_NOFOLLOW))
+        rc = -errno;
+    else if (!caller_may(s, who, st.st_uid, st.st_gid, 0))
+        rc = -EPERM;
+    else if (unlinkat(fd, base_name(path), 0))
+        rc = -errno;
+    close(fd);
+    return rc;
+}
+
 int sched_unlink(struct sched *s, const struct layout_match *m, const struct caller *who)
 {
     char path[PATH_MAX];
@@ -347,7 +371,7 @@ int sched_unlink(struct sched *s, const struct layout_match *m, const struct cal
         return rc;
     /* answers are plain files of nobody's state: they go for good */
     if (m->entry->kind == LK_STORE_FILE && strncmp(path, "services/", 9) == 0)
-        return unlinkat(s->tree_fd, path, 0) ? -errno : 0;
+        return unlink_beneath(s, path, who);
     return hide(s, path);
 }
 

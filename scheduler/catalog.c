@@ -405,7 +405,9 @@ static int load_object(struct sched *s, sqlite3_stmt *st)
     column_copy(st, 10, o->stamp, sizeof(o->stamp));
     o->spec = column_json(st, 11);
     o->report = column_json(st, 12);
-    o->closed = o->kind <= OBJ_BASE || o->kind == OBJ_COMPARE ? 077 : 0; /* until the scan has looked */
+    o->closed = o->kind <= OBJ_BASE || o->kind == OBJ_COMPARE || o->kind == OBJ_ASK
+                    ? 077
+                    : 0; /* until the scan has looked */
     return 0;
 }
 

@@ -28,6 +28,17 @@ struct check {
     struct check *next;
 };
 
+/* Where memory ends it ends with who reads a stranger's file, not with dtxd or a training worker. */
+static void be_killed_first(void)
+{
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    (void)!write(fd, "1000", 4);
+    close(fd);
+}
+
 /* In the child, between vfork and exec: async-signal-safe calls only, on a stack frame of its own. */
 static void __attribute__((noinline, noreturn)) become_check(int out, char *const argv[])
 {
@@ -40,6 +51,7 @@ static void __attribute__((noinline, noreturn)) become_check(int out, char *cons
     sigprocmask(SIG_SETMASK, &empty, NULL);
     setpgid(0, 0);
     setpriority(PRIO_PROCESS, 0, 5);
+    be_killed_first();
     setrlimit(RLIMIT_CPU, &cpu);
     setrlimit(RLIMIT_CORE, &none);
     setrlimit(RLIMIT_NOFILE, &files);
@@ -187,15 +199,32 @@ static bool look(struct sched *s, struct check *c, int64_t now)
     return true;
 }
 
+/* In the plugin's folder itself: as root we would tell of any program of the machine whether it is there. */
+static bool is_program(struct sched *s, const struct object *o, const char *program)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    int folder, fd;
+    bool yes;
+
+    snprintf(path, sizeof(path), "%s/%s", object_kind_collection(o->kind), o->name);
+    folder = open_beneath(s->tree_fd, path, O_PATH | O_DIRECTORY);
+    fd = folder < 0 ? -1 : open_beneath(folder, program, O_PATH);
+    yes = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (st.st_mode & 0111);
+    if (fd >= 0)
+        close(fd);
+    if (folder >= 0)
+        close(folder);
+    return yes;
+}
+
 /* Plugins: the description was parsed when it was taken; the program must be there. */
 static void check_plugin(struct sched *s, struct object *o)
 {
     const char *program = json_string_value(json_array_get(json_object_get(o->spec, "command"), 0));
-    char path[PATH_MAX], words[512];
+    char words[512];
 
-    snprintf(path, sizeof(path), "%s/%s/%s", object_kind_collection(o->kind), o->name,
-             program ? program : "");
-    if (program && strncmp(program, "./", 2) == 0 && faccessat(s->tree_fd, path, X_OK, 0)) {
+    if (program && strncmp(program, "./", 2) == 0 && !is_program(s, o, program)) {
         snprintf(words, sizeof(words),
                  "plugin.json: command: %.200s is not there or not executable (chmod +x)", program);
         object_event(s, o, EV_ERROR, words);

@@ -17,7 +17,8 @@
 #include "scheduler/internal.h"
 #include "scheduler/report/report.h"
 
-enum { MAX_MODELS = 256, MAX_TRIES = 2 };
+/* MAX_ANSWERING: prompts of one owner at a time, so that a thousand of them do not make another's wait. */
+enum { MAX_MODELS = 256, MAX_TRIES = 2, MAX_ANSWERING = 32 };
 
 struct ask {
     struct model_ref ref;
@@ -243,21 +244,17 @@ static mode_t closed_answers(struct sched *s, const struct object *o)
     return closed;
 }
 
-static int put_file(struct sched *s, const struct object *o, mode_t closed, const char *dir, const char *name,
-                    const struct buf *b, struct dtx_err *e)
+static int put_file(const struct object *o, mode_t closed, int dir, const char *name, const struct buf *b,
+                    struct dtx_err *e)
 {
-    char path[PATH_MAX];
-    int rc;
+    int rc = fd_replace_file(dir, name, b->p ? b->p : "", b->len, 0644 & ~closed, e);
 
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
-    rc = fd_replace_file(s->tree_fd, path, b->p ? b->p : "", b->len, 0644 & ~closed, e);
     if (rc == 0)
-        give_to(s, path, o->uid, o->gid);
+        give_at(dir, name, o->uid, o->gid);
     return rc;
 }
 
-static int put_text(struct sched *s, const struct object *o, const struct ask *a, mode_t closed,
-                    const char *dir, struct dtx_err *e)
+static int put_text(const struct object *o, const struct ask *a, mode_t closed, int dir, struct dtx_err *e)
 {
     char name[NAME_CAP + 8];
     const char *error = json_str(a->answer, "error", NULL);
@@ -269,58 +266,92 @@ static int put_text(struct sched *s, const struct object *o, const struct ask *a
         if (*c == '/')
             *c = '.';
     buf_addf(&b, "%s%s\n", error ? "ERROR: " : "", error ? error : json_str(a->answer, "text", ""));
-    rc = put_file(s, o, closed, dir, name, &b, e);
+    rc = put_file(o, closed, dir, name, &b, e);
     buf_release(&b);
     return rc;
 }
 
-static int write_comparison(struct sched *s, struct object *o, mode_t closed, const json_t *all,
-                            struct dtx_err *e)
+/* The folder of a prompt's answers.  Only what is a folder, and no link to one, is opened: the mode, the
+ * owner and the files are put into what was opened. */
+static int answers_folder(struct sched *s, const struct object *o, mode_t closed, struct dtx_err *e)
 {
-    char dir[PATH_MAX / 2];
-    struct buf b = BUF_INIT;
-    int rc;
+    char path[PATH_MAX / 2];
+    int fd, rc;
 
-    snprintf(dir, sizeof(dir), "models/compare/%s", o->name);
-    rc = fd_mkdirs(s->tree_fd, dir, 0755 & ~closed, e);
-    if (rc == 0 && fchmodat(s->tree_fd, dir, 0755 & ~closed, 0))
-        rc = dtx_fail_errno(e, "cannot set the permissions of %s", dir);
-    if (rc == 0)
-        give_to(s, dir, o->uid, o->gid);
+    snprintf(path, sizeof(path), "models/compare/%s", o->name);
+    rc = fd_mkdirs(s->tree_fd, path, 0755 & ~closed, e);
+    if (rc)
+        return rc;
+    fd = open_beneath(s->tree_fd, path, O_RDONLY | O_DIRECTORY);
+    if (fd < 0)
+        return dtx_fail_errno(e, "cannot open %s", path);
+    if (fchmod(fd, 0755 & ~closed)) {
+        rc = dtx_fail_errno(e, "cannot set the permissions of %s", path);
+        close(fd);
+        return rc;
+    }
+    if (geteuid() == 0)
+        (void)!fchown(fd, o->uid, o->gid);
+    return fd;
+}
+
+static int put_comparison(const struct object *o, mode_t closed, int dir, const json_t *all,
+                          struct dtx_err *e)
+{
+    struct buf b = BUF_INIT;
+    int rc = 0;
+
     for (int i = 0; rc == 0 && i < o->asking->n; i++)
-        rc = put_text(s, o, &o->asking->v[i], closed, dir, e);
+        rc = put_text(o, &o->asking->v[i], closed, dir, e);
     if (rc == 0) {
         compare_markdown(&b, all);
-        rc = put_file(s, o, closed, dir, "answers.md", &b, e);
+        rc = put_file(o, closed, dir, "answers.md", &b, e);
     }
     if (rc == 0) {
         buf_clear(&b);
         compare_stats_tsv(&b, all);
-        rc = put_file(s, o, closed, dir, "stats.tsv", &b, e);
+        rc = put_file(o, closed, dir, "stats.tsv", &b, e);
     }
     if (rc == 0) {
         buf_clear(&b);
         json_dump_buf(all, &b);
         buf_addc(&b, '\n');
-        rc = put_file(s, o, closed, dir, "answers.json", &b, e);
+        rc = put_file(o, closed, dir, "answers.json", &b, e);
     }
     buf_release(&b);
     return rc;
 }
 
-static int write_answer(struct sched *s, struct object *o, mode_t closed, struct dtx_err *e)
+static int write_comparison(struct sched *s, const struct object *o, mode_t closed, const json_t *all,
+                            struct dtx_err *e)
+{
+    int dir = answers_folder(s, o, closed, e), rc;
+
+    if (dir < 0)
+        return dir;
+    rc = put_comparison(o, closed, dir, all, e);
+    close(dir);
+    return rc;
+}
+
+/* The service's folder may have been exchanged for a link meanwhile. */
+static int write_answer(struct sched *s, const struct object *o, mode_t closed, struct dtx_err *e)
 {
     const char *slash = strchr(o->name, '/'), *error = json_str(o->asking->v[0].answer, "error", NULL);
-    char dir[PATH_MAX / 2], name[NAME_CAP + 8];
+    char path[PATH_MAX / 2], name[NAME_CAP + 8];
     struct buf b = BUF_INIT;
-    int rc;
+    int dir, rc;
 
-    snprintf(dir, sizeof(dir), "services/%.*s/ask", (int)(slash - o->name), o->name);
+    snprintf(path, sizeof(path), "services/%.*s/ask", (int)(slash - o->name), o->name);
     snprintf(name, sizeof(name), "%s.md", slash + 1);
+    dir = open_beneath(s->tree_fd, path, O_RDONLY | O_DIRECTORY);
+    if (dir < 0)
+        return dtx_fail_errno(e, "cannot open %s", path);
     buf_addf(&b, "%s%s\n", error ? "ERROR: " : "",
              error ? error : json_str(o->asking->v[0].answer, "text", ""));
-    rc = put_file(s, o, closed, dir, name, &b, e);
+    rc = put_file(o, closed, dir, name, &b, e);
     buf_release(&b);
+    close(dir);
     return rc;
 }
 
@@ -381,18 +412,57 @@ static void go_on(struct sched *s, struct object *o)
         finish(s, o);
 }
 
+static bool is_prompt(const struct object *o)
+{
+    return o->kind == OBJ_COMPARE || o->kind == OBJ_ASK;
+}
+
+/* How many prompts of each owner are being answered.  Owners beyond the last slot share it. */
+struct answering {
+    struct {
+        uid_t uid;
+        int n;
+    } of[64];
+    int owners;
+};
+
+static int *answering_of(struct answering *a, uid_t uid)
+{
+    int i = 0;
+
+    while (i < a->owners && a->of[i].uid != uid)
+        i++;
+    if (i == a->owners && i < (int)(sizeof(a->of) / sizeof(a->of[0])))
+        a->of[a->owners++].uid = uid;
+    return &a->of[i < a->owners ? i : a->owners - 1].n;
+}
+
+/* First those that are under way, so that what ends makes room at once. */
 void asking_round(struct sched *s, int64_t now)
 {
+    struct answering a = {.owners = 0};
+
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
-        if ((o->kind != OBJ_COMPARE && o->kind != OBJ_ASK) || o->retry_at > now)
+        if (!is_prompt(o) || o->retry_at > now || o->state != ST_ANSWERING)
             continue;
-        if (o->state == ST_ANSWERING && !o->asking)
+        if (!o->asking)
             object_event(s, o, EV_WAIT, NULL); /* dtxd was restarted: ask again */
-        if (o->state == ST_PENDING)
-            begin(s, o);
-        if (o->state == ST_ANSWERING && o->asking)
+        else
             go_on(s, o);
+        if (o->state == ST_ANSWERING)
+            ++*answering_of(&a, o->uid);
+    }
+    for (int i = 0; i < s->nobjects; i++) {
+        struct object *o = s->objects[i];
+        if (!is_prompt(o) || o->retry_at > now || o->state != ST_PENDING ||
+            *answering_of(&a, o->uid) >= MAX_ANSWERING)
+            continue;
+        begin(s, o);
+        if (o->state == ST_ANSWERING && o->asking) {
+            ++*answering_of(&a, o->uid);
+            go_on(s, o);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
@@ -134,6 +135,18 @@ int config_parse(const char *path, const char *text, size_t n, struct settings *
     return rc;
 }
 
+/* The administrator's own, so it may be a link. */
+static int read_config(const char *path, struct buf *text, struct dtx_err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), rc;
+
+    if (fd < 0)
+        return dtx_fail_errno(e, "cannot open %s", path);
+    rc = fd_read_open(fd, path, MAX_SPEC, text, e);
+    close(fd);
+    return rc;
+}
+
 /* A wrong file changes nothing: what was read before stays, and the log says what is wrong. */
 void config_load(struct sched *s)
 {
@@ -143,7 +156,7 @@ void config_load(struct sched *s)
     int rc = 0;
 
     if (s->config_path)
-        rc = fd_read_file(AT_FDCWD, s->config_path, MAX_SPEC, &text, &e);
+        rc = read_config(s->config_path, &text, &e);
     else
         buf_adds(&text, "{}");
     if (rc == 0)

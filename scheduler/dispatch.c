@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "scheduler/base/fdio.h"
+#include "scheduler/base/json.h"
 #include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
@@ -129,26 +130,81 @@ static bool served_by_twin(struct sched *s, struct job *row)
     return true;
 }
 
+static void need_permission(struct buf *words, const char *what, const char *name)
+{
+    buf_addf(words, "waiting for: its owner to let you read %s %s (chmod -R)", what, name);
+}
+
+/* Is it there, and may the experiment's owner read it?  What the name meant when the experiment began may
+ * have been closed since, or be another's by now. */
+static bool need(struct sched *s, const struct job *j, enum object_kind kind, const char *name,
+                 struct buf *words)
+{
+    const char *what = kind == OBJ_BASE ? "model" : "dataset";
+    const struct object *o = object_ready(s, kind, name);
+
+    if (!o)
+        buf_addf(words, "waiting for: %s %s", what, name);
+    else if (!object_readable(o, j->exp->uid, j->exp->gid))
+        need_permission(words, what, name);
+    return !words->len;
+}
+
+static bool need_init(struct sched *s, const struct job *j, struct buf *words)
+{
+    struct model_ref ref = {0};
+
+    snprintf(ref.tuned, sizeof(ref.tuned), "%s", j->init);
+    if (!object_find(s, OBJ_TUNED, j->init))
+        buf_addf(words, "waiting for: model tuned/%s", j->init);
+    else if (!model_readable(s, &ref, j->exp->uid, j->exp->gid))
+        need_permission(words, "model", j->init);
+    return !words->len;
+}
+
+/* A dataset of questions that is gone fails the job in words of its own. */
+static bool need_questions(struct sched *s, const struct job *j, struct buf *words)
+{
+    const char *name = json_str(json_object_get(j->exp->pins, "evaluation"), "dataset", NULL);
+    const struct object *o = name ? object_find(s, OBJ_DATASET, name) : NULL;
+
+    if (o && !object_readable(o, j->exp->uid, j->exp->gid))
+        need_permission(words, "dataset", name);
+    return !words->len;
+}
+
+static void find_needs(struct sched *s, const struct job *j, struct buf *words)
+{
+    char full[2 * NAME_CAP] = "";
+
+    if (!need(s, j, OBJ_BASE, j->base, words))
+        return;
+    if (j->number && !j->cached && !need(s, j, OBJ_DATASET, j->dataset, words))
+        return;
+    if (!j->cached && !need_questions(s, j, words))
+        return;
+    if (j->init[0] && !j->has_run && !need_init(s, j, words))
+        return;
+    if (j->number && !j->has_run)
+        space_used_up(s, j->exp->uid, full, sizeof(full));
+    buf_adds(words, full);
+}
+
 static bool needs_are_there(struct sched *s, struct job *j)
 {
-    char words[2 * NAME_CAP];
+    struct buf words = BUF_INIT;
+    bool there;
 
     if (j->number && !j->params)
         return false;
-    words[0] = '\0';
-    if (!object_ready(s, OBJ_BASE, j->base))
-        snprintf(words, sizeof(words), "waiting for: model %s", j->base);
-    else if (j->number && !j->cached && !object_ready(s, OBJ_DATASET, j->dataset))
-        snprintf(words, sizeof(words), "waiting for: dataset %s", j->dataset);
-    else if (j->init[0] && !j->has_run && !object_find(s, OBJ_TUNED, j->init))
-        snprintf(words, sizeof(words), "waiting for: model tuned/%s", j->init);
-    else if (j->number && !j->has_run)
-        space_used_up(s, j->exp->uid, words, sizeof(words));
-    if (words[0] && (!j->reason || strcmp(j->reason, words) != 0)) {
-        set_text(&j->reason, words);
+    find_needs(s, j, &words);
+    there = !words.len && !words.failed;
+    if (words.len && (!j->reason || strcmp(j->reason, words.p) != 0)) {
+        set_text(&j->reason, words.p);
         job_changed(s, j, false);
     }
-    return !words[0];
+    buf_release(&words);
+    return there;
 }
 
 static int make_work_dir(struct sched *s, struct job *j)

@@ -221,6 +221,29 @@ static void make_folders(struct sched *s, struct experiment *x)
         log_line("experiment %s: %s", x->name, e.msg);
 }
 
+/* A tuned model outlives its experiment, and another's must not go because somebody takes the name again:
+ * exporting, and cancelling a job too, would replace or remove it. */
+static int check_tuned_names(struct sched *s, const struct experiment *x, struct dtx_err *e)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    int rc = 0;
+
+    if (geteuid() != 0 || x->uid == 0)
+        return 0;
+    slow_begin(s);
+    for (int i = 0; rc == 0 && i < x->njobs; i++) {
+        snprintf(path, sizeof(path), "models/tuned/%s.%s", x->name, x->jobs[i]->name);
+        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_uid != x->uid)
+            rc = dtx_fail(e, -EPERM,
+                          "%s is a model of another user, made by an earlier experiment of this name: give "
+                          "this one another name",
+                          path);
+    }
+    slow_end(s);
+    return rc;
+}
+
 static int accept_spec(struct sched *s, struct experiment *x)
 {
     int rc;
@@ -279,6 +302,8 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
     x->spec = spec;
     set_text(&x->text, text->p);
     rc = jobs_expand(x, &e);
+    if (rc == 0)
+        rc = check_tuned_names(s, x, &e);
     if (rc)
         return refuse(s, x, e.msg);
     return accept_spec(s, x);

@@ -254,7 +254,7 @@ static void note_modes(struct sched *s, const struct intake *i, const struct sta
     struct object *o = i->kind == OBJ_EXPERIMENT ? NULL : object_find(s, i->kind, i->name);
     struct experiment *x = i->kind == OBJ_EXPERIMENT ? experiment_find(s, i->name) : NULL;
 
-    if (x && geteuid() == 0)
+    if (x && geteuid() == 0 && st->uid == x->uid)
         x->gid = st->gid; /* whom the owner lets steer it */
     if (!o)
         return;
@@ -319,9 +319,9 @@ static void look_closer(struct sched *s, struct intake *i, int64_t now)
         return;
     }
     note_modes(s, i, &st);
-    if (was && strcmp(was, text) == 0)
+    if (was && strcmp(was, text) == 0 && !st.foreign[0])
         return;
-    if (meta && !i->maybe && !i->dirty && keep_content(s, i, was, text))
+    if (meta && !st.foreign[0] && !i->maybe && !i->dirty && keep_content(s, i, was, text))
         return;
     change(i, now);
     i->last -= i->found_age;

@@ -3,9 +3,11 @@
  * now or when a time has come, is in s->intakes.  What is settled rests for a while, so that its echo by
  * inotify is known as such; of those there may be thousands, and nobody goes through them.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "scheduler/internal.h"
 
@@ -49,6 +51,26 @@ void intake_rest(struct sched *s, struct intake *i)
     i->rests = true;
 }
 
+/* Names that differ only in how their letters are composed are one object's name.  Behind the mount's back
+ * there may be files of two such names: the second is nobody's. */
+static bool is_twin(struct sched *s, const struct place *p)
+{
+    const struct experiment *x = p->kind == OBJ_EXPERIMENT ? experiment_find(s, p->name) : NULL;
+    const struct object *o = p->kind == OBJ_EXPERIMENT ? NULL : object_find(s, p->kind, p->name);
+    char path[PATH_MAX];
+    struct stat st;
+
+    if (x)
+        return strcmp(x->name, p->name) != 0;
+    if (!o || strcmp(o->name, p->name) == 0)
+        return false;
+    if (o->kind == OBJ_SERVICE)
+        return service_still_there(s, o);
+    object_path(o, path, sizeof(path));
+    return fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/* NULL: no memory, or not to be taken in. */
 struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
 {
     struct intake *i = intake_find(s, p->root), **slot;
@@ -57,7 +79,7 @@ struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
         wake(s, i);
         return i;
     }
-    i = calloc(1, sizeof(*i));
+    i = is_twin(s, p) ? NULL : calloc(1, sizeof(*i));
     if (!i)
         return NULL;
     snprintf(i->path, sizeof(i->path), "%s", p->root);

@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "mnt-layout/layout.h"
@@ -354,6 +355,7 @@ void set_json(json_t **field, json_t *value);              /* decref, steal */
 /* Not with the mutex held. */
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode);
 void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* chown, only as root */
+void give_at(int dirfd, const char *name, uid_t uid, gid_t gid);
 
 /* loop.c */
 void *loop_main(void *arg);
@@ -435,8 +437,11 @@ struct stamp {
     uint64_t hash;  /* of names, sizes and times; the same in whatever order */
     uid_t uid;      /* of the root */
     gid_t gid;
-    bool success;  /* holds _SUCCESS */
-    mode_t closed; /* privacy.c */
+    bool success;      /* holds _SUCCESS */
+    mode_t closed;     /* privacy.c */
+    char foreign[256]; /* name of a file that the root's owner may not read (privacy.c), "" none */
+    int64_t names;     /* looked at, files and folders */
+    bool unseen;       /* there is more, or deeper, than was looked at */
 };
 int stamp_path(int tree_fd, const char *path, struct stamp *out);
 void stamp_text(const struct stamp *st, char *out, size_t n);
@@ -445,6 +450,8 @@ bool model_shards_complete(int tree_fd, const char *dir);
 /* privacy.c: mutex held */
 struct model_ref;
 mode_t privacy_of(mode_t mode);
+/* The same of what lies in an object of this owner; foreign: its owner may not read it. */
+mode_t privacy_of_part(const struct stat *st, uid_t uid, gid_t gid, bool *foreign);
 mode_t privacy_of_path(int tree_fd, const char *path); /* 0 where nothing is there */
 bool object_readable(const struct object *o, uid_t uid, gid_t gid);
 bool model_readable(struct sched *s, const struct model_ref *ref, uid_t uid, gid_t gid);

@@ -26,14 +26,6 @@ enum machine object_machine(enum object_kind kind)
     return machines[kind];
 }
 
-static bool is_ascii(const char *s)
-{
-    for (; *s; s++)
-        if ((unsigned char)*s >= 0x80)
-            return false;
-    return true;
-}
-
 /* Names are equal when their NFC forms are: a Mac writes decomposed characters. */
 static bool same_name(const char *a, const char *b)
 {
@@ -41,7 +33,7 @@ static bool same_name(const char *a, const char *b)
 
     if (strcmp(a, b) == 0)
         return true;
-    if (is_ascii(a) || is_ascii(b))
+    if (text_is_ascii(a) || text_is_ascii(b))
         return false;
     return name_nfc(a, x, sizeof(x)) == 0 && name_nfc(b, y, sizeof(y)) == 0 && strcmp(x, y) == 0;
 }
@@ -53,7 +45,7 @@ static struct object **bucket(struct sched *s, enum object_kind kind, const char
     uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)kind;
     char nfc[2 * NAME_CAP];
 
-    if (!is_ascii(name) && name_nfc(name, nfc, sizeof(nfc)) == 0)
+    if (!text_is_ascii(name) && name_nfc(name, nfc, sizeof(nfc)) == 0)
         name = nfc;
     for (; *name; name++)
         h = (h ^ (unsigned char)*name) * 0x100000001b3u;

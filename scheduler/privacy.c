@@ -2,6 +2,9 @@
  * Who may see what an object is made of.  The daemon reads everything as root, so what it shows and uses of
  * one user's files for another must follow the modes that the first one gave them:
  *
+ *   foreign  a file in an object that the object's owner may not read: somebody else's, in a folder that both
+ * can write.  Such an object is REJECTED: as root we would read it for the owner
+ *
  *   closed   permission bits (a class of users at a time: 07 others, 070 the group) that some file or folder
  * of the object withholds; noted when the object is taken or its modes change (stamp_path)
  *
@@ -30,6 +33,21 @@ mode_t privacy_of(mode_t mode)
         closed |= 07;
     if ((mode & need << 3) != need << 3)
         closed |= 070;
+    return closed;
+}
+
+mode_t privacy_of_part(const struct stat *st, uid_t uid, gid_t gid, bool *foreign)
+{
+    mode_t closed = privacy_of(st->st_mode);
+    bool group_reads = !(closed & 070);
+
+    *foreign = false;
+    if (!(closed & 07) || S_ISLNK(st->st_mode))
+        return closed;
+    if (st->st_gid != gid) /* its bits for a group are another group's */
+        closed |= 070;
+    *foreign = geteuid() == 0 && uid != 0 && st->st_uid != uid &&
+               !(group_reads && (st->st_gid == gid || user_in_group(uid, st->st_gid)));
     return closed;
 }
 
@@ -77,11 +95,12 @@ const char *public_reason(const struct object *o)
     return public_words(o, o->reason);
 }
 
-static mode_t closed_by(struct sched *s, enum object_kind kind, const char *name)
+/* gone: of what is no longer there. */
+static mode_t closed_by(struct sched *s, enum object_kind kind, const char *name, mode_t gone)
 {
     const struct object *o = name ? object_find(s, kind, name) : NULL;
 
-    return o ? o->closed : 0;
+    return o ? o->closed : name ? gone : 0;
 }
 
 /* Its folder has the mode of the most closed thing it was made from; before there is one, the spec's. */
@@ -105,7 +124,7 @@ const char *experiment_words(const struct sched *s, const struct experiment *x, 
 mode_t model_closed(struct sched *s, const struct model_ref *ref)
 {
     char path[PATH_MAX];
-    mode_t closed = closed_by(s, OBJ_BASE, ref->base);
+    mode_t closed = closed_by(s, OBJ_BASE, ref->base, 077);
 
     if (!ref->tuned[0])
         return closed;
@@ -113,28 +132,41 @@ mode_t model_closed(struct sched *s, const struct model_ref *ref)
     return closed | privacy_of_path(s->tree_fd, path);
 }
 
-void experiment_close_folder(struct sched *s, const struct experiment *x)
+/* What a job reads.  gone: as in closed_by. */
+static mode_t closed_by_job(struct sched *s, const struct job *j, mode_t gone)
 {
     char path[PATH_MAX];
-    struct stat st;
-    mode_t closed, group;
+    mode_t closed = closed_by(s, OBJ_DATASET, j->dataset, gone) |
+                    closed_by(s, OBJ_PARAMGROUP, j->paramgroup, gone) |
+                    closed_by(s, OBJ_BASE, j->base[0] ? j->base : NULL, gone);
 
+    if (!j->init[0])
+        return closed;
+    snprintf(path, sizeof(path), "models/tuned/%s", j->init);
+    return closed | privacy_of_path(s->tree_fd, path);
+}
+
+/* Specs may be removed once they are pinned: what they closed stays closed. */
+void experiment_close_folder(struct sched *s, const struct experiment *x)
+{
+    char folder[PATH_MAX], path[PATH_MAX];
+    struct stat st;
+    mode_t closed, group = 0, gone;
+
+    snprintf(folder, sizeof(folder), "experiments/%s", x->name);
+    gone = privacy_of_path(s->tree_fd, folder);
     snprintf(path, sizeof(path), "experiments/%s.json", x->name);
-    closed = privacy_of_path(s->tree_fd, path);
-    group = fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) ? 0 : st.st_mode & 020; /* may steer it */
-    for (int i = 0; i < x->njobs; i++) {
-        closed |= closed_by(s, OBJ_DATASET, x->jobs[i]->dataset);
-        closed |= closed_by(s, OBJ_BASE, x->jobs[i]->base);
-        if (!x->jobs[i]->init[0])
-            continue;
-        snprintf(path, sizeof(path), "models/tuned/%s", x->jobs[i]->init);
-        closed |= privacy_of_path(s->tree_fd, path);
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && (geteuid() != 0 || st.st_uid == x->uid)) {
+        closed = privacy_of(st.st_mode);
+        group = st.st_mode & 020; /* may steer it */
+    } else {
+        closed = gone;
     }
     for (int i = 0; i < x->njobs; i++)
-        closed |= closed_by(s, OBJ_PARAMGROUP, x->jobs[i]->paramgroup);
-    closed |= closed_by(s, OBJ_EVALUATION, json_str(x->spec, "evaluation", NULL));
-    closed |= closed_by(s, OBJ_DATASET, json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL));
-    snprintf(path, sizeof(path), "experiments/%s", x->name);
-    if (fchmodat(s->tree_fd, path, (0755 | group) & ~closed, 0) && errno != ENOENT)
+        closed |= closed_by_job(s, x->jobs[i], gone);
+    closed |= closed_by(s, OBJ_EVALUATION, json_str(x->spec, "evaluation", NULL), gone);
+    closed |=
+        closed_by(s, OBJ_DATASET, json_str(json_object_get(x->pins, "evaluation"), "dataset", NULL), gone);
+    if (fchmodat(s->tree_fd, folder, (0755 | group) & ~closed, 0) && errno != ENOENT)
         log_line("experiment %s: cannot close its folder to others", x->name);
 }

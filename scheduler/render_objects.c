@@ -4,24 +4,21 @@
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/json.h"
+#include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
 /* A value on one line. */
 static void add_flat(struct buf *out, const char *text)
 {
-    for (; *text; text++)
-        switch (*text) {
-        case '\n':
+    for (size_t n; *text; text += n ? n : 1) {
+        n = text_control_step(text);
+        if (*text == '\n')
             buf_adds(out, "\\n");
-            break;
-        case '\t':
+        else if (*text == '\t')
             buf_adds(out, "\\t");
-            break;
-        case '\r':
-            break;
-        default:
+        else if (!n)
             buf_addc(out, *text);
-        }
+    }
 }
 
 static void add_report_int(struct buf *out, const json_t *report, const char *key)

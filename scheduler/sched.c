@@ -55,10 +55,15 @@ void set_json(json_t **field, json_t *value)
     json_decref(old);
 }
 
-void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid)
+void give_at(int dirfd, const char *name, uid_t uid, gid_t gid)
 {
     if (geteuid() == 0)
-        (void)!fchownat(s->tree_fd, tree_path, uid, gid, AT_SYMLINK_NOFOLLOW);
+        (void)!fchownat(dirfd, name, uid, gid, AT_SYMLINK_NOFOLLOW);
+}
+
+void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid)
+{
+    give_at(s->tree_fd, tree_path, uid, gid);
 }
 
 /* Mutex held.  Told to the file system by a thread of its own: it may have to wait for requests that wait for

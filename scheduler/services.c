@@ -8,6 +8,7 @@
 
 #include "scheduler/base/fdio.h"
 #include "scheduler/base/json.h"
+#include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
 static int resolve_base(struct sched *s, const char *name, struct model_ref *out)
@@ -129,16 +130,41 @@ static int read_spec(struct sched *s, const char *name, json_t **spec, struct dt
     return spec_from_link(name, target, spec, e);
 }
 
-static void make_ask_folder(struct sched *s, struct object *o)
+/* O_PATH of services/NAME, which is made where only NAME.json is there.  Never of what a link leads to. */
+static int service_folder(struct sched *s, const struct object *o, struct dtx_err *e)
 {
     char path[PATH_MAX];
+    int fd;
 
     snprintf(path, sizeof(path), "services/%s", o->name);
     if (mkdirat(s->tree_fd, path, 0755) == 0)
         give_to(s, path, o->uid, o->gid);
-    snprintf(path, sizeof(path), "services/%s/ask", o->name);
-    if (mkdirat(s->tree_fd, path, 0755) == 0)
-        fchmodat(s->tree_fd, path, 01777, 0);
+    fd = open_beneath(s->tree_fd, path, O_PATH | O_DIRECTORY);
+    if (fd < 0 && (errno == ELOOP || errno == ENOTDIR))
+        return dtx_fail(e, -EINVAL, "%s is a symbolic link: make a folder, with the link `model` in it",
+                        path);
+    return fd < 0 ? dtx_fail_errno(e, "cannot open %s", path) : fd;
+}
+
+/* Everybody's to ask in, so DTX's own, also where its service was a folder of somebody's before. */
+static int make_ask_folder(struct sched *s, const struct object *o, struct dtx_err *e)
+{
+    int folder = service_folder(s, o, e), ask;
+    struct stat st;
+    bool made;
+
+    if (folder < 0)
+        return folder;
+    made = mkdirat(folder, "ask", 0755) == 0;
+    ask = openat(folder, "ask", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    close(folder);
+    if (ask < 0)
+        return dtx_fail_errno(e, "services/%s/ask", o->name);
+    if (fstat(ask, &st) == 0 && (made || st.st_uid != geteuid()) &&
+        (fchown(ask, geteuid(), (gid_t)-1) || fchmod(ask, 01777)))
+        log_line("service %s: its folder ask cannot be opened to all", o->name);
+    close(ask);
+    return 0;
 }
 
 int service_take(struct sched *s, struct object *o, const char *path, struct dtx_err *e)
@@ -149,10 +175,12 @@ int service_take(struct sched *s, struct object *o, const char *path, struct dtx
     slow_begin(s);
     rc = read_spec(s, o->name, &spec, e);
     if (rc == 0)
-        make_ask_folder(s, o);
+        rc = make_ask_folder(s, o, e);
     slow_end(s);
-    if (rc)
+    if (rc) {
+        json_decref(spec);
         return rc;
+    }
     if (o->state == ST_RUNNING && spec && o->spec && json_equal(spec, o->spec)) {
         json_decref(spec);
         return 0;

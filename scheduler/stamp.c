@@ -14,7 +14,7 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-enum { STAMP_MAX_DEPTH = 8, STAMP_MAX_FILES = 200000, MAX_HEADER = 64 << 20, MAX_INDEX = 16 << 20 };
+enum { STAMP_MAX_DEPTH = 8, STAMP_MAX_NAMES = 200000, MAX_LOOK = 4 << 20 };
 
 static int64_t when(struct timespec t)
 {
@@ -50,6 +50,15 @@ static void note_time(const struct stat *st, struct stamp *out)
         out->newest = c;
 }
 
+static void note_privacy(const char *name, const struct stat *st, struct stamp *out)
+{
+    bool foreign;
+
+    out->closed |= privacy_of_part(st, out->uid, out->gid, &foreign);
+    if (foreign && !out->foreign[0])
+        snprintf(out->foreign, sizeof(out->foreign), "%s", name);
+}
+
 static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 {
     int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -60,14 +69,15 @@ static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 
     if (!d)
         return -errno;
-    while (rc == 0 && out->files < STAMP_MAX_FILES && (ent = readdir(d))) {
+    while (rc == 0 && !out->unseen && (ent = readdir(d))) {
         if (!strcmp(ent->d_name, ".") || !strcmp(ent->d_name, "..") ||
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))
             continue;
         note_time(&st, out);
-        out->closed |= privacy_of(st.st_mode);
+        note_privacy(ent->d_name, &st, out);
         if (depth == 0 && strcmp(ent->d_name, "_SUCCESS") == 0)
             out->success = true;
+        out->unseen |= ++out->names > STAMP_MAX_NAMES || (S_ISDIR(st.st_mode) && depth == STAMP_MAX_DEPTH);
         if (S_ISDIR(st.st_mode) && depth < STAMP_MAX_DEPTH)
             rc = walk(fd, ent->d_name, depth + 1, out);
         else if (!name_is_leftover(ent->d_name))
@@ -100,13 +110,17 @@ void stamp_text(const struct stamp *st, char *out, size_t n)
              (unsigned)st->closed);
 }
 
-/* ---- safetensors shards: is every one as long as its header says? ---- */
+/* ---- safetensors shards: is every one as long as its header says? ----
+ *
+ * Only so that a model need not wait to be quiet, and in dtxd itself: so no more than MAX_LOOK bytes of JSON
+ * are read for it (a model of 70 billion parameters has a tenth of that).  What has more waits like other
+ * folders. */
 
 static bool exists(int dir, const char *name)
 {
     struct stat st;
 
-    return fstatat(dir, name, &st, 0) == 0 && S_ISREG(st.st_mode) && st.st_size > 0;
+    return fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) && st.st_size > 0;
 }
 
 /* The end of the last tensor, from the header's data_offsets. */
@@ -125,9 +139,9 @@ static int64_t data_end(const json_t *header)
     return end;
 }
 
-static bool shard_complete(int dir, const char *name)
+static bool shard_complete(int dir, const char *name, uint64_t *left)
 {
-    int fd = strchr(name, '/') ? -1 : openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int fd = strchr(name, '/') ? -1 : fd_open_file(dir, name, NULL);
     uint64_t length = 0;
     char *text = NULL;
     json_t *header = NULL;
@@ -136,11 +150,12 @@ static bool shard_complete(int dir, const char *name)
 
     if (fd < 0)
         return false;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fd_pread_all(fd, &length, 8, 0) == 0) {
+    if (fstat(fd, &st) == 0 && fd_pread_all(fd, &length, 8, 0) == 0) {
         length = le64toh(length);
-        if (length <= MAX_HEADER && (text = malloc(length + 1)) && fd_pread_all(fd, text, length, 8) == 0 &&
+        if (length <= *left && (text = malloc(length + 1)) && fd_pread_all(fd, text, length, 8) == 0 &&
             json_parse_text(name, text, length, &header, NULL) == 0)
             ok = st.st_size == 8 + (int64_t)length + data_end(header);
+        *left -= length <= *left ? length : *left;
     }
     json_decref(header);
     free(text);
@@ -148,7 +163,7 @@ static bool shard_complete(int dir, const char *name)
     return ok;
 }
 
-static bool index_complete(int dir, const json_t *index)
+static bool index_complete(int dir, const json_t *index, uint64_t *left)
 {
     const char *key, *last = "";
     json_t *v;
@@ -156,7 +171,7 @@ static bool index_complete(int dir, const json_t *index)
     json_object_foreach(json_object_get(index, "weight_map"), key, v)
     {
         const char *name = json_string_value(v);
-        if (!name || (strcmp(name, last) != 0 && !shard_complete(dir, name)))
+        if (!name || (strcmp(name, last) != 0 && !shard_complete(dir, name, left)))
             return false;
         last = name;
     }
@@ -167,15 +182,17 @@ bool model_shards_complete(int tree_fd, const char *path)
 {
     int dir = openat(tree_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     json_t *index = NULL;
+    uint64_t left = MAX_LOOK;
     bool ok = false;
 
     if (dir < 0)
         return false;
     if (exists(dir, "config.json") && (exists(dir, "tokenizer.json") || exists(dir, "tokenizer.model"))) {
-        if (json_parse_file(dir, "model.safetensors.index.json", MAX_INDEX, &index, NULL) == 0)
-            ok = index_complete(dir, index);
+        if (json_parse_file(dir, "model.safetensors.index.json", MAX_LOOK, &index, NULL) == 0)
+            ok = index_complete(dir, index, &left);
         else
-            ok = !exists(dir, "model.safetensors.index.json") && shard_complete(dir, "model.safetensors");
+            ok = !exists(dir, "model.safetensors.index.json") &&
+                 shard_complete(dir, "model.safetensors", &left);
     }
     json_decref(index);
     close(dir);

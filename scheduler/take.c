@@ -94,12 +94,32 @@ int take_parse(enum object_kind kind, const char *path, const char *text, size_t
     return spec_parse(spec_of[kind], base_name(path), text, n, out, e);
 }
 
+/* A prompt's answers lie beside it under its name: of a.txt.txt they would take the place of the prompt
+ * a.txt, which may be anybody's, or a link. */
+static int check_answers_place(const struct intake *i, struct dtx_err *e)
+{
+    const char *slash = strchr(i->name, '/');
+    char path[PATH_MAX];
+    struct layout_match m;
+
+    if (i->kind == OBJ_COMPARE)
+        snprintf(path, sizeof(path), "models/compare/%s", i->name);
+    else
+        snprintf(path, sizeof(path), "services/%.*s/ask/%s.md", (int)(slash - i->name), i->name, slash + 1);
+    if (layout_lookup(path, &m) == 0 && (m.entry->kind == LK_STORE_DIR || m.entry->kind == LK_STORE_FILE))
+        return 0;
+    return dtx_fail(e, -EINVAL, "the answers would be %s, which is another file's name: rename the prompt",
+                    base_name(path));
+}
+
 /* Names that the file system let through but that no object may have. */
 static int check_name(const struct intake *i, struct dtx_err *e)
 {
     const char *name = i->kind == OBJ_ASK ? base_name(i->name) : i->name;
     int rc = name_check(name, e);
 
+    if (rc == 0 && (i->kind == OBJ_COMPARE || i->kind == OBJ_ASK))
+        rc = check_answers_place(i, e);
     if (rc == 0 && i->kind == OBJ_EXPERIMENT && strchr(name, '.'))
         rc = dtx_fail(e, -EINVAL, "an experiment's name has no dot: rename %s.json", name);
     return rc;
@@ -213,6 +233,19 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
     return rc;
 }
 
+/* We read as root: so nothing for an owner that is not the owner's to read, nor what was not looked at. */
+static int check_readable(const struct stamp *st, struct dtx_err *e)
+{
+    if (st->foreign[0])
+        return dtx_fail(e, -EACCES,
+                        "%s in it belongs to another user and does not let you read it: ask for chmod g+r or "
+                        "o+r, or remove it",
+                        st->foreign);
+    if (st->unseen)
+        return dtx_fail(e, -EFBIG, "it has too many files, or folders too deep: pack or move them");
+    return 0;
+}
+
 int take_drop(struct sched *s, struct intake *i, bool last_chance)
 {
     struct buf text = BUF_INIT;
@@ -246,6 +279,8 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         return -EAGAIN;
     }
     stamp_text(&st, stamp, sizeof(stamp));
+    if (rc == 0 && i->folder && i->kind != OBJ_SERVICE)
+        rc = check_readable(&st, &e);
     if (rc == 0 && i->no_space)
         rc = dtx_fail(&e, -ENOSPC, "%s; %s was cut off: copy it again then", i->no_space, i->cut_off);
     if (i->kind == OBJ_EXPERIMENT) {

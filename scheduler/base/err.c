@@ -4,15 +4,15 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "scheduler/base/text.h"
+
 /* One line that a terminal can show: control characters (also those of quoted input) become spaces, and a
  * UTF-8 character that the end of the buffer cut in two goes. */
 static void flatten(char *s)
 {
     size_t n = strlen(s), start = n;
 
-    for (char *p = s; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = ' ';
+    text_flatten(s);
     while (start > 0 && n - start < 3 && ((unsigned char)s[start - 1] & 0xc0) == 0x80)
         start--;
     if (start > 0 && (unsigned char)s[start - 1] >= 0xc0) {

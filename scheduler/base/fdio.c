@@ -10,18 +10,27 @@
 
 enum { SYNC_MAX_DEPTH = 64 };
 
-int fd_read_file(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e)
+int fd_open_file(int dirfd, const char *path, struct dtx_err *e)
 {
-    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), rc = 0;
-    size_t start = b->len;
+    int fd = openat(dirfd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     struct stat st;
 
+    if (fd < 0 && errno == ELOOP)
+        return dtx_fail(e, -ELOOP, "%s is a symbolic link: copy the file itself (cp -rL)", path);
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open %s", path);
     if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
         close(fd);
         return dtx_fail(e, -EINVAL, "%s is not a regular file", path);
     }
+    return fd;
+}
+
+int fd_read_open(int fd, const char *path, size_t max, struct buf *b, struct dtx_err *e)
+{
+    size_t start = b->len;
+    int rc = 0;
+
     for (;;) {
         ssize_t got;
 
@@ -43,6 +52,16 @@ int fd_read_file(int dirfd, const char *path, size_t max, struct buf *b, struct 
         b->len += (size_t)got;
         b->p[b->len] = '\0';
     }
+    return rc;
+}
+
+int fd_read_file(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e)
+{
+    int fd = fd_open_file(dirfd, path, e), rc;
+
+    if (fd < 0)
+        return fd;
+    rc = fd_read_open(fd, path, max, b, e);
     close(fd);
     return rc;
 }

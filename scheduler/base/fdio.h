@@ -11,7 +11,11 @@
 #include "scheduler/base/buf.h"
 #include "scheduler/base/err.h"
 
-/* Append the whole regular file to *b; -EFBIG when it has more than max bytes. */
+/* Open a regular file to read it.  Not through a link (-ELOOP): who makes one in a folder that DTX reads as
+ * root would choose what it reads. */
+int fd_open_file(int dirfd, const char *path, struct dtx_err *e);
+/* Append the whole of it to *b; -EFBIG when it has more than max bytes.  path: for words. */
+int fd_read_open(int fd, const char *path, size_t max, struct buf *b, struct dtx_err *e);
 int fd_read_file(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e);
 
 /* Write all of it, retrying short writes and EINTR.  0 or -errno. */

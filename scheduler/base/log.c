@@ -6,6 +6,7 @@
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/fdio.h"
+#include "scheduler/base/text.h"
 
 static int log_fd = STDERR_FILENO;
 
@@ -29,9 +30,8 @@ void log_line(const char *fmt, ...)
     n += m;
     if (n > (int)sizeof(line) - 2)
         n = (int)sizeof(line) - 2;
-    for (int i = 0; i < n; i++) /* a file's name may hold anything: no lines of its own */
-        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
-            line[i] = '?';
+    line[n] = '\0';
+    text_flatten(line); /* a file's name may hold anything: no lines of its own */
     line[n++] = '\n';
     (void)!fd_write_all(__atomic_load_n(&log_fd, __ATOMIC_ACQUIRE), line, (size_t)n);
 }

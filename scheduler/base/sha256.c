@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
+
 struct sha256 *sha256_new(void)
 {
     EVP_MD_CTX *c = EVP_MD_CTX_new();
@@ -46,12 +48,12 @@ void sha256_text(const void *data, size_t n, char hex[65])
 int sha256_file(int dirfd, const char *path, char hex[65], struct dtx_err *e)
 {
     char chunk[65536];
-    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+    int fd = fd_open_file(dirfd, path, e);
     struct sha256 *s;
     ssize_t got;
 
     if (fd < 0)
-        return dtx_fail_errno(e, "cannot open %s", path);
+        return fd;
     s = sha256_new();
     if (!s) {
         close(fd);

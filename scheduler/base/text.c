@@ -86,6 +86,30 @@ void text_strip(const char **s, size_t *n)
     }
 }
 
+size_t text_control_step(const char *s)
+{
+    const unsigned char *u = (const unsigned char *)s;
+
+    if (u[0] == '\0')
+        return 0;
+    if (u[0] < 0x20 || u[0] == 0x7f)
+        return 1;
+    if (u[0] == 0xc2)
+        return u[1] >= 0x80 && u[1] <= 0x9f ? 2 : 0;
+    if (u[0] != 0xe2)
+        return 0;
+    return (u[1] == 0x80 && u[2] >= 0xa8 && u[2] <= 0xae) || (u[1] == 0x81 && u[2] >= 0xa6 && u[2] <= 0xa9)
+               ? 3
+               : 0;
+}
+
+void text_flatten(char *s)
+{
+    for (size_t n; *s; s += n ? n : 1)
+        if ((n = text_control_step(s)))
+            memset(s, ' ', n);
+}
+
 static bool ends_in(const char *name, size_t n, const char *end)
 {
     size_t k = strlen(end);
@@ -126,11 +150,19 @@ int name_check(const char *name, struct dtx_err *e)
             "NAME.sw?, sed??????, 4913): rename it",
             name);
     for (size_t i = 0; i < n; i++)
-        if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || name[i] == '/')
+        if (text_control_step(name + i) || name[i] == '/')
             return dtx_fail(e, -EINVAL, "name has a control character or slash at byte %zu: rename it", i);
     if (n >= 7 && strcmp(name + n - 7, ".status") == 0)
         return dtx_fail(e, -EINVAL, "name \"%s\" ends in .status: such names are DTX's own", name);
     return 0;
+}
+
+bool text_is_ascii(const char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s >= 0x80)
+            return false;
+    return true;
 }
 
 bool text_is_blank(const char *s, size_t n)

@@ -17,6 +17,13 @@ bool text_utf8_valid(const char *s, size_t n);
 size_t text_utf8_bad_at(const char *s, size_t n);
 /* Length of the white space character (Unicode's White_Space) at s, 0 if there is none. */
 size_t text_space_step(const char *s, size_t n);
+/* Length of the character at s that steers a terminal or turns a line around: control characters (of ASCII,
+ * and U+0080 to U+009F), ends of lines and paragraphs, overrides of the direction of writing.  0: it is none.
+ */
+size_t text_control_step(const char *s);
+/* Spaces in their places: a text of somebody's that is shown to others. */
+void text_flatten(char *s);
+bool text_is_ascii(const char *s);
 /* Nothing but spaces, tabs and line ends? */
 bool text_is_blank(const char *s, size_t n);
 /* Leave out white space at both ends: moves *s and shortens *n. */

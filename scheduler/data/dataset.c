@@ -15,15 +15,9 @@ enum { DATASET_JSON_MAX = 1 << 20 };
 static int read_spec_file(struct dataset *d, int fd, struct dtx_err *e)
 {
     struct buf text = BUF_INIT;
-    char path[32];
-    int rc;
+    int rc = fd_read_open(fd, "dataset.json", DATASET_JSON_MAX, &text, e);
 
-    snprintf(path, sizeof(path), "/proc/self/fd/%d",
-             fd); /* what was opened, whatever its name means by now */
-    rc = fd_read_file(AT_FDCWD, path, DATASET_JSON_MAX, &text, e);
-    if (rc)
-        dtx_fail_context(e, "dataset.json");
-    else
+    if (rc == 0)
         rc = json_parse_text("dataset.json", text.p ? text.p : "", text.len, &d->spec, e);
     if (rc == 0 && !json_is_object(d->spec))
         rc = dtx_fail(e, -EINVAL, "dataset.json:1:1: expected an object {...}");
@@ -36,9 +30,9 @@ static int read_spec(struct dataset *d, const json_t *given, struct dtx_err *e)
     int fd = -1, rc;
 
     if (!given) {
-        fd = openat(d->fd, "dataset.json", O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-        if (fd < 0 && errno != ENOENT)
-            return dtx_fail_errno(e, "cannot open dataset.json (links are not followed)");
+        fd = fd_open_file(d->fd, "dataset.json", e);
+        if (fd < 0 && fd != -ENOENT)
+            return fd;
     }
     if (fd >= 0) {
         rc = read_spec_file(d, fd, e);
@@ -196,14 +190,29 @@ static int walk_object(void *arg, const json_t *object, long line)
     return 0;
 }
 
+/* A hole costs nothing and reads as zero bytes, which no text has: terabytes of it would keep a check busy
+ * for an hour. */
+static bool has_hole(int fd, off_t size)
+{
+    off_t hole = lseek(fd, 0, SEEK_HOLE);
+
+    return hole >= 0 && hole < size;
+}
+
 static int open_file(const struct dataset *d, const char *path, struct dtx_err *e)
 {
-    int fd = data_open_beneath(d->fd, path, O_RDONLY, e);
+    int fd = data_open_beneath(d->fd, path, O_RDONLY, e), rc = 0;
     struct stat st;
 
-    if (fd >= 0 && (fstat(fd, &st) || !S_ISREG(st.st_mode))) {
+    if (fd < 0)
+        return fd;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+        rc = dtx_fail(e, -EINVAL, "%.200s is not a regular file", path);
+    else if (has_hole(fd, st.st_size))
+        rc = dtx_fail(e, -EINVAL, "%.200s has holes (it was not copied whole): copy it again", path);
+    if (rc || lseek(fd, 0, SEEK_SET)) {
         close(fd);
-        return dtx_fail(e, -EINVAL, "%.200s is not a regular file", path);
+        return rc ? rc : dtx_fail_errno(e, "cannot read %.200s", path);
     }
     return fd;
 }

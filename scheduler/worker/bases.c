@@ -23,7 +23,7 @@ static uint64_t mix(uint64_t h, const void *data, size_t n) /* FNV-1a */
 
 uint64_t folder_signature(int dirfd, const char *dir)
 {
-    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     uint64_t sum = 1;
     struct dirent *ent;
@@ -37,7 +37,8 @@ uint64_t folder_signature(int dirfd, const char *dir)
         struct stat st;
         uint64_t h = 14695981039346656037u;
 
-        if (ent->d_name[0] == '.' || fstatat(fd, ent->d_name, &st, 0) || !S_ISREG(st.st_mode))
+        if (ent->d_name[0] == '.' || fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW) ||
+            !S_ISREG(st.st_mode))
             continue;
         if (!strcmp(ent->d_name, "score.json") || !strcmp(ent->d_name, "info.json"))
             continue; /* written after the adapter; its weights are the same */

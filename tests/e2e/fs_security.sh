@@ -64,6 +64,8 @@ bad=
 for n in 1 2 3 4 5 6 7 8 9; do wait_state 15 "$D/m$n.status" REJECTED >/dev/null || bad="$bad m$n:$(state_of "$D/m$n.status")"; done
 for f in paramgroups/m models/compare/m models/base/m; do wait_state 15 "$M/$f.status" REJECTED FAILED >/dev/null || bad="$bad $f:$(state_of "$M/$f.status")"; done
 [ -z "$bad" ] && ok "links and paths that lead out are REJECTED" || fail "links and paths that lead out are REJECTED" "$bad"
+if grep -q 'symbolic link' "$M/models/base/m.status"; then ok "a base model's files are not read through links"
+else fail "a base model's files are not read through links" "$(head -n 2 "$M/models/base/m.status")"; fi
 check "the owner reads the status" sh -c "grep -q $secret '$D/closed.status'"
 
 # ---- nothing of it in what a stranger can read ----
@@ -93,6 +95,39 @@ check "a stranger's prompt" wait_state 30 "$M/models/compare/all.status" DONE
 if grep -q "own\.01" "$M/models/compare/all/answers.md"; then fail "does not ask a private model" "$(head -n 5 "$M/models/compare/all/answers.md")"; else ok "does not ask a private model"; fi
 found=$(leaks)
 [ -z "$found" ] && ok "nor after training" || fail "nor after training" "$found"
+
+# ---- DTX makes folders and files beside what users dropped: never through a link, nor in another's place ----
+mkdir -m 755 "$T/outside" && echo untouched >"$T/outside/file" && chmod 600 "$T/outside/file"
+outside() { stat -c '%a %u %n' "$T/outside" "$T/outside"/*; }
+before=$(outside)
+alice sh -c "umask 077; echo '$secret' >'$M/models/compare/mine.txt'"
+mallory ln -s "$T/outside" "$M/services/link"
+mallory sh -c "ln -s '$T/outside' '$M/services/spec'; echo '{\"model\":\"lantern\"}' >'$M/services/spec.json'"
+mallory sh -c "ln -s '$T/outside' '$M/models/compare/dir.txt'; ln -s '$T/outside/file' '$M/models/compare/file.txt'"
+mallory sh -c "for n in dir.txt file.txt README.md; do echo hi >'$M/models/compare/'\$n.txt; done"
+bad=
+for f in services/link services/spec models/compare/dir.txt models/compare/file.txt models/compare/README.md; do
+    wait_state 15 "$M/$f.status" REJECTED FAILED >/dev/null || bad="$bad $f:$(state_of "$M/$f.status")"
+done
+[ -z "$bad" ] && ok "services behind links, and prompts whose answers have another's name" || fail "services behind links, and prompts whose answers have another's name" "$bad"
+[ "$(outside)" = "$before" ] && ok "nothing outside is made or changed" || fail "nothing outside is made or changed" "$(outside)"
+refused "a prompt whose answers would be another's prompt" sh -c "echo hi >'$M/models/compare/mine.txt.txt'"
+refused "which stays private" cat "$M/models/compare/mine.txt"
+chmod 700 "$M/models/base/lantern"
+mallory sh -c "mkdir '$M/models/base/theft' && cd '$M/models/base/theft' && for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do ln -s ../lantern/\$f; done; touch _SUCCESS"
+wait_state 15 "$M/models/base/theft.status" REJECTED >/dev/null && ok "a private model through links" || fail "a private model through links" "$(head -n 2 "$M/models/base/theft.status")"
+cp "$M/models/base/lantern"/*.json "$T/" && chmod 644 "$T"/*.json
+mallory sh -c "mkdir '$M/models/base/theft2' && cd '$M/models/base/theft2' && cp '$T/config.json' '$T/tokenizer.json' . && ln -s ../lantern/model.safetensors && touch _SUCCESS"
+wait_state 15 "$M/models/base/theft2.status" REJECTED >/dev/null && ok "its weights alone" || fail "its weights alone" "$(head -n 2 "$M/models/base/theft2.status")"
+chmod 755 "$M/models/base/lantern"
+wait_for 10 mallory test -r "$M/models/base/lantern/config.json"
+# the folder of a service is exchanged for a link while a question waits for its answer
+mallory sh -c "echo '{\"model\":\"lantern\",\"max_new_tokens\":400}' >'$M/services/swap.json'"
+mkdir -p "$T/outside/ask"
+check "a service" wait_state 15 "$M/services/swap.status" RUNNING
+mallory sh -c "for n in 1 2 3 4; do echo 'Tell me a long story.' >'$M/services/swap/ask/'\$n.txt; done; sleep 0.3; mv '$M/services/swap' '$M/services/.swap' && ln -s '$T/outside' '$M/services/swap'"
+sleep 4
+[ -z "$(ls "$T/outside/ask")" ] && ok "an answer is not written behind a link" || fail "an answer is not written behind a link" "$(ls "$T/outside/ask")"
 
 # ---- what is another's, and what is DTX's ----
 refused "control by a stranger" sh -c "echo cancel >'$M/experiments/own/control'"
@@ -141,7 +176,59 @@ sleep 3
 found=$(leaks)
 [ -z "$found" ] && ok "files swapped for links show nothing" || fail "files swapped for links show nothing" "$found"
 
+# ---- another's file in one's own folder, and a file of another group ----
+mallory sh -c "umask 0; mkdir '$D/shared'"
+alice sh -c "umask 077; echo '$row' >'$D/shared/train.jsonl'"
+mallory touch "$D/shared/_SUCCESS"
+if wait_state 15 "$D/shared.status" REJECTED >/dev/null && mallory grep -q 'train.jsonl in it belongs to another user' "$D/shared.status"; then ok "a private file in a stranger's folder is not read for the stranger"
+else fail "a private file in a stranger's folder is not read for the stranger" "$(cat "$D/shared.status")"; fi
+alice chmod 644 "$D/shared/train.jsonl"
+check "it is once its owner lets them" wait_state 15 "$D/shared.status" READY
+alice chmod 600 "$D/shared/train.jsonl"
+check "and not any more" wait_state 15 "$D/shared.status" REJECTED
+alice sh -c "mkdir '$D/grouped' && (umask 027; echo '$row' >'$D/grouped/train.jsonl'); chmod 755 '$D/grouped'; touch '$D/grouped/_SUCCESS'"
+chgrp 2000 "$D/grouped/train.jsonl"
+check "a file of another group than the folder" wait_state 15 "$D/grouped.status" READY
+check "the folder's group does not read it" wait_for 5 sh -c "! setpriv --reuid 1003 --regid 1001 --clear-groups cat '$D/grouped.status'"
+check "the owner does" alice cat "$D/grouped.status"
+
+# ---- names that differ only in how a letter is composed ----
+one=caf$(printf 'e\314\201') other=caf$(printf '\303\251')
+alice sh -c "umask 077; mkdir '$D/$one' && echo '$row' >'$D/$one/train.jsonl' && touch '$D/$one/_SUCCESS'; echo '$secret' >'$M/models/compare/$one.txt'"
+check "the owner's dataset" wait_state 15 "$D/$one.status" READY
+refused "a second folder of its name" mkdir "$D/$other"
+mallory mkdir "$D/twin"
+refused "or one renamed to it" mv "$D/twin" "$D/$other"
+refused "a second prompt of its name" sh -c "echo hi >'$M/models/compare/$other.txt'"
+mkdir "$S/tree/datasets/$other" && chown 1002:1002 "$S/tree/datasets/$other"
+mallory sh -c "echo '{\"text\":\"x\"}' >'$D/$other/train.jsonl'; touch '$D/$other/_SUCCESS'"
+sleep 3
+refused "also one made behind the mount's back does not open its status" cat "$D/$other.status"
+found=$(leaks)
+[ -z "$found" ] && ok "nothing of it shows" || fail "nothing of it shows" "$found"
+
 # ---- sizes ----
+mallory sh -c "mkdir '$D/holes'; truncate -s 4T '$D/holes/train.jsonl'; touch '$D/holes/_SUCCESS'"
+mallory sh -c "mkdir '$M/models/base/wide' && cp '$T/config.json' '$T/tokenizer.json' '$M/models/base/wide/'"
+{ printf '\000\000\000\002\000\000\000\000{"a":['; head -c $(((32 << 20) - 8)) /dev/zero | tr '\0' '[' | sed 's/\[\[/0,/g'; printf '0]'; } >"$T/wide"
+chmod 644 "$T/wide"
+mallory cp "$T/wide" "$M/models/base/wide/model.safetensors"
+biggest=0
+for _ in 1 2 3 4 5 6; do
+    sleep 0.5
+    now=$(sed -n 's/^VmRSS:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$(child_pid)/status")
+    [ "$now" -gt "$biggest" ] && biggest=$now
+done
+[ "$biggest" -lt $((200 << 10)) ] && ok "dtxd itself does not parse a header of 32 MB" || fail "dtxd itself does not parse a header of 32 MB" "$biggest kB"
+mallory rm -r "$M/models/base/wide"
+check "terabytes of holes do not keep a check busy" wait_state 15 "$D/holes.status" REJECTED
+esc=$(printf 'a\302\233b')
+refused "names that steer a terminal" mkdir "$D/$esc"
+mallory sh -c "printf '{\"\\\\u009b2J\\\\u202ex\":1}' >'$M/paramgroups/esc.json'" 2>/dev/null
+check "a key that does" wait_state 10 "$M/paramgroups/esc.status" REJECTED
+mallory sh -c "mkdir '$D/esc'; printf '{\"instruction\":\"\\\\u001b[2J\",\"response\":\"\\\\u009b\"}' >'$D/esc/train.jsonl'; touch '$D/esc/_SUCCESS'"
+check "an example that does" wait_state 15 "$D/esc.status" READY
+if grep -q -P '\x1b|\xc2\x9b|\xe2\x80\xae' "$D/esc.status" "$M/paramgroups/esc.status" "$M/paramgroups/LIST.tsv" "$M/log"; then fail "none of it is shown" "$(cat -v "$D/esc.status" "$M/paramgroups/esc.status")"; else ok "none of it is shown"; fi
 mallory sh -c "truncate -s 8E '$D/m3/huge' 2>/dev/null; truncate -s 1T '$M/paramgroups/huge.json'; head -c 100000 /dev/zero | tr '\0' '[' >'$M/paramgroups/deep.json'"
 check "a spec of a terabyte" wait_state 20 "$M/paramgroups/huge.status" REJECTED
 check "a spec of 100,000 brackets" wait_state 20 "$M/paramgroups/deep.status" REJECTED

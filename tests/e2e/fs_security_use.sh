@@ -54,6 +54,28 @@ check "a private spec that waits" wait_state 10 "$M/experiments/waits.status" PE
 check "a stranger's that waits for it" wait_state 10 "$M/experiments/t5.status" PENDING
 no_leak "of private specs in LIST.tsv, status, status.json, index.html, log"
 
+# ---- what a spec closed stays closed when the spec is removed ----
+alice sh -c "umask 077; echo '{\"models\":[\"lantern-2m\"],\"datasets\":[\"late\"],\"paramgroups\":[\"p\"]}' >'$M/experiments/early.json'"
+check "a private spec" wait_state 10 "$M/experiments/early.status" PENDING
+alice rm "$M/experiments/early.json"
+as_nobody sh -c "mkdir '$D/late' && echo '{\"instruction\":\"a\",\"response\":\"b\"}' >'$D/late/train.jsonl' && touch '$D/late/_SUCCESS'"
+check "starts when its data is there" wait_state 40 "$M/experiments/early.status" SUCCESS
+refused "its folder is as private as the spec was" cat "$M/experiments/early/spec.json"
+
+# ---- what a name meant when an experiment began may be another's, or closed, when a job of it runs ----
+alice sh -c "echo '${Q/\"max_steps\":2/\"max_steps\":100000}' >'$M/paramgroups/ages.json'"
+cp -r "$M/models/base/lantern-2m" "$M/models/base/second"
+as_nobody sh -c "mkdir '$D/swap' && echo '{\"instruction\":\"a\",\"response\":\"b\"}' >'$D/swap/train.jsonl' && touch '$D/swap/_SUCCESS'"
+as_nobody sh -c "echo '{\"jobs\":[{\"name\":\"a\",\"model\":\"lantern-2m\",\"dataset\":\"open\",\"paramgroup\":\"ages\"},{\"name\":\"b\",\"model\":\"second\",\"dataset\":\"swap\",\"paramgroup\":\"p\"}]}' >'$M/experiments/swap.json'"
+check "a stranger's experiment runs" wait_state 30 "$M/experiments/swap.status" PROCESSING
+check "a job of it waits for the device" wait_for 10 grep -q 'waits for a device' "$M/experiments/swap/jobs/b/status"
+check "its dataset goes" wait_for 10 as_nobody rm -r "$D/swap"
+alice sh -c "umask 077; mkdir '$D/swap' && echo '$row' >'$D/swap/train.jsonl' && touch '$D/swap/_SUCCESS'"
+check "another's private one takes the name" wait_state 20 "$D/swap.status" READY
+as_nobody sh -c "echo cancel >'$M/experiments/swap/jobs/a/control'"
+check "it is not used" wait_for 10 grep -q 'its owner to let you read dataset swap' "$M/experiments/swap/jobs/b/status"
+as_nobody sh -c "echo cancel >'$M/experiments/swap/control'"
+
 # ---- prompts and answers ----
 alice sh -c "umask 077; printf '%s one two' '$secret' >'$M/models/compare/mine.txt'"
 alice sh -c "echo '{\"model\":\"lantern-2m\",\"max_new_tokens\":4}' >'$M/services/open.json'"
@@ -86,6 +108,28 @@ for c in "echo cancel >'$M/experiments/own/control'" "echo retry >'$M/experiment
     refused "a stranger: ${c//$M/}" sh -c "$c"
 done
 no_leak "at the end"
+
+# ---- a tuned model outlives its experiment: who takes the name again does not get it ----
+model=$(alice stat -c '%i' "$M/models/tuned/own.01-priv/adapter_model.safetensors")
+alice rm -r "$M/experiments/own" "$M/experiments/own.json"
+check "the name is free" wait_for 10 sh -c "! test -e '$M/experiments/own'"
+as_nobody sh -c "echo '{\"jobs\":[{\"name\":\"01-priv\",\"model\":\"lantern-2m\",\"dataset\":\"open\",\"paramgroup\":\"p\"}]}' >'$M/experiments/own.json'"
+check "an experiment that would replace another's model" wait_state 20 "$M/experiments/own.status" REJECTED
+[ "$(alice stat -c '%i' "$M/models/tuned/own.01-priv/adapter_model.safetensors")" = "$model" ] && ok "the model is still there" || fail "the model is still there" "$(ls -la "$M/models/tuned")"
+
+# ---- a spec and what was made of it: either half may be there alone, and the other is its owner's ----
+alice sh -c "printf '%s' '$(spec open ages)' >'$M/experiments/half.json'"
+check "an experiment" wait_state 30 "$M/experiments/half.status" PROCESSING
+alice sh -c "rm '$M/experiments/half.json'; rm '$M/models/compare/mine.txt'; mkdir '$M/services/half'; echo '{\"model\":\"lantern-2m\"}' >'$M/services/half2.json'"
+check "a service that is a folder" wait_for 10 test -e "$M/services/half/ask"
+refused "a stranger's spec for it" sh -c "umask 0; echo '{}' >'$M/experiments/half.json'"
+refused "or one renamed to it" sh -c "echo '{}' >'$M/experiments/.half' && mv '$M/experiments/.half' '$M/experiments/half.json'"
+refused "a stranger's prompt for another's answers" sh -c "echo hi >'$M/models/compare/mine.txt'"
+refused "a stranger's spec of another's service" sh -c "echo '{\"model\":\"lantern-2m\"}' >'$M/services/half.json'"
+printf '%s' '{}' >"$S/tree/experiments/half.json" && chown 65534:65534 "$S/tree/experiments/half.json" && chmod 666 "$S/tree/experiments/half.json"
+sleep 2
+refused "nor does one behind the mount's back give control" sh -c "echo cancel >'$M/experiments/half/control'"
+alice sh -c "echo cancel >'$M/experiments/half/control'"
 
 # ---- groups: also the second ones of a process ----
 as_nobody sh -c "printf '%s' '$(spec open p)' >'$M/experiments/any.json'"

@@ -89,6 +89,7 @@ alice rm "$D/x/fits"
 limits '{"quotas": {"default": "5 MiB", "1001": null}}' 1
 quota_error "the default counts for others" bob sh -c "head -c 8192 '$T/forty' >>'$D/b/train.jsonl'"
 check "overwriting needs no room" bob sh -c "dd if='$T/twelve' of='$D/b/train.jsonl' bs=64k count=4 conv=notrunc 2>/dev/null"
+quota_error "an attribute needs room too" bob setfattr -n user.x -v "$(head -c 2000 "$T/forty")" "$D/b/train.jsonl"
 check "null: no limit" alice sh -c "head -c $((15 * MB)) '$T/forty' >'$D/x/much'"
 total=$(jq -r .space.used "$M/status.json")
 limits "{\"store_max\": $((total + 4 * MB))}" 0

@@ -190,6 +190,32 @@ def adapter(root):
         put(root, "fuzz_adapter", name, json.dumps(config).encode() + b"\n%%\n" + tensor_file(tensors))
 
 
+# ---- base models (fuzz_model.c)
+
+def base_model(root):
+    h, ffn, kv, vocab = 4, 6, 2, 258
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", num_hidden_layers=1, hidden_size=h, intermediate_size=ffn,
+                  num_attention_heads=2, num_key_value_heads=1, vocab_size=vocab, max_position_embeddings=64, rms_norm_eps=1e-5,
+                  rope_theta=10000.0, tie_word_embeddings=True, torch_dtype="bfloat16",
+                  bos_token_id=0, eos_token_id=1)
+    shapes = {"model.embed_tokens.weight": [vocab, h], "model.norm.weight": [h], "input_layernorm.weight": [h],
+              "post_attention_layernorm.weight": [h], "self_attn.q_proj.weight": [h, h], "self_attn.k_proj.weight": [kv, h],
+              "self_attn.v_proj.weight": [kv, h], "self_attn.o_proj.weight": [h, h], "mlp.gate_proj.weight": [ffn, h],
+              "mlp.up_proj.weight": [ffn, h], "mlp.down_proj.weight": [h, ffn]}
+    size = lambda shape: shape[0] * (shape[1] if len(shape) > 1 else 1)
+    tensors = [(n if n.startswith("model.") else "model.layers.0." + n, "BF16", s, b"\x80\x3f" * size(s)) for n, s in shapes.items()]
+    words = tokenizer(["aa", "ab"], ["a a", "a b"], dict(type="ByteLevel", add_prefix_space=False, use_regex=True))
+    index = dict(weight_map={t[0]: "ab"[i % 2] + ".safetensors" for i, t in enumerate(tensors)})
+    join = lambda *parts: b"\n%%\n".join(p if isinstance(p, bytes) else p.encode() for p in parts)
+    put(root, "fuzz_model", "one", join(json.dumps(config), "", tensor_file(tensors), "", words))
+    put(root, "fuzz_model", "shards", join(json.dumps(config), json.dumps(index), tensor_file(tensors[::2]), tensor_file(tensors[1::2]), words))
+    put(root, "fuzz_model", "cut", join(json.dumps(config), json.dumps(index), tensor_file(tensors[::2])[:-3], b"", words))
+    put(root, "fuzz_model", "outside", join(json.dumps(config), json.dumps(dict(weight_map={"x": "../a.safetensors"})), b"x", b"", words))
+    put(root, "fuzz_model", "qwen2", join(json.dumps(dict(config, architectures=["Qwen2ForCausalLM"], model_type="qwen2", sliding_window=8,
+                                                          rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0,
+                                                                            high_freq_factor=4.0, original_max_position_embeddings=32))), ""))
+
+
 # ---- saved states: the first byte says what the target puts right (fuzz_restore.c)
 
 def state(root):
@@ -236,8 +262,38 @@ def paths(root):
         put(root, "fuzz_control", str(i), words)
 
 
+# ---- messages of FUSE, and what is kept of open files (fuzz_channel.c, fuzz_passthrough.c, fuzz_handles.c)
+
+def messages(root):
+    request, reply, parts, next_open = 0, 1, 2, 3
+    step = lambda what, raw: bytes([what, (len(raw) + 7) // 8]) + raw + b"\0" * (-len(raw) % 8)
+    ask = lambda opcode, unique, body, uid=1000: struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, 1, uid, 0, 1, 0) + body
+    answer = lambda unique, body, error=0: struct.pack("<IiQ", 16 + len(body), error, unique) + body
+    init = struct.pack("<IIIII", 7, 45, 131072, 0x73fffffb, 0xff) + b"\0" * 44
+    agreed = struct.pack("<IIIIHHIIHHI", 7, 38, 131072, 1 << 30, 12, 9, 1 << 20, 1, 256, 0, 0) + b"\0" * 28
+    opened = struct.pack("<QII", 9, 2, 0)
+    start = step(request, ask(26, 2, init)) + step(reply, answer(2, agreed))
+    for flag in range(4):
+        put(root, "fuzz_channel", "open_%d" % flag, bytes([flag]) + start + step(request, ask(14, 4, struct.pack("<II", 0x8002, 1))) +
+            step(next_open, b"") + step(reply, answer(4, opened)) + step(reply, answer(6, opened)))
+    put(root, "fuzz_channel", "create", b"\0" + step(request, ask(35, 4, b"\0" * 16 + b"name\0")) + step(next_open, b"") +
+        step(reply, answer(4, b"\0" * 128 + opened)))
+    put(root, "fuzz_channel", "refused", b"\0" + step(next_open, b"") + step(reply, answer(4, b"", -5)) + step(parts, answer(6, opened)))
+    put(root, "fuzz_channel", "kill", b"\0" + b"".join(step(request, ask(op, 8 + op, struct.pack("<IIQQI", 1 << 11, 4, 0, 0, 4) + b"\0" * 60, uid))
+                                                      for op in (4, 14, 16, 43, 47) for uid in (0, 1000)))
+    put(root, "fuzz_channel", "again", b"\1" + init + step(request, ask(12, 1 << 63 | 10, b"\0" * 8)) + step(4, b"") + step(reply, answer(10, b"")))
+    put(root, "fuzz_channel", "short", b"\0" + step(request, b"\0" * 8) + step(request, ask(26, 2, b"")[:40]) + step(request, ask(16, 4, b"")))
+    for name, steps in (("open", "000 001 010 100"), ("restored", "201 211 001 100 100"), ("seen", "000 002 012 100 002")):
+        for refuses in range(4):
+            put(root, "fuzz_passthrough", "%s_%d" % (name, refuses), bytes([refuses]) + bytes(int(c) for c in steps.replace(" ", "")))
+    for kind in range(5):
+        node = struct.pack("<QQQQQqII", 7 + kind, 1, 1, 1, 1234, 5, 0, 0)
+        put(root, "fuzz_handles", str(kind), (bytes([3]) + struct.pack("<Q", 1 << 32 | kind) + node + struct.pack("<QqIIIIBBBBII", 2, 0, kind, 1000, 1000, 1,
+                                                                                                          1, 0, 0, 1, 1, 1)).ljust(265, b"\0") * 2)
+
+
 def main():
-    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, state, specs, paths):
+    for make in (safetensors, sentencepiece, tokenizer_json, plain_json, dataset, table, adapter, base_model, state, specs, paths, messages):
         make(sys.argv[1])
 
 

@@ -201,11 +201,25 @@ START_TEST(names)
                                        "statuses",
                                        "a.status.json",
                                        "012345678901234567890123456789012345678901234567890123456789012"};
-    static const char *const bad[] = {
-        "",          ".a",    "..",       "a/b",
-        "a\nb",      "a\x7f", "x.status", ".status",
-        "x~",        "x.tmp", "x.part",   "x.swp",
-        "sedabc123", "4913",  "\xff",     "0123456789012345678901234567890123456789012345678901234567890123"};
+    static const char *const bad[] = {"",
+                                      ".a",
+                                      "..",
+                                      "a/b",
+                                      "a\nb",
+                                      "a\x7f",
+                                      "x.status",
+                                      ".status",
+                                      "a\xc2\x9b[2J",
+                                      "a\xe2\x80\xae"
+                                      "b",
+                                      "x~",
+                                      "x.tmp",
+                                      "x.part",
+                                      "x.swp",
+                                      "sedabc123",
+                                      "4913",
+                                      "\xff",
+                                      "0123456789012345678901234567890123456789012345678901234567890123"};
     char long_name[301];
 
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
