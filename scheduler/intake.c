@@ -440,7 +440,9 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     int rc;
 
     if (i->gone) {
-        if (removed(s, i) && gen == i->gen)
+        if (!removed(s, i))
+            i->retry_at = now + SECOND_NS;
+        else if (gen == i->gen)
             i->dirty = i->gone = false;
         return;
     }
