@@ -453,6 +453,14 @@ static int start_jobs(struct sched *s, struct experiment *x)
     return rc;
 }
 
+static bool any_open(const struct experiment *x)
+{
+    for (int i = 0; i < x->njobs; i++)
+        if (!state_is_end(x->jobs[i]->state))
+            return true;
+    return false;
+}
+
 static void try_start(struct sched *s, struct experiment *x)
 {
     struct buf missing = BUF_INIT;
@@ -466,7 +474,8 @@ static void try_start(struct sched *s, struct experiment *x)
         if (rc)
             catalog_trouble(s, &e);
     }
-    find_missing(s, x, &missing);
+    if (any_open(x)) /* else nobody needs anything: it starts only to end */
+        find_missing(s, x, &missing);
     if (missing.len) {
         experiment_event(s, x, EV_WAIT, missing.p);
         buf_release(&missing);
