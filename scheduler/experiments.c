@@ -76,6 +76,8 @@ static bool pin(struct sched *s, struct experiment *x)
     if (evaluation && !json_object_get(x->pins, "evaluation_dataset") &&
         (o = object_ready(s, OBJ_DATASET, evaluation)) && object_readable(o, x->uid, x->gid)) {
         json_object_set_new(x->pins, "evaluation_dataset", json_deep_copy(o->spec));
+        json_object_set_new(json_object_get(x->pins, "evaluation"), "dataset",
+                            json_string(o->name)); /* as its folder writes it */
         news = true;
     }
     return news;

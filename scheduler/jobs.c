@@ -219,6 +219,7 @@ void job_pin_data(struct sched *s, struct job *j)
 
     if (j->cached || !o)
         return;
+    snprintf(j->dataset, sizeof(j->dataset), "%.*s", NAME_CAP - 1, o->name); /* as its folder writes it */
     set_json(&j->data,
              json_pack("{sOss}", "spec", o->spec, "sha256", report_sha(s, OBJ_DATASET, j->dataset)));
 }

@@ -12,9 +12,11 @@
 
 static int resolve_base(struct sched *s, const char *name, struct model_ref *out)
 {
-    if (!object_ready(s, OBJ_BASE, name))
+    struct object *o = object_ready(s, OBJ_BASE, name);
+
+    if (!o)
         return -ENOENT;
-    snprintf(out->base, sizeof(out->base), "%s", name);
+    snprintf(out->base, sizeof(out->base), "%.*s", NAME_CAP - 1, o->name); /* as its folder writes it */
     snprintf(out->shown, sizeof(out->shown), "%s", name);
     return 0;
 }
