@@ -565,6 +565,24 @@ int experiment_delete(struct sched *s, struct experiment *x)
     return 0;
 }
 
+/* Answers that were being written.  A service has one folder for all of its prompts. */
+static void sweep_answers(struct sched *s)
+{
+    slow_begin(s);
+    for (int i = 0; i < s->nobjects; i++) {
+        const struct object *o = s->objects[i];
+        char path[PATH_MAX];
+        if (o->kind == OBJ_COMPARE)
+            snprintf(path, sizeof(path), "models/compare/%s", o->name);
+        else if (o->kind == OBJ_SERVICE)
+            snprintf(path, sizeof(path), "services/%s/ask", o->name);
+        else
+            continue;
+        fd_sweep(s->tree_fd, path);
+    }
+    slow_end(s);
+}
+
 void experiments_sweep(struct sched *s)
 {
     for (struct gone *g = s->gone; g; g = g->next)
@@ -578,18 +596,7 @@ void experiments_sweep(struct sched *s)
             else if (j->state == ST_SUCCESSFUL)
                 job_remove_work(s, j);
         }
-    for (int i = 0; i < s->nobjects; i++) {
-        const struct object *o = s->objects[i];
-        char path[PATH_MAX];
-        object_path(o, path, sizeof(path));
-        if (o->kind == OBJ_COMPARE) /* its answers are in the folder of its name */
-            path[strlen(path) - strlen(".txt")] = '\0';
-        else if (o->kind == OBJ_ASK)
-            *strrchr(path, '/') = '\0';
-        else
-            continue;
-        fd_sweep(s->tree_fd, path);
-    }
+    sweep_answers(s);
 }
 
 static void drop_unsaved_rows(struct experiment *x)
