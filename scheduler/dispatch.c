@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "scheduler/base/fdio.h"
+#include "scheduler/base/json.h"
 #include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
@@ -131,6 +132,7 @@ static bool served_by_twin(struct sched *s, struct job *row)
 
 static bool needs_are_there(struct sched *s, struct job *j)
 {
+    const char *exam = json_str(json_object_get(j->exp->pins, "evaluation"), "dataset", NULL);
     char words[2 * NAME_CAP];
 
     if (j->number && !j->params)
@@ -140,6 +142,8 @@ static bool needs_are_there(struct sched *s, struct job *j)
         snprintf(words, sizeof(words), "waiting for: model %s", j->base);
     else if (j->number && !j->cached && !object_ready(s, OBJ_DATASET, j->dataset))
         snprintf(words, sizeof(words), "waiting for: dataset %s", j->dataset);
+    else if (j->number && !j->cached && exam && !object_ready(s, OBJ_DATASET, exam))
+        snprintf(words, sizeof(words), "waiting for: dataset %.400s", exam);
     else if (j->init[0] && !j->has_run && !object_find(s, OBJ_TUNED, j->init))
         snprintf(words, sizeof(words), "waiting for: model tuned/%s", j->init);
     else if (j->number && !j->has_run)
