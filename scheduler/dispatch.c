@@ -293,6 +293,14 @@ static void recall(struct sched *s, struct job *j, const char *why)
              j->worker->label, why);
 }
 
+static bool idle_for(struct sched *s, const struct job *j)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (s->workers[i].njobs == 0 && fits(s, &s->workers[i], j))
+            return true;
+    return false;
+}
+
 /* Jobs without memory go where there is some; and they make way for `blocked` if that has a higher priority.
  */
 static void recall_waiting(struct sched *s, const struct job *blocked)
@@ -309,7 +317,7 @@ static void recall_waiting(struct sched *s, const struct job *blocked)
                 continue;
             if (blocked && x->priority < blocked->exp->priority)
                 recall(s, j, "another one has a higher priority");
-            else if (idle-- > 0)
+            else if (idle > 0 && idle_for(s, j) && idle--)
                 recall(s, j, "another device is idle");
         }
     }
@@ -352,7 +360,7 @@ void dispatch_round(struct sched *s, int64_t now)
         tell_waits(s, j, &words);
         if (!j->waiting_since)
             j->waiting_since = now;
-        if (!blocked)
+        if (!blocked && worker_for(s, j)) /* what waits for a device that is down holds nobody back */
             blocked = j;
     }
     recall_waiting(s, blocked);
