@@ -490,6 +490,7 @@ bool space_used_up(struct sched *s, uid_t uid, char *words, size_t n);
 int take_drop(struct sched *s, struct intake *i, bool last_chance);
 int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
                struct dtx_err *e);
+bool error_passes(int rc); /* no memory or descriptors just now: nothing is wrong with the file */
 /* No symbolic link on the way, nothing outside of dirfd. */
 int open_beneath(int dirfd, const char *path, int flags);
 int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e);

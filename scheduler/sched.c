@@ -516,7 +516,7 @@ int sched_flush(struct sched *s, const char *path)
         rc = take_parse(p.kind, path, text.p, text.len, &spec, &e);
     json_decref(spec);
     buf_release(&text);
-    return rc == 0 || rc == -ENOENT || rc == -ENOMEM ? 0 : -EINVAL;
+    return rc == 0 || rc == -ENOENT || error_passes(rc) ? 0 : -EINVAL;
 }
 
 /* ---- commands: handed to the loop and waited for ---- */
