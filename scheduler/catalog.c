@@ -424,12 +424,14 @@ static int load_object(struct sched *s, sqlite3_stmt *st)
 
 static int load_experiment(struct sched *s, sqlite3_stmt *st)
 {
-    struct experiment *x = experiment_new(s, "");
+    char name[NAME_CAP];
+    struct experiment *x;
 
+    column_copy(st, 1, name, sizeof(name));
+    x = experiment_new(s, name);
     if (!x)
         return -ENOMEM;
     x->id = sqlite3_column_int64(st, 0);
-    column_copy(st, 1, x->name, sizeof(x->name));
     x->state = column_state(st, 2);
     x->reason = column_dup(st, 3);
     x->spec_reason = column_dup(st, 4);
@@ -477,15 +479,27 @@ static void load_job_fields(struct job *j, const json_t *f)
     j->cached = json_flag(f, "cached", 0);
 }
 
+static int by_id(const void *key, const void *member)
+{
+    const int64_t *id = key, other = (*(struct experiment *const *)member)->id;
+
+    return *id < other ? -1 : *id > other;
+}
+
+/* They were loaded in the order of their ids. */
+static struct experiment *experiment_of(struct sched *s, int64_t id)
+{
+    struct experiment **x = s->nexps ? bsearch(&id, s->exps, (size_t)s->nexps, sizeof(*x), by_id) : NULL;
+
+    return x ? *x : NULL;
+}
+
 static int load_job(struct sched *s, sqlite3_stmt *st)
 {
-    struct experiment *x = NULL;
+    struct experiment *x = experiment_of(s, sqlite3_column_int64(st, 1));
     json_t *fields = column_json(st, 7);
     struct job *j;
 
-    for (int i = 0; i < s->nexps && !x; i++)
-        if (s->exps[i]->id == sqlite3_column_int64(st, 1))
-            x = s->exps[i];
     j = x ? job_new(x, sqlite3_column_int(st, 2)) : NULL;
     if (!j) {
         json_decref(fields);

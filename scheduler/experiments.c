@@ -19,14 +19,6 @@ static const char *const other_bytes =
     "an experiment of this name is there, made from other bytes: rm -r experiments/%s/ "
     "first, or give this one another name";
 
-static struct experiment *deleted_one(struct sched *s, const char *name)
-{
-    for (int i = 0; i < s->nexps; i++)
-        if (s->exps[i]->deleted && strcmp(s->exps[i]->name, name) == 0)
-            return s->exps[i];
-    return NULL;
-}
-
 /* The spec's file holds these bytes while NAME/ exists. */
 static int take_again(struct sched *s, struct experiment *x, const char *sha, const char *stamp)
 {
@@ -258,7 +250,7 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
     json_t *spec = NULL;
     int rc;
 
-    if (!x || deleted_one(s, name))
+    if (!x || experiment_find_deleted(s, name))
         return -EBUSY; /* the old one is still being cancelled; or RECEIVING could not be written */
     sha256_text(text->p ? text->p : "", text->len, sha);
     if (x->njobs && x->state != ST_RECEIVING)
@@ -586,7 +578,7 @@ static void sweep_answers(struct sched *s)
 void experiments_sweep(struct sched *s)
 {
     for (struct gone *g = s->gone; g; g = g->next)
-        if (!experiment_find(s, g->name) && !deleted_one(s, g->name))
+        if (!experiment_find(s, g->name) && !experiment_find_deleted(s, g->name))
             trash(s, g->name);
     for (int i = 0; i < s->nexps; i++)
         for (int k = 0; k < s->exps[i]->njobs; k++) {

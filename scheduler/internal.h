@@ -54,7 +54,7 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
-enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096 };
+enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096 };
 
 struct object {
     int64_t id; /* catalog row */
@@ -127,6 +127,7 @@ struct job {
 
 struct experiment {
     int64_t id;
+    struct experiment *hash_next;
     char name[NAME_CAP];
     enum state state;
     char *reason;
@@ -305,6 +306,7 @@ struct sched {
     struct object *by_name[OBJECT_BUCKETS]; /* the same, by hash of kind and name (NFC) */
     struct experiment **exps;
     int nexps, exps_cap;
+    struct experiment *exp_by_name[EXPERIMENT_BUCKETS]; /* the same, by hash of name; deleted ones too */
     struct worker *workers;
     int nworkers;
     struct intake_list intakes;                    /* something is to be done about them, now or later */
@@ -398,6 +400,8 @@ struct experiment *experiment_new(struct sched *s, const char *name); /* in the 
 void experiment_drop(struct sched *s, struct experiment *x);          /* out of the list, freed */
 struct job *job_new(struct experiment *x, int number);                /* in jobs, or with number 0 in rows */
 struct experiment *experiment_find(struct sched *s, const char *name);
+struct experiment *experiment_find_deleted(struct sched *s,
+                                           const char *name); /* a worker still has a job of it */
 struct job *job_find(struct experiment *x, const char *name);
 struct job *job_find_worker(struct sched *s, const struct worker *w,
                             const char *id); /* EXP/JOB, if w has it */
