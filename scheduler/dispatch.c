@@ -24,7 +24,7 @@ static bool has_suspect(struct sched *s, const struct worker *w)
 {
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             const struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker == w && j->suspect)
                 return true;
@@ -189,6 +189,7 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
         worker_send(s, w, PM_JOB_STOP,
                     json_pack("{so ss}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "how", "stop"));
     j->worker = w;
+    j->exp->on_workers++;
     j->held_dataset = !j->cached;
     j->waiting_since = 0;
     set_text(&j->reason, NULL);
@@ -210,7 +211,7 @@ static void count_on_workers(struct sched *s)
         s->workers[i].ahead = s->workers[i].waiting = 0;
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker)
                 continue;
@@ -229,7 +230,7 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         x->running = 0;
-        for (int k = 0; k < x->njobs; k++)
+        for (int k = 0; x->on_workers && k < x->njobs; k++)
             x->running += x->jobs[k]->worker != NULL;
         if (x->running || (x->state == ST_PROCESSING && !x->deleted))
             fair_present(&s->fair, x->uid, x->running);
@@ -311,7 +312,7 @@ static void recall_waiting(struct sched *s, const struct job *blocked)
         idle += s->workers[i].njobs == 0 && s->workers[i].state == WS_UP && !s->workers[i].quitting;
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker || !j->waits || j->recalled || !job_runs(j) || j->worker->njobs < 2)
                 continue;

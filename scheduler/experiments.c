@@ -527,17 +527,6 @@ static void try_end(struct sched *s, struct experiment *x)
     experiment_event(s, x, good ? EV_DONE : cancelled == x->njobs ? EV_ALL_CANCELLED : EV_NONE_WELL, words);
 }
 
-static bool on_a_worker(const struct experiment *x)
-{
-    for (int i = 0; i < x->njobs; i++)
-        if (x->jobs[i]->worker)
-            return true;
-    for (int i = 0; i < x->nrows; i++)
-        if (x->rows[i]->worker)
-            return true;
-    return false;
-}
-
 /* The catalog forgets it at once; memory and files go when no worker has a job of it any more. */
 int experiment_delete(struct sched *s, struct experiment *x)
 {
@@ -601,7 +590,7 @@ void experiments_round(struct sched *s, int64_t now)
 {
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        if (x->deleted && !on_a_worker(x)) {
+        if (x->deleted && !x->on_workers) {
             trash(s, x->name);
             experiment_drop(s, x);
             i--;

@@ -147,6 +147,7 @@ struct experiment {
     /* not in the catalog */
     char stamp[96]; /* of the spec file */
     bool deleted;
+    int on_workers;  /* jobs and rows that have a worker; most experiments have none, and are passed over */
     int running;     /* jobs on workers, while dispatching */
     unsigned looked; /* s->transitions when it was last tried to start it */
     int64_t look_at; /* mono: try again then at the latest */

@@ -246,7 +246,7 @@ static void job_metrics(struct sched *s, struct buf *out)
     }
     metric(out, "dtx_job_loss", "gauge", "training loss of running jobs");
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs; k++) {
             struct job *j = s->exps[i]->jobs[k];
             if (!j->worker || !json_is_number(json_object_get(j->progress, "loss")) ||
                 experiment_closed(s, s->exps[i]) & 07)
@@ -322,7 +322,7 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
     add_field(out, "asks", "%d", w->asks);
     add_field(out, "jobs", "%d", w->njobs);
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
             struct experiment *x = s->exps[i];
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker != w)

@@ -406,7 +406,7 @@ bool sched_receiving(struct sched *s, const char *path)
 static bool held_by(struct sched *s, const struct place *p, char *who, size_t n)
 {
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
             struct experiment *x = s->exps[i];
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker)
