@@ -417,6 +417,7 @@ void asking_round(struct sched *s, int64_t now)
             begin(s, o, &chosen);
         if (o->state == ST_ANSWERING && o->asking)
             go_on(s, o);
+        loop_commands(s);
     }
 }
 

@@ -469,6 +469,7 @@ void intake_round(struct sched *s, int64_t now)
     struct intake *i, *next;
 
     for (i = TAILQ_FIRST(&s->intakes); i; i = next) {
+        loop_commands(s);
         if (i->retry_at <= now) {
             if (i->maybe && i->maybe_at <= now)
                 look_closer(s, i, now);

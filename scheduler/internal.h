@@ -361,6 +361,9 @@ void give_to(struct sched *s, const char *tree_path, uid_t uid, gid_t gid); /* c
 /* loop.c */
 void *loop_main(void *arg);
 void loop_round(struct sched *s, int64_t now); /* one round of all drivers; tests call it */
+/* What FUSE threads wait for.  Drivers with thousands of things to write let them through in between; objects
+ * may be gone afterwards. */
+void loop_commands(struct sched *s);
 
 /* catalog.c: loop thread only, outside of the mutex */
 int catalog_open(const char *path, struct catalog **out, struct dtx_err *e);
