@@ -666,7 +666,6 @@ int render_service_endpoint(struct sched *s, const struct layout_match *m, struc
 json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; new reference */
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
-json_t *appliance_json(struct sched *s);
 /* render_space.c: who uses what; mutex held */
 void render_owners(struct sched *s, struct buf *out);
 void owners_json(struct sched *s, json_t *into); /* "space" and "owners" */

@@ -163,7 +163,7 @@ static int render_control(struct sched *s, const struct layout_match *m, struct 
 
 const struct render_ops render_table[LR_COUNT] = {
     [LR_STATUS] = {.text = render_status},
-    [LR_STATUS_JSON] = {.text = render_status_json},
+    [LR_STATUS_JSON] = {.text = render_status_json, .heavy = true},
     [LR_CONSOLE] = {.text = render_console, .heavy = true},
     [LR_METRICS] = {.text = render_metrics},
     [LR_LIST] = {.text = render_list},

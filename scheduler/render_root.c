@@ -2,13 +2,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/json.h"
 #include "scheduler/internal.h"
 #include "scheduler/report/report.h"
 
-enum { SHOWN = 20 }; /* lines of each kind on one screen */
+enum { SHOWN = 20 /* lines of each kind on one screen */, JOBS_AT_ONCE = 100 };
 
 static const enum object_kind shown_kinds[] = {OBJ_DATASET,     OBJ_PARAMGROUP,     OBJ_EVALUATION,
                                                OBJ_DATA_PLUGIN, OBJ_SCORING_PLUGIN, OBJ_BASE,
@@ -156,16 +157,33 @@ static json_t *public_experiment(struct sched *s, struct experiment *x)
                      json_null(), "reason", experiment_words(s, x, ""), "jobs", "leaderboard");
 }
 
-json_t *appliance_json(struct sched *s)
+/* Thousands of jobs take seconds: others get the mutex in between.  An experiment that is deleted just then
+ * may take the place of one that is missing until the next rendering. */
+static json_t *experiments_json(struct sched *s)
 {
-    json_t *v, *devices = json_array(), *exps = json_array();
+    json_t *list = json_array();
+
+    for (int i = 0, jobs = 0; i < s->nexps; i++) {
+        if (!s->exps[i]->deleted)
+            json_array_append_new(list, public_experiment(s, s->exps[i]));
+        if ((jobs += s->exps[i]->njobs) < JOBS_AT_ONCE)
+            continue;
+        jobs = 0;
+        pthread_mutex_unlock(&s->mutex);
+        usleep(1); /* long enough for those who wait to take it */
+        pthread_mutex_lock(&s->mutex);
+    }
+    return list;
+}
+
+/* Mutex held, but given up now and then. */
+static json_t *appliance_json(struct sched *s)
+{
+    json_t *v, *exps = experiments_json(s), *devices = json_array();
     char started[32];
 
     for (int i = 0; i < s->nworkers; i++)
         json_array_append_new(devices, device_json(&s->workers[i]));
-    for (int i = 0; i < s->nexps; i++)
-        if (!s->exps[i]->deleted)
-            json_array_append_new(exps, public_experiment(s, s->exps[i]));
     v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
                   "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
                   clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
@@ -176,9 +194,19 @@ json_t *appliance_json(struct sched *s)
     return v;
 }
 
+static json_t *appliance_now(struct sched *s)
+{
+    json_t *v;
+
+    pthread_mutex_lock(&s->mutex);
+    v = appliance_json(s);
+    pthread_mutex_unlock(&s->mutex);
+    return v;
+}
+
 int render_status_json(struct sched *s, const struct layout_match *m, struct buf *out)
 {
-    json_t *v = appliance_json(s);
+    json_t *v = appliance_now(s);
 
     if (!v)
         return -ENOMEM;
@@ -189,11 +217,8 @@ int render_status_json(struct sched *s, const struct layout_match *m, struct buf
 
 int render_console(struct sched *s, const struct layout_match *m, struct buf *out)
 {
-    json_t *v;
+    json_t *v = appliance_now(s);
 
-    pthread_mutex_lock(&s->mutex);
-    v = appliance_json(s);
-    pthread_mutex_unlock(&s->mutex);
     if (!v)
         return -ENOMEM;
     console_html(out, v);
