@@ -259,6 +259,84 @@ START_TEST(not_called_back_in_vain)
 }
 END_TEST
 
+/* ---- many at once ---- */
+
+static double seconds_since(int64_t t)
+{
+    return (double)(clock_mono_ns() - t) / 1e9;
+}
+
+/* A word is heard while hundreds of drops are being written down. */
+START_TEST(control_words_get_through)
+{
+    char path[64];
+    int64_t start;
+    double answered;
+
+    open_sched("cpu:0");
+    put_basics(groups);
+    put("services/s.json", "{\"model\":\"tiny\"}");
+    wait_text("services/s.status", "RUNNING", 5);
+    for (int i = 0; i < 600; i++) {
+        snprintf(path, sizeof(path), "models/compare/p%d.txt", i);
+        put(path, "hello");
+    }
+    usleep(250000); /* they are complete now */
+    start = clock_mono_ns();
+    ck_assert_int_eq(word("services/s/control", "stop"), 4);
+    answered = seconds_since(start);
+    while (text_has("models/compare/LIST.tsv", "RECEIVING"))
+        usleep(1000);
+    ck_assert_msg(answered < 0.1 || answered < seconds_since(start) / 2, "%.3f s of %.3f s", answered,
+                  seconds_since(start));
+}
+END_TEST
+
+/* Prompts that wait for the first model say so, and get it. */
+START_TEST(prompts_wait_for_a_model)
+{
+    char path[64];
+
+    open_sched("cpu:1");
+    for (int i = 0; i < 5; i++) {
+        snprintf(path, sizeof(path), "models/compare/p%d.txt", i);
+        put(path, "hello");
+    }
+    wait_text("models/compare/p4.status", "PENDING\nreason: waiting for: a model", 5);
+    wait_text("models/compare/p1.status", "PENDING\nreason: waiting for: a model", 5);
+    put_basics(groups);
+    wait_text("models/compare/p4.status", "DONE", 5);
+    wait_text("models/compare/p1.status", "DONE", 5);
+}
+END_TEST
+
+/* History does not grow while dtxd runs. */
+START_TEST(history_is_bounded)
+{
+    char path[128];
+    sqlite3 *db;
+
+    open_sched("cpu:0");
+    snprintf(path, sizeof(path), "%s/catalog.db", fake_store);
+    ck_assert_int_eq(sqlite3_open(path, &db), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_exec(db,
+                                  "INSERT INTO event(id,at,machine,name,was,event,became) VALUES"
+                                  "(999,0,'m','old','a','b','c'),(1001,0,'m','kept','a','b','c'),"
+                                  "(100998,0,'m','new','a','b','c')",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    put("paramgroups/a.json", "{}"); /* two events */
+    wait_text("paramgroups/a.status", "READY", 5);
+    sqlite3_stmt *st;
+    ck_assert_int_eq(sqlite3_prepare_v2(db, "SELECT count(*), min(id) FROM event", -1, &st, NULL), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_step(st), SQLITE_ROW);
+    ck_assert_int_eq(sqlite3_column_int(st, 0), 4);
+    ck_assert_int_eq(sqlite3_column_int(st, 1), 1001);
+    sqlite3_finalize(st);
+    sqlite3_close(db);
+}
+END_TEST
+
 /* ---- no descriptors left ---- */
 
 static void limit_files(rlim_t n)
@@ -312,6 +390,9 @@ int main(int argc, char **argv)
     tcase_add_test(t, decomposed_names);
     tcase_add_test(t, lost_device_holds_nobody_back);
     tcase_add_test(t, not_called_back_in_vain);
+    tcase_add_test(t, control_words_get_through);
+    tcase_add_test(t, prompts_wait_for_a_model);
+    tcase_add_test(t, history_is_bounded);
     tcase_add_test(t, no_descriptors_just_now);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
