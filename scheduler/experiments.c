@@ -414,10 +414,15 @@ static int pin_job(struct sched *s, struct job *j, struct dtx_err *e)
 static int start_job(struct sched *s, struct job *j)
 {
     struct dtx_err e = {0};
+    int rc = 0;
 
     if (state_is_end(j->state))
         return 0;
-    if (!j->params && pin_job(s, j, &e))
+    if (!j->params)
+        rc = pin_job(s, j, &e);
+    if (rc == -ENOENT) /* it was there a moment ago: the experiment waits for it */
+        return -EAGAIN;
+    if (rc)
         return job_event(s, j, EV_ERROR, e.msg);
     return j->state == ST_INIT ? job_event(s, j, EV_START, NULL) : 0;
 }
@@ -425,25 +430,30 @@ static int start_job(struct sched *s, struct job *j)
 /* All of them in one transaction: a thousand jobs, one sync. */
 static int start_jobs(struct sched *s, struct experiment *x)
 {
+    enum state *was = calloc((size_t)x->njobs, sizeof(*was));
     struct dtx_err e = {0};
     int rc, i = 0;
 
+    if (!was)
+        return -ENOMEM;
     slow_begin(s);
     rc = catalog_begin(s->catalog, &e);
     slow_end(s);
-    for (; rc == 0 && i < x->njobs; i++)
+    for (; rc == 0 && i < x->njobs; i++) {
+        was[i] = x->jobs[i]->state;
         rc = start_job(s, x->jobs[i]);
+    }
     slow_begin(s);
     rc = rc ? rc : catalog_commit(s->catalog, &e);
+    if (rc)
+        catalog_rollback(s->catalog);
     slow_end(s);
-    if (rc == 0)
-        return 0;
-    catalog_rollback(s->catalog);
     if (e.code)
         catalog_trouble(s, &e);
-    while (i-- > 0) /* nobody has acted on it: the experiment has not started */
-        if ((x->jobs[i]->state == ST_PENDING || x->jobs[i]->state == ST_FAILED) && !x->jobs[i]->has_run)
-            x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
+    while (rc && i-- > 0) /* nobody has acted on it: no worker has one of these */
+        if (x->jobs[i]->state != was[i])
+            x->jobs[i]->state = x->jobs[i]->finetune = was[i];
+    free(was);
     return rc;
 }
 
@@ -455,19 +465,26 @@ static bool any_open(const struct experiment *x)
     return false;
 }
 
+static void pin_more(struct sched *s, struct experiment *x)
+{
+    struct dtx_err e = {0};
+    int rc;
+
+    if (!pin(s, x))
+        return;
+    slow_begin(s);
+    rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
+    slow_end(s);
+    if (rc)
+        catalog_trouble(s, &e);
+}
+
 static void try_start(struct sched *s, struct experiment *x)
 {
     struct buf missing = BUF_INIT;
-    struct dtx_err e = {0};
-    int rc = 0;
+    int rc;
 
-    if (pin(s, x)) {
-        slow_begin(s);
-        rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
-        slow_end(s);
-        if (rc)
-            catalog_trouble(s, &e);
-    }
+    pin_more(s, x);
     if (any_open(x)) /* else nobody needs anything: it starts only to end */
         find_missing(s, x, &missing);
     if (missing.len) {
@@ -482,6 +499,30 @@ static void try_start(struct sched *s, struct experiment *x)
         rc = rows_expand(s, x);
     if (rc == 0)
         experiment_event(s, x, EV_START, NULL);
+}
+
+/* Jobs that were cancelled before the experiment started, and retried after that. */
+static void start_late(struct sched *s, struct experiment *x)
+{
+    struct buf missing = BUF_INIT;
+    bool any = false;
+
+    for (int i = 0; i < x->njobs && !any; i++)
+        any = waits(x->jobs[i]);
+    if (!any)
+        return;
+    pin_more(s, x);
+    find_missing(s, x, &missing);
+    if (!missing.len && start_jobs(s, x) == 0)
+        rows_expand(s, x);
+    for (int i = 0; missing.len && i < x->njobs; i++) {
+        struct job *j = x->jobs[i];
+        if (!waits(j) || (j->reason && strcmp(j->reason, missing.p) == 0))
+            continue;
+        set_text(&j->reason, missing.p);
+        job_changed(s, j, false);
+    }
+    buf_release(&missing);
 }
 
 /* ---- ending ---- */
@@ -599,10 +640,14 @@ void experiments_round(struct sched *s, int64_t now)
         if (x->deleted || x->retry_at > now)
             continue;
         drop_unsaved_rows(x);
-        if (x->state == ST_PENDING && x->njobs && (x->looked != s->transitions || now >= x->look_at)) {
+        if ((x->state == ST_PENDING || x->state == ST_PROCESSING) && x->njobs &&
+            (x->looked != s->transitions || now >= x->look_at)) {
             x->looked = s->transitions;
             x->look_at = now + SECOND_NS;
-            try_start(s, x);
+            if (x->state == ST_PENDING)
+                try_start(s, x);
+            else
+                start_late(s, x);
         }
         if (x->state == ST_PROCESSING || x->state == ST_PAUSED)
             try_end(s, x);
