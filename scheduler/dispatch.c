@@ -45,7 +45,7 @@ static bool fits(struct sched *s, const struct worker *w, const struct job *j)
         return false;
     if (j->too_big >> w->index & 1)
         return false;
-    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w))
+    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w, j))
         return false; /* is it the job or the device?  The other one will tell */
     if (w->njobs == 0)
         return true;

@@ -561,10 +561,11 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
-/* Is one up whose device may be large enough? */
+/* Is there one whose device may be large enough? */
 bool worker_for(const struct sched *s, const struct job *j);
-bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
-bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
+/* The same, of another one than w. */
+bool worker_beside(const struct sched *s, const struct worker *w, const struct job *j);
+bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);

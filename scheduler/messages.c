@@ -245,7 +245,7 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
     }
     job_release(s, j);
     set_json(&j->progress, NULL);
-    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w))) {
+    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w, j))) {
         snprintf(words, sizeof(words),
                  "its worker ended twice while this job ran alone there%s (last time at step %lld: %.200s); "
                  "echo retry > control to try once more",
