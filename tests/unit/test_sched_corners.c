@@ -7,7 +7,7 @@
 
 #include "scheduler/internal.h"
 
-static const char *const groups[] = {"good", "slow", "hold", "slow-not0", "wait-not1", NULL};
+static const char *const groups[] = {"good", "slow", "hold", "slow-not0", "wait-not1", "poison-not1", NULL};
 
 #define EXPERIMENT(group, more)                                                                              \
     "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],\"paramgroups\":[\"" group "\"]" more "}"
@@ -118,6 +118,51 @@ START_TEST(stopped_while_it_waits)
     wait_text("experiments/e.status", "PENDING\nreason: waiting for: evaluation quiz", 5);
     ck_assert_int_eq(word("experiments/e/control", "stop"), 4);
     wait_text("experiments/e.status", "CANCELLED", 5);
+}
+END_TEST
+
+/* Cancelled before the experiment began, and wanted again after that. */
+START_TEST(retried_after_the_start)
+{
+    open_sched("cpu:1");
+    put("experiments/e.json", "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],"
+                              "\"paramgroups\":[\"slow\",\"good\",\"late\"]}");
+    wait_text("experiments/e.status", "PENDING\nreason: waiting for: ", 5);
+    ck_assert_int_eq(word("experiments/e/jobs/02-good/control", "cancel"), 6);
+    ck_assert_int_eq(word("experiments/e/jobs/03-late/control", "cancel"), 6);
+    put_basics(groups);
+    wait_text("experiments/e.status", "PROCESSING", 5);
+    ck_assert_int_eq(word("experiments/e/jobs/02-good/control", "retry"), 5);
+    wait_text("experiments/e/jobs/02-good/status", "SUCCESSFUL", 5);
+    ck_assert_int_eq(word("experiments/e/jobs/03-late/control", "retry"), 5);
+    wait_text("experiments/e/jobs/03-late/status", "PENDING\nreason: waiting for: paramgroup late", 5);
+    put("paramgroups/late.json", "{}");
+    wait_text("experiments/e/jobs/03-late/status", "SUCCESSFUL", 5);
+}
+END_TEST
+
+/* Somebody touches a model while its jobs are being started: they wait for it, none of them fails. */
+START_TEST(model_touched_at_the_start)
+{
+    struct caller me = fake_me();
+    struct buf b = BUF_INIT;
+    char *t;
+
+    open_sched("cpu:0");
+    put_basics(groups);
+    buf_adds(&b, "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],\"paramgroups\":[\"good\"],\"seeds\":[0");
+    for (int i = 1; i < 900; i++)
+        buf_addf(&b, ",%d", i);
+    buf_adds(&b, "]}");
+    put("experiments/e.json", b.p);
+    buf_release(&b);
+    while (faccessat(sched_tree_fd(fake_sched), "experiments/e/jobs/100-good-s99/log", F_OK, 0))
+        usleep(100);
+    ck_assert_int_eq(sched_may_change(fake_sched, "models/base/tiny/config.json", &me), 0);
+    wait_text("experiments/e.status", "PROCESSING", 10);
+    t = text_of("experiments/e/status");
+    ck_assert_ptr_null(strstr(t, "FAILED"));
+    free(t);
 }
 END_TEST
 
@@ -337,6 +382,20 @@ START_TEST(history_is_bounded)
 }
 END_TEST
 
+/* A job that kills its worker and fits nowhere else: it fails, and nobody waits for it. */
+START_TEST(deaths_where_no_other_device_will_do)
+{
+    open_sched("cpu:2");
+    put_basics(groups);
+    wait_text("devices/cpu0/status", "UP", 5);
+    wait_text("devices/cpu1/status", "UP", 5);
+    put("experiments/e.json", EXPERIMENT("poison-not1", ""));
+    wait_text("experiments/e.status", "FAILED", 10);
+    ck_assert(text_has("experiments/e/jobs/01-poison-not1/status",
+                       "its worker ended twice while this job ran alone"));
+}
+END_TEST
+
 /* ---- no descriptors left ---- */
 
 static void limit_files(rlim_t n)
@@ -384,6 +443,8 @@ int main(int argc, char **argv)
     tcase_add_test(t, service_started_without_a_spec);
     tcase_add_test(t, removal_while_the_catalog_fails);
     tcase_add_test(t, stopped_while_it_waits);
+    tcase_add_test(t, retried_after_the_start);
+    tcase_add_test(t, model_touched_at_the_start);
     tcase_add_test(t, retry_after_cancel_reads_the_dataset);
     tcase_add_test(t, spec_went_while_away);
     tcase_add_test(t, waits_for_the_questions);
@@ -393,6 +454,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, control_words_get_through);
     tcase_add_test(t, prompts_wait_for_a_model);
     tcase_add_test(t, history_is_bounded);
+    tcase_add_test(t, deaths_where_no_other_device_will_do);
     tcase_add_test(t, no_descriptors_just_now);
     suite_add_tcase(suite, t);
     r = srunner_create(suite);
