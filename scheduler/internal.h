@@ -673,6 +673,7 @@ void owners_json(struct sched *s, json_t *into); /* "space" and "owners" */
 void owners_metrics(struct sched *s, struct buf *out);
 void progress_line(const struct job *j, struct buf *out); /* one line without newline */
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void add_flat(struct buf *out, const char *text);                 /* on one line, no tab */
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */
 void add_bytes(struct buf *out, int64_t n);
 json_t *text_or_null(const char *text);                             /* new; null for NULL and "" */

@@ -25,6 +25,23 @@ void add_field(struct buf *out, const char *key, const char *fmt, ...)
     buf_addc(out, '\n');
 }
 
+void add_flat(struct buf *out, const char *text)
+{
+    for (; *text; text++)
+        switch (*text) {
+        case '\n':
+            buf_adds(out, "\\n");
+            break;
+        case '\t':
+            buf_adds(out, "\\t");
+            break;
+        case '\r':
+            break;
+        default:
+            buf_addc(out, *text);
+        }
+}
+
 void add_time(struct buf *out, const char *key, int64_t wall_ns)
 {
     char text[32];

@@ -6,24 +6,6 @@
 #include "scheduler/base/json.h"
 #include "scheduler/internal.h"
 
-/* A value on one line. */
-static void add_flat(struct buf *out, const char *text)
-{
-    for (; *text; text++)
-        switch (*text) {
-        case '\n':
-            buf_adds(out, "\\n");
-            break;
-        case '\t':
-            buf_adds(out, "\\t");
-            break;
-        case '\r':
-            break;
-        default:
-            buf_addc(out, *text);
-        }
-}
-
 static void add_report_int(struct buf *out, const json_t *report, const char *key)
 {
     if (json_is_integer(json_object_get(report, key)))
@@ -217,7 +199,8 @@ static void list_line(struct buf *out, const char *name, const char *state, int6
 {
     char age[32];
 
-    buf_addf(out, "%s\t%s\t", name, state);
+    add_flat(out, name); /* one that came past the mount may hold anything */
+    buf_addf(out, "\t%s\t", state);
     if (size >= 0)
         add_bytes(out, size);
     else

@@ -70,7 +70,9 @@ static void experiment_line(const struct sched *s, const struct experiment *x, s
 
     for (int i = 0; i < x->njobs; i++)
         done += state_is_end(x->jobs[i]->state);
-    buf_addf(out, "  %s: %s, %d of %d jobs ended", x->name, state_name(x->state), done, x->njobs);
+    buf_adds(out, "  ");
+    add_flat(out, x->name);
+    buf_addf(out, ": %s, %d of %d jobs ended", state_name(x->state), done, x->njobs);
     if (best)
         buf_addf(out, ", best %s", best->name);
     if (x->reason && !state_is_end(x->state))
@@ -88,8 +90,9 @@ static void rejected_lines(const struct sched *s, struct buf *out)
             continue;
         if (n++ == 0)
             buf_adds(out, "needs attention:\n");
-        buf_addf(out, "  %s/%s: %s: %s\n", object_kind_collection(o->kind), o->name, state_name(o->state),
-                 shown_reason(public_reason(o)));
+        buf_addf(out, "  %s/", object_kind_collection(o->kind));
+        add_flat(out, o->name);
+        buf_addf(out, ": %s: %s\n", state_name(o->state), shown_reason(public_reason(o)));
     }
 }
 

@@ -261,6 +261,19 @@ START_TEST(decomposed_names)
 }
 END_TEST
 
+/* What was put into the store past the mount may have any name: it makes no lines of its own. */
+START_TEST(names_make_no_lines)
+{
+    open_sched("cpu:0");
+    put("paramgroups/x\ngood\tREADY.json", "{}");
+    put("experiments/y\nz.json", "{}");
+    wait_text("paramgroups/LIST.tsv", "x\\ngood\\tREADY\tREJECTED\t", 5);
+    wait_text("experiments/LIST.tsv", "y\\nz\tREJECTED\t", 5);
+    wait_text("status", "  paramgroups/x\\ngood\\tREADY: REJECTED: ", 5);
+    ck_assert(text_has("status", "  y\\nz: REJECTED"));
+}
+END_TEST
+
 /* ---- devices ---- */
 
 static void kill_worker(int i, int failures)
@@ -449,6 +462,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, spec_went_while_away);
     tcase_add_test(t, waits_for_the_questions);
     tcase_add_test(t, decomposed_names);
+    tcase_add_test(t, names_make_no_lines);
     tcase_add_test(t, lost_device_holds_nobody_back);
     tcase_add_test(t, not_called_back_in_vain);
     tcase_add_test(t, control_words_get_through);
