@@ -326,16 +326,16 @@ static void recall_waiting(struct sched *s, const struct job *blocked)
 
 void dispatch_round(struct sched *s, int64_t now)
 {
-    struct job **jobs, *blocked = NULL;
+    struct job **jobs = NULL, *blocked = NULL;
     struct buf words = BUF_INIT;
-    int n = collect(s, &jobs, now);
     bool sorted = false;
+    int n = 0;
 
     count_on_workers(s);
-    if (!any_room(s) && now < s->waits_at) /* only to say why they wait */
-        n = 0;
-    else
+    if (any_room(s) || now >= s->waits_at) { /* without room only to say why they wait */
+        n = collect(s, &jobs, now);
         s->waits_at = now + SECOND_NS;
+    }
     /* Sorted again after each placement: the owner with fewer running goes first. */
     for (int i = 0; i < n; i++) {
         struct job *j;
