@@ -9,13 +9,32 @@
 #include "fsd/fs.h"
 #include "scheduler/base/clock.h"
 
-/* Keep the file reachable for those who have it open. */
-static void pin_if_known(struct fs *f, uint64_t parent, const char *name)
+/* What is about to lose its name, for a look at it afterwards. */
+struct removed {
+    struct backing_fd known;
+    int fd; /* of a node that the kernel does not know; -1 */
+};
+
+/* The file stays reachable for those who have it open. */
+static void hold(struct fs *f, uint64_t parent, int dirfd, const char *name, struct removed *r)
 {
     struct node_info node;
 
-    if (nodes_find(f->nodes, parent, name, &node) == 0 && nodes_known(f->nodes, node.id))
-        backing_pin(f->backing, node.id);
+    *r = (struct removed){.known = {.fd = -1}, .fd = -1};
+    if (nodes_find(f->nodes, parent, name, &node) || !nodes_known(f->nodes, node.id)) {
+        r->fd = fs_hold(dirfd, name);
+        return;
+    }
+    backing_pin(f->backing, node.id);
+    if (backing_get(f->backing, node.id, &r->known))
+        r->known = (struct backing_fd){.fd = -1};
+}
+
+static void let_go(struct fs *f, struct removed *r)
+{
+    space_note(f->space, r->known.fd, NULL);
+    backing_put(f->backing, &r->known);
+    fs_note_held(f, r->fd, NULL);
 }
 
 /* again: a process before had begun this; the name may be gone already. */
@@ -25,22 +44,22 @@ static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, c
     struct fs *f = fs_of(req);
     struct caller who = fs_caller(req);
     struct backing_fd dir;
-    int held, rc = sched_may_change(f->sched, p->path.p, &who);
+    struct removed removed;
+    int rc = sched_may_change(f->sched, p->path.p, &who);
 
     if (!rc)
         rc = backing_get(f->backing, parent, &dir);
     if (rc)
         return rc;
     fs_lock_name(f, parent);
-    pin_if_known(f, parent, name);
-    held = fs_hold(dir.fd, name);
+    hold(f, parent, dir.fd, name, &removed);
     rc = unlinkat(dir.fd, name, flags) ? -errno : 0;
     if (rc == -ENOENT && again)
         rc = 0;
     if (!rc)
         nodes_unbind(f->nodes, parent, name);
     fs_unlock_name(f, parent);
-    fs_note_held(f, held, NULL);
+    let_go(f, &removed);
     backing_put(f->backing, &dir);
     return rc;
 }

@@ -450,7 +450,7 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     if (!ripe(s, i, now))
         return;
     rc = take_drop(s, i, i->wait_long || i->complete);
-    if (rc == -EAGAIN)
+    if (rc == -EAGAIN && gen == i->gen) /* what came while it was taken is looked at for itself */
         i->wait_long = true;
     if (rc || gen != i->gen) {
         if (gen != i->gen)

@@ -224,6 +224,7 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
     struct dtx_err e = {0};
     struct stamp st;
     char stamp[96];
+    unsigned gen = i->gen;
     int rc, sync = 0;
 
     slow_begin(s);
@@ -241,9 +242,10 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
         buf_release(&text);
         return sync ? sync : rc;
     }
-    if (rc == -ENOENT) { /* gone meanwhile; its event is on the way */
+    if (rc ==
+        -ENOENT) { /* gone meanwhile, its event is on the way; or it came again since, and that was told */
         buf_release(&text);
-        i->gone = true;
+        i->gone = gen == i->gen;
         return -EAGAIN;
     }
     if (rc == 0 && !i->folder && text_is_blank(text.p, text.len) && !last_chance) {
