@@ -5,9 +5,9 @@
  * gets no more. A job that waits there is called back for a worker that has nothing to do, and for a job of
  * higher priority. Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
  * then the experiment with the fewest running; then age.  A job that found no place keeps later ones of lower
- * priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
- * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened. One
- * that dies twice alone on a device goes to another, if there is one.
+ * priority back (and, after a minute, equal ones of other bases too) from the devices that can hold it, so
+ * that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has got past
+ * the step where it happened. One that dies twice alone on a device goes to another, if there is one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -324,6 +324,16 @@ static void recall_waiting(struct sched *s, const struct job *blocked)
     }
 }
 
+/* `blocked`, which could run on w, goes before j; after a minute also where both are equal. */
+static bool kept_for(const struct job *blocked, const struct job *j, const struct worker *w, int64_t now)
+{
+    if (blocked->too_big >> w->index & 1)
+        return false;
+    return j->exp->priority < blocked->exp->priority ||
+           (now - blocked->waiting_since > patience &&
+            (blocked->suspect || strcmp(j->base, blocked->base) != 0));
+}
+
 void dispatch_round(struct sched *s, int64_t now)
 {
     struct job **jobs = NULL, *blocked = NULL;
@@ -349,9 +359,7 @@ void dispatch_round(struct sched *s, int64_t now)
         if (!needs_are_there(s, j))
             continue;
         w = find_place(s, j);
-        if ((blocked && j->exp->priority < blocked->exp->priority) ||
-            (blocked && now - blocked->waiting_since > patience &&
-             (blocked->suspect || strcmp(j->base, blocked->base) != 0)))
+        if (w && blocked && kept_for(blocked, j, w, now))
             w = NULL;
         if (w && hand_over(s, j, w)) {
             sorted = false;

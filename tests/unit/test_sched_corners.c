@@ -7,7 +7,8 @@
 
 #include "scheduler/internal.h"
 
-static const char *const groups[] = {"good", "slow", "hold", "slow-not0", "wait-not1", "poison-not1", NULL};
+static const char *const groups[] = {"good",      "slow",        "hold",      "slow-not0",
+                                     "wait-not1", "poison-not1", "hold-not0", NULL};
 
 #define EXPERIMENT(group, more)                                                                              \
     "{\"models\":[\"tiny\"],\"datasets\":[\"data\"],\"paramgroups\":[\"" group "\"]" more "}"
@@ -301,6 +302,27 @@ START_TEST(lost_device_holds_nobody_back)
 }
 END_TEST
 
+/* A more important job waits for the one device that can hold it; the other one is not kept free for it. */
+START_TEST(too_large_here_keeps_nothing_free)
+{
+    open_sched("cpu:2");
+    put_basics(groups);
+    make_dir("models/base/other");
+    put("models/base/other/config.json", "{}");
+    put("models/base/other/_SUCCESS", "");
+    wait_text("models/base/other.status", "READY", 5);
+    wait_text("devices/cpu0/status", "UP", 5);
+    wait_text("devices/cpu1/status", "UP", 5);
+    put("experiments/o.json",
+        "{\"models\":[\"other\"],\"datasets\":[\"data\"],\"paramgroups\":[\"hold-not0\"]}");
+    wait_text("experiments/o/jobs/01-hold-not0/status", "device: cpu1", 5);
+    put("experiments/big.json", EXPERIMENT("slow-not0", ",\"priority\":5"));
+    wait_text("experiments/big/jobs/01-slow-not0/status", "reason: waits for a device", 5);
+    put("experiments/e.json", EXPERIMENT("good", ""));
+    wait_text("experiments/e.status", "SUCCESS", 5);
+}
+END_TEST
+
 /* A job that waits for memory is not called back for an idle device that is too small for it. */
 START_TEST(not_called_back_in_vain)
 {
@@ -464,6 +486,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, decomposed_names);
     tcase_add_test(t, names_make_no_lines);
     tcase_add_test(t, lost_device_holds_nobody_back);
+    tcase_add_test(t, too_large_here_keeps_nothing_free);
     tcase_add_test(t, not_called_back_in_vain);
     tcase_add_test(t, control_words_get_through);
     tcase_add_test(t, prompts_wait_for_a_model);
