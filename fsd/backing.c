@@ -88,20 +88,6 @@ const char *backing_proc_path(int fd, char out[40])
     return out;
 }
 
-int backing_kill_setid(int fd)
-{
-    char path[40];
-    struct stat st;
-    mode_t gone;
-
-    if (fstat(fd, &st))
-        return -errno;
-    gone = S_ISUID | (st.st_mode & S_IXGRP ? S_ISGID : 0);
-    if (!S_ISREG(st.st_mode) || !(st.st_mode & gone))
-        return 0;
-    return chmod(backing_proc_path(fd, path), st.st_mode & 07777 & ~gone) ? -errno : 1;
-}
-
 int backing_reopen(int path_fd, int flags)
 {
     char path[40];

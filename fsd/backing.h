@@ -44,9 +44,6 @@ void backing_tidy(struct backing *b);
 int backing_stat(const struct backing *b, int dirfd, const char *name, struct stat *st, struct node_key *key);
 /* Open what an O_PATH descriptor means.  Only regular files and folders: anything else is -EINVAL. */
 int backing_reopen(int path_fd, int flags);
-/* Take set-user-id, and set-group-id of what a group may execute, from a file, as Linux does when it is
- * written. */
-int backing_kill_setid(int fd); /* 1: it had some */
 /* "/proc/self/fd/N", for the calls that take no descriptor. */
 const char *backing_proc_path(int fd, char out[40]);
 

@@ -187,8 +187,9 @@ static bool asks_to_kill(const struct fuse_in_header *h, size_t n)
         return n >= sizeof(struct fuse_write_in) &&
                (((const struct fuse_write_in *)arg)->write_flags & FUSE_WRITE_KILL_SUIDGID);
     case FUSE_SETATTR:
-        return n >= sizeof(struct fuse_setattr_in) &&
-               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID);
+        return n >= sizeof(struct fuse_setattr_in) && /* nothing to set: chown(2) to -1 and -1 */
+               (((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID ||
+                ((const struct fuse_setattr_in *)arg)->valid == 0);
     case FUSE_OPEN:
         return n >= sizeof(struct fuse_open_in) &&
                (((const struct fuse_open_in *)arg)->open_flags & FUSE_OPEN_KILL_SUIDGID);
@@ -200,10 +201,25 @@ static bool asks_to_kill(const struct fuse_in_header *h, size_t n)
     }
 }
 
-/* This thread has read a message, and will work on it. */
-static void note_message(const void *message, size_t n)
+/* TMPFILE is laid out as CREATE is, and answered as CREATE is. */
+static _Thread_local bool unnamed;
+
+bool channel_unnamed(void)
 {
-    const struct fuse_in_header *h = message;
+    return unnamed;
+}
+
+static void tmpfile_as_create(struct fuse_in_header *h)
+{
+    unnamed = h->opcode == FUSE_TMPFILE;
+    if (unnamed)
+        h->opcode = FUSE_CREATE;
+}
+
+/* This thread has read a message, and will work on it. */
+static void note_message(void *message, size_t n)
+{
+    struct fuse_in_header *h = message;
 
     if (n < sizeof(*h))
         return;
@@ -211,6 +227,7 @@ static void note_message(const void *message, size_t n)
     if (h->opcode == FUSE_INIT)
         note_init(h, n);
     kills_setid = asks_to_kill(h, n);
+    tmpfile_as_create(h);
 }
 
 static bool passthrough_possible(void)

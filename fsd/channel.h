@@ -6,9 +6,9 @@
  * then, its answer goes nowhere, and the kernel is asked to send again what was not answered;
  *  - what this libfuse does not know can be agreed on with the kernel by changing messages on their way.
  * Today that is FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6): shared mappings of generated files, which are opened
- * past the cache; FUSE_PASSTHROUGH (Linux 6.9, passthrough.h); and FUSE_HANDLE_KILLPRIV_V2 (Linux 5.12): who
+ * past the cache; FUSE_PASSTHROUGH (Linux 6.9, passthrough.h); FUSE_HANDLE_KILLPRIV_V2 (Linux 5.12): who
  * writes says with the request that set-id bits go, where the kernel else asks for security.capability before
- * each write.
+ * each write; and TMPFILE (Linux 6.1), which libfuse is told as CREATE.
  */
 #ifndef DTX_FSD_CHANNEL_H
 #define DTX_FSD_CHANNEL_H
@@ -35,6 +35,8 @@ struct channel {
 
 /* Must the request that this thread works on (WRITE, SETATTR, OPEN) take the set-id bits of its file away? */
 bool channel_kills_setid(void);
+/* Is the CREATE that this thread works on one of a file without a name (O_TMPFILE)? */
+bool channel_unnamed(void);
 /* The next message that this thread sends is the reply to OPEN or CREATE: open_flags (FOPEN_*) that libfuse
  * does not know, and the backing id. */
 void channel_next_open(uint32_t open_flags, uint32_t backing_id);

@@ -184,13 +184,44 @@ void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id
     buf_release(&path);
 }
 
-int fs_kill_setid(struct fs *f, uint64_t id, int fd)
+/* Set-group-id of what no group may execute once meant mandatory locking: it goes when a stranger to the
+ * group writes. */
+static mode_t setid_lost(fuse_req_t req, const struct stat *st)
 {
-    int rc = channel_kills_setid() ? backing_kill_setid(fd) : 0;
+    struct caller who = fs_caller(req);
+    mode_t lost = st->st_mode & S_ISUID;
+
+    if (!S_ISREG(st->st_mode))
+        return 0;
+    if ((st->st_mode & S_ISGID) &&
+        ((st->st_mode & S_IXGRP) || (who.uid != 0 && !caller_in_group(&who, st->st_gid))))
+        lost |= S_ISGID;
+    return lost;
+}
+
+int fs_kill_setid_of(fuse_req_t req, int fd)
+{
+    char path[40];
+    struct stat st;
+    mode_t lost;
+
+    if (!channel_kills_setid())
+        return 0;
+    if (fstat(fd, &st))
+        return -errno;
+    lost = setid_lost(req, &st);
+    if (!lost)
+        return 0;
+    return chmod(backing_proc_path(fd, path), st.st_mode & 07777 & ~lost) ? -errno : 1;
+}
+
+int fs_kill_setid(fuse_req_t req, uint64_t id, int fd)
+{
+    int rc = fs_kill_setid_of(req, fd);
 
     if (rc <= 0)
         return rc;
-    fuse_lowlevel_notify_inval_inode(f->se, id, -1, 0); /* the kernel keeps a mode for a second */
+    fuse_lowlevel_notify_inval_inode(fs_of(req)->se, id, -1, 0); /* the kernel keeps a mode for a second */
     return 0;
 }
 

@@ -98,8 +98,11 @@ void fs_event(struct fs *f, fuse_req_t req, enum drop_event ev, const char *path
 void fs_event_node(struct fs *f, fuse_req_t req, enum drop_event ev, uint64_t id);
 /* A change that must not be made twice begins: was it begun by a process before? (kept.h) */
 bool fs_again(fuse_req_t req);
-/* If the request that this thread works on says so, take the set-id bits of a node's file away. */
-int fs_kill_setid(struct fs *f, uint64_t id, int fd);
+/* If the request says so, take the set-id bits of a file away, as Linux does when it is written. 1: it had
+ * some */
+int fs_kill_setid_of(fuse_req_t req, int fd);
+/* The same, of a node's file; the kernel is told.  0 or negative errno */
+int fs_kill_setid(fuse_req_t req, uint64_t id, int fd);
 /* 0, or -EPERM while a job holds it. */
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
@@ -191,6 +194,7 @@ void fs_writer_opened(fuse_req_t req, struct handle *h, const struct place *p);
 void fs_writer_wrote(fuse_req_t req, struct handle *h);
 /* Something was renamed: who writes in it writes there from now on. */
 void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange);
+bool fs_is_nfs_server(pid_t pid);
 /* Forget a handle, telling the scheduler if it was a writer's. */
 void fs_close_handle(fuse_req_t req, uint64_t fh);
 /* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  p: where

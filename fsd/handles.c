@@ -24,7 +24,7 @@ struct kept_handle {
     int64_t mtime_ns; /* of the text */
     uint32_t kind;
     uint32_t uid, gid, pid;
-    uint8_t writer, remote, append, rdwr;
+    uint8_t writer, remote, unused, rdwr;
     uint32_t pass_mode, backing_id;
 };
 _Static_assert(sizeof(struct kept_handle) <= KEEPER_DATA, "room in a message");
@@ -82,7 +82,6 @@ static struct handle *make_handle(const struct handle_spec *spec)
     h->snapshot = spec->snapshot;
     h->writer = spec->writer;
     h->remote = spec->remote;
-    h->append = spec->append;
     h->rdwr = spec->rdwr;
     h->node = spec->node;
     h->who = spec->who;
@@ -113,7 +112,6 @@ void handles_keep(struct handles *t, const struct handle *h)
                             .pid = (uint32_t)h->who.pid,
                             .writer = h->writer,
                             .remote = h->remote,
-                            .append = h->append,
                             .rdwr = h->rdwr,
                             .pass_mode = (uint32_t)h->pass.mode,
                             .backing_id = h->pass.backing_id};
@@ -221,7 +219,6 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     spec.node = k.node;
     spec.writer = k.writer;
     spec.remote = k.remote;
-    spec.append = k.append;
     spec.rdwr = k.rdwr;
     spec.who = (struct caller){k.uid, k.gid, (pid_t)k.pid};
     if (spec.kind == HANDLE_FILE) {
@@ -260,6 +257,19 @@ void handles_set_path(struct handles *t, struct handle *h, char *path)
     pthread_mutex_lock(&t->mu);
     h->path = path;
     pthread_mutex_unlock(&t->mu);
+}
+
+unsigned handles_named(struct handles *t, uint64_t id, const char *path)
+{
+    unsigned n = 0;
+
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next)
+            if (h->id == id && h->writer && !h->path && (h->path = strdup(path)))
+                n++;
+    pthread_mutex_unlock(&t->mu);
+    return n;
 }
 
 /* What follows `folder` in path ("" or "/..."), or NULL: it is not there. */

@@ -33,7 +33,6 @@ struct handle {
     int fd;          /* HANDLE_FILE; else -1 */
     bool writer;     /* opened for writing by a caller, in a user-owned folder */
     bool remote;     /* opened by an NFS server */
-    bool append;     /* O_APPEND */
     bool rdwr;       /* may be mapped writable */
     bool judged;     /* a spec's writer: FLUSH says whether it is right */
     bool inside;     /* a writer's file lies in an object's folder, where DTX reads no single file at once */
@@ -59,7 +58,7 @@ struct handle_spec {
     struct node_info node;
     int fd;
     struct snapshot *snapshot;
-    bool writer, remote, append, rdwr;
+    bool writer, remote, rdwr;
     struct caller who;
 };
 
@@ -86,6 +85,8 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
 /* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
 bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);
 void handles_set_path(struct handles *t, struct handle *h, char *path);
+/* A node that was opened without a name has one now: its writers write there.  How many they are. */
+unsigned handles_named(struct handles *t, uint64_t id, const char *path);
 /* Writers of `from` or below it write below `to` from now on; fn is told of each (with the table locked: it
  * may only note). */
 typedef void (*handles_moved_fn)(void *arg, const struct handle *h, const char *was);

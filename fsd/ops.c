@@ -20,7 +20,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     conn->time_gran = 1;
 }
 
-/* Left out on purpose: access (default_permissions), locks (the kernel's own), ioctl, poll, bmap, tmpfile. */
+/* Left out on purpose: access (default_permissions), locks (the kernel's own), ioctl, poll, bmap.
+ * tmpfile comes as create (channel.h). */
 const struct fuse_lowlevel_ops fs_ops = {
     .init = op_init,
     .lookup = fs_op_lookup,

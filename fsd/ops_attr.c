@@ -29,18 +29,37 @@ void fs_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 /* ---- setattr ---- */
 
-static int set_owner(int fd, const struct stat *attr, int to_set)
+/* The store's own chown(2) takes set-id bits away as for root: those that a stranger loses go before. */
+static int set_owner(fuse_req_t req, int fd, const struct stat *attr, int to_set)
 {
     uid_t uid = to_set & FUSE_SET_ATTR_UID ? attr->st_uid : (uid_t)-1;
     gid_t gid = to_set & FUSE_SET_ATTR_GID ? attr->st_gid : (gid_t)-1;
+    int rc = fs_kill_setid_of(req, fd);
 
+    if (rc < 0)
+        return rc;
     return fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) ? -errno : 0;
 }
 
-static int set_size(struct handle *h, int path_fd, off_t size)
+/* Nothing to set is chown(2) to -1 and -1, which takes set-id bits away and marks ctime.  It is also what the
+ * kernel sends before a write to a file with such bits: the write says that they go, and whether a stranger
+ * may write is not known here. */
+static int set_nothing(fuse_req_t req, int fd)
+{
+    uid_t uid = fuse_req_ctx(req)->uid;
+    struct stat st;
+
+    if (fstat(fd, &st))
+        return -errno;
+    if (!S_ISDIR(st.st_mode) && (st.st_mode & (S_ISUID | S_ISGID)) && uid != 0 && uid != st.st_uid)
+        return 0;
+    return set_owner(req, fd, &st, 0);
+}
+
+static int set_size(fuse_req_t req, struct handle *h, int path_fd, off_t size)
 {
     char path[40];
-    int rc = channel_kills_setid() ? backing_kill_setid(path_fd) : 0;
+    int rc = fs_kill_setid_of(req, path_fd);
 
     if (rc < 0)
         return rc;
@@ -74,17 +93,17 @@ static int set_times(int path_fd, const struct stat *attr, int to_set)
 }
 
 /* Ownership first: it clears set-id bits, which the kernel then sends as a mode if they are to stay. */
-static int set_backed(int fd, const struct stat *attr, int to_set, struct handle *h)
+static int set_backed(fuse_req_t req, int fd, const struct stat *attr, int to_set, struct handle *h)
 {
     char path[40];
-    int rc = 0;
+    int rc = to_set ? 0 : set_nothing(req, fd);
 
     if (to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID))
-        rc = set_owner(fd, attr, to_set);
+        rc = set_owner(req, fd, attr, to_set);
     if (!rc && (to_set & FUSE_SET_ATTR_MODE) && chmod(backing_proc_path(fd, path), attr->st_mode & 07777))
         rc = -errno;
     if (!rc && (to_set & FUSE_SET_ATTR_SIZE))
-        rc = set_size(h, fd, attr->st_size);
+        rc = set_size(req, h, fd, attr->st_size);
     if (!rc && (to_set & TIMES))
         rc = set_times(fd, attr, to_set);
     return rc;
@@ -101,7 +120,7 @@ static int change_user(fuse_req_t req, int fd, const struct stat *attr, int to_s
         rc = fs_claim_size(req, fd, attr->st_size, path, &claim);
     if (rc)
         return rc;
-    rc = set_backed(fd, attr, to_set, h);
+    rc = set_backed(req, fd, attr, to_set, h);
     fs_settle(req, &claim, fd, path, rc);
     if (to_set & (FUSE_SET_ATTR_SIZE | FUSE_SET_ATTR_UID))
         space_note(fs_of(req)->space, fd, path);

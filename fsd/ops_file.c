@@ -48,7 +48,7 @@ static bool runs_nfs_server(pid_t pid)
 
 /* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
  * about writers.  A kernel thread has no program.  Who makes thousands of files is asked once a second. */
-static bool is_nfs_server(pid_t pid)
+bool fs_is_nfs_server(pid_t pid)
 {
     static _Thread_local struct {
         pid_t pid;
@@ -80,8 +80,7 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
                                .node = *node,
                                .fd = fd,
                                .writer = writes(fi->flags),
-                               .remote = writes(fi->flags) && is_nfs_server(fuse_req_ctx(req)->pid),
-                               .append = (fi->flags & O_APPEND) != 0,
+                               .remote = writes(fi->flags) && fs_is_nfs_server(fuse_req_ctx(req)->pid),
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
                                .who = fs_caller(req)};
     struct handle *h = handles_add(fs_of(req)->handles, &spec);
@@ -121,7 +120,7 @@ static int open_backed(fuse_req_t req, const struct node_info *node, int flags)
         rc = backing_get(f->backing, node->id, &file);
     if (rc)
         return rc;
-    fs_kill_setid(f, node->id, file.fd);
+    fs_kill_setid(req, node->id, file.fd);
     /* Without O_APPEND: a write that is sent again must not append again. */
     rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME));
     backing_put(f->backing, &file);
@@ -341,14 +340,28 @@ static void end_change(fuse_req_t req, struct handle *h, struct change *c, ssize
 }
 
 /* Where a write goes.  The kernel knows the end of a file that is opened with O_APPEND, unless it grew behind
- * the mount's back; a request that is sent again goes where it went. */
-static off_t place_to_write(const struct handle *h, off_t off)
+ * the mount's back; a request that is sent again goes where it went.  The flags are those of the request:
+ * fcntl(2) may have changed what open(2) said, and pages of a mapping, which come through any open file, go
+ * to their place. */
+static off_t place_to_write(const struct handle *h, const struct fuse_file_info *fi, off_t off)
 {
     struct stat st;
 
-    if (!h->append || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
+    if (!(fi->flags & O_APPEND) || fi->writepage || kept_resent() || fstat(h->fd, &st) || st.st_size <= off)
         return off;
     return st.st_size;
+}
+
+/* A single write may ask to be on the disk when it returns (RWF_DSYNC; the kernel's NFS server does): where
+ * the kernel writes past its cache it leaves that to us.  Files opened with O_SYNC are so in the store too.
+ */
+static int sync_if_asked(const struct handle *h, const struct fuse_file_info *fi)
+{
+    int asked = fi->flags & (O_SYNC | O_DSYNC);
+
+    if (!asked || fi->writepage || (fcntl(h->fd, F_GETFL) & asked) == asked)
+        return 0;
+    return (asked & O_SYNC) == O_SYNC ? fsync(h->fd) ? -errno : 0 : fdatasync(h->fd) ? -errno : 0;
 }
 
 void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t off,
@@ -358,6 +371,7 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     struct fuse_bufvec out = FUSE_BUFVEC_INIT(fuse_buf_size(in));
     struct change c;
     ssize_t n;
+    int rc;
 
     if (!h || (h->kind != HANDLE_FILE && h->kind != HANDLE_CONTROL)) {
         fs_reply_err(req, -EBADF);
@@ -369,13 +383,15 @@ void fs_op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off
     }
     out.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK;
     out.buf[0].fd = h->fd;
-    out.buf[0].pos = place_to_write(h, off);
+    out.buf[0].pos = place_to_write(h, fi, off);
     n = begin_change(req, h, out.buf[0].pos, fuse_buf_size(in), &c);
     if (!n) {
-        n = fs_kill_setid(fs_of(req), h->id, h->fd);
+        n = fs_kill_setid(req, h->id, h->fd);
         if (!n)
             n = fuse_buf_copy(&out, in, 0);
         end_change(req, h, &c, n);
+        if (n > 0 && (rc = sync_if_asked(h, fi)))
+            n = rc;
     }
     buf_release(&c.path);
     if (n < 0)
@@ -431,7 +447,7 @@ void fs_op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t 
     }
     rc = begin_change(req, h, off, shrinks || len < 0 ? 0 : (size_t)len, &c);
     if (!rc) {
-        rc = fs_kill_setid(fs_of(req), h->id, h->fd);
+        rc = fs_kill_setid(req, h->id, h->fd);
         if (!rc && fallocate(h->fd, mode, off, len))
             rc = -errno;
         end_change(req, h, &c, rc);
@@ -455,7 +471,7 @@ void fs_op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct f
     }
     len = len > COPY_MAX ? COPY_MAX : len;
     n = begin_change(req, to, off_out, len, &c);
-    if (!n && (n = fs_kill_setid(f, to->id, to->fd)))
+    if (!n && (n = fs_kill_setid(req, to->id, to->fd)))
         end_change(req, to, &c, n);
     if (!n) {
         n = copy_file_range(from->fd, &off_in, to->fd, &off_out, len, (unsigned)flags);

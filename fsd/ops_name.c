@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fsd/channel.h"
 #include "fsd/fs.h"
 
 /* Where a new name is made: place and folder, with the folder's names locked. */
@@ -66,7 +67,8 @@ static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *n
     gid = dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid;
     if (fchownat(dirfd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW))
         return -errno;
-    if (S_ISREG(mode) && (mode & (S_ISUID | S_ISGID)) && fchmodat(dirfd, name, mode & 07777, 0))
+    if (!S_ISDIR(mode) && !S_ISLNK(mode) && (mode & (S_ISUID | S_ISGID)) &&
+        fchmodat(dirfd, name, mode & 07777, 0))
         return -errno;
     return 0;
 }
@@ -116,6 +118,15 @@ static void reply_entry(fuse_req_t req, int rc, const struct fuse_entry_param *e
         fs_forget(f, e->ino, 1);
 }
 
+/* Devices too: nobody can open them here (the mount is nodev), but archives and copies of root's hold some.
+ * The kernel lets only root make them; whoever claims to be root over NFS may not. */
+static bool may_make(fuse_req_t req, mode_t mode)
+{
+    if (S_ISCHR(mode) || S_ISBLK(mode))
+        return !fs_is_nfs_server(fuse_req_ctx(req)->pid);
+    return S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode);
+}
+
 void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
 {
     struct fs *f = fs_of(req);
@@ -123,7 +134,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     struct node_info node;
     struct spot s;
     bool again;
-    int rc = S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : -EPERM; /* no devices */
+    int rc = may_make(req, mode) ? 0 : -EPERM;
 
     if (!rc)
         rc = spot_begin(req, parent, name, mode, &s);
@@ -135,7 +146,7 @@ void fs_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
     if (!S_ISREG(mode) && s.p.m.entry->kind != LK_USER_ANY)
         rc = -EPERM; /* a spec is a file */
     else
-        rc = made(&s, name, mode & S_IFMT, again, mknodat(s.dir.fd, name, mode, 0));
+        rc = made(&s, name, mode & S_IFMT, again, mknodat(s.dir.fd, name, mode, rdev));
     if (!rc)
         rc = adopt(f, req, &s, name, mode, &e, &node);
     if (!rc)
@@ -200,15 +211,18 @@ static bool is_name_of(int fd, int dirfd, const char *name)
 }
 
 /* As Linux's protected_hardlinks, wherever that is set: a link gives its maker's folder the content of the
- * file, and DTX reads it as root.  Only one's own, and what everybody may read and write. */
+ * file, and DTX reads it as root.  Only one's own, and what one may read and write. */
 static bool may_link(const struct caller *who, int path_fd)
 {
     struct stat st;
+    mode_t rights;
 
     if (fstat(path_fd, &st))
         return false;
-    return who->uid == 0 || who->uid == st.st_uid ||
-           (S_ISREG(st.st_mode) && (st.st_mode & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID)));
+    if (who->uid == 0 || who->uid == st.st_uid)
+        return true;
+    rights = caller_in_group(who, st.st_gid) ? st.st_mode >> 3 : st.st_mode;
+    return S_ISREG(st.st_mode) && (rights & 0006) == 0006 && !(st.st_mode & (S_ISUID | S_ISGID));
 }
 
 static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const char *name, bool again)
@@ -229,6 +243,18 @@ static int link_backed(fuse_req_t req, const struct spot *s, uint64_t id, const 
         rc = 0;
     backing_put(f->backing, &file);
     return rc;
+}
+
+/* A file that was made without a name got one: from now on it is somebody's concern that it is written, and
+ * how much it takes. */
+static void first_named(fuse_req_t req, struct spot *s, uint64_t id, const char *name)
+{
+    struct fs *f = fs_of(req);
+
+    for (unsigned n = handles_named(f->handles, id, s->p.path.p); n; n--)
+        fs_event(f, req, DROP_OPEN_WRITE, s->p.path.p);
+    if (s->claim.bytes >= 0)
+        s->made = fs_hold(s->dir.fd, name);
 }
 
 void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
@@ -254,6 +280,8 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
     if (!rc) {
         fs_fill_entry(&node, &a, &e);
         fs_event(f, req, DROP_LINK, s.p.path.p);
+        if (a.st.st_nlink == 1)
+            first_named(req, &s, ino, newname);
     }
     spot_end(req, &s, rc);
     reply_entry(req, rc, &e);
@@ -274,6 +302,22 @@ static int create_file(const struct spot *s, const char *name, mode_t mode, int 
     if (fd >= 0)
         return fd;
     return errno == EEXIST && !(flags & O_EXCL) ? -ESTALE : -errno;
+}
+
+/* Answer CREATE with an open file, or with rc; what the reply told the kernel is forgotten if it is not
+ * heard.
+ */
+static void reply_created(fuse_req_t req, int rc, struct handle *h, const struct fuse_entry_param *e,
+                          struct fuse_file_info *fi)
+{
+    if (h)
+        rc = fs_pass_open(req, h, fi);
+    if (h && (rc || fuse_reply_create(req, e, fi) == -ENOENT)) {
+        fs_close_handle(req, h->fh);
+        fs_forget(fs_of(req), e->ino, 1);
+    }
+    if (rc)
+        fs_reply_err(req, rc);
 }
 
 /* A process before had made the file and opened it: only the reply is missing. */
@@ -300,6 +344,78 @@ static void reply_created_before(fuse_req_t req, const struct handle *h, struct 
     fuse_reply_create(req, &e, fi);
 }
 
+/* ---- O_TMPFILE: a file without a name ----
+ *
+ * It is what a file is that was unlinked while it is open, until somebody links it. */
+
+static int open_unnamed(fuse_req_t req, const struct spot *s, mode_t mode, int flags)
+{
+    int keep = flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_EXCL), rc = 0;
+    int fd = openat(s->dir.fd, ".", keep | O_TMPFILE | O_CLOEXEC, mode & 07777);
+    struct caller who = fs_caller(req);
+    struct stat dir;
+
+    if (fd < 0)
+        return -errno;
+    if (fs_of(req)->root &&
+        (fstat(s->dir.fd, &dir) || fchown(fd, who.uid, dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid) ||
+         ((mode & (S_ISUID | S_ISGID)) && fchmod(fd, mode & 07777))))
+        rc = -errno;
+    if (rc)
+        close(fd);
+    return rc ? rc : fd;
+}
+
+/* Nodes are made with a name: it gets one that no file can have, for a moment. */
+static int bind_unnamed(struct fs *f, uint64_t parent, int fd, struct fuse_entry_param *e,
+                        struct node_info *node)
+{
+    struct node_info what = {.owner = NODE_USER};
+    struct fs_attr a;
+    int rc = backing_stat(f->backing, fd, "", &a.st, &what.key);
+
+    if (!rc)
+        rc = nodes_bind(f->nodes, parent, "/", &what, true, node);
+    if (rc)
+        return rc;
+    nodes_unbind(f->nodes, parent, "/");
+    backing_pin_fd(f->backing, node->id, fd);
+    rc = fs_attr_of(f, node->id, &a);
+    if (rc)
+        fs_forget(f, node->id, 1);
+    else
+        fs_fill_entry(node, &a, e);
+    return rc;
+}
+
+static void create_unnamed(fuse_req_t req, uint64_t parent, mode_t mode, struct fuse_file_info *fi)
+{
+    struct fs *f = fs_of(req);
+    struct handle *h = NULL;
+    struct fuse_entry_param e;
+    struct node_info node;
+    struct spot s;
+    int fd, rc = spot_begin(req, parent, ".tmpfile", S_IFREG, &s); /* a name that may be anywhere */
+
+    if (rc) {
+        fs_reply_err(req, rc == -ESTALE ? -ENOENT : rc); /* a removed folder: the kernel does not look */
+        return;
+    }
+    fd = rc = open_unnamed(req, &s, mode, fi->flags);
+    if (fd >= 0)
+        rc = bind_unnamed(f, parent, fd, &e, &node);
+    if (fd >= 0 && rc)
+        close(fd);
+    if (!rc && !(h = fs_file_handle(req, &node, fd, NULL, fi))) {
+        rc = -ENOMEM;
+        fs_forget(f, node.id, 1);
+    }
+    spot_end(req, &s, rc);
+    reply_created(req, rc, h, &e, fi);
+}
+
+/* ---- CREATE ---- */
+
 void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
     struct fs *f = fs_of(req);
@@ -311,6 +427,10 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 
     if (h) {
         reply_created_before(req, h, fi);
+        return;
+    }
+    if (channel_unnamed()) {
+        create_unnamed(req, parent, mode, fi);
         return;
     }
     rc = spot_begin(req, parent, name, S_IFREG, &s);
@@ -335,12 +455,5 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         fs_event(f, req, DROP_CREATE, s.p.path.p);
     }
     spot_end(req, &s, rc);
-    if (h)
-        rc = fs_pass_open(req, h, fi);
-    if (h && (rc || fuse_reply_create(req, &e, fi) == -ENOENT)) {
-        fs_close_handle(req, h->fh);
-        fs_forget(f, e.ino, 1);
-    }
-    if (rc)
-        fs_reply_err(req, rc);
+    reply_created(req, rc, h, &e, fi);
 }

@@ -46,12 +46,13 @@ static bool takes_o_direct(int fd)
     return again >= 0;
 }
 
-static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool through_us)
+/* appends: the kernel would go on appending after fcntl(2) took O_APPEND away. */
+static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool appends, bool through_us)
 {
     if (through_us)
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
-        return may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
+        return !appends && may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
     return may_read_unseen(fs_of(req), h) ? WISH_BACKED : WISH_CACHED;
 }
 
@@ -78,8 +79,8 @@ static int decide(fuse_req_t req, struct handle *h, const struct fuse_file_info 
     bool no_direct = (fi->flags & O_DIRECT) && !takes_o_direct(h->fd);
     int rc;
 
-    rc =
-        passthrough_open(f->pass, h->id, h->fd, wish_of(req, h, no_direct || !f->want_passthrough), &h->pass);
+    rc = passthrough_open(f->pass, h->id, h->fd,
+                          wish_of(req, h, fi->flags & O_APPEND, no_direct || !f->want_passthrough), &h->pass);
     if (!rc && no_direct && h->pass.mode != PASS_CACHED)
         rc = -EINVAL;
     if (!rc && h->pass.mode == PASS_SEEN && h->rdwr)

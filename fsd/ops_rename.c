@@ -43,6 +43,8 @@ static int check_ends(struct fs *f, struct rename *r)
         return -EPERM;
     if (fstatat(r->dir.fd, r->name, &from, AT_SYMLINK_NOFOLLOW))
         return -errno;
+    if ((r->flags & RENAME_WHITEOUT) && r->from.m.entry->kind != LK_USER_ANY)
+        return -EPERM; /* no device instead of a spec or an object */
     rc = place_may_create(f, r->newparent, r->newname, from.st_mode, &r->to);
     if (rc)
         return rc;
@@ -66,7 +68,8 @@ static int check_holders(fuse_req_t req, const struct rename *r)
 }
 
 /* Was this very request carried out by a process before?  While it waits, nobody else can use these names: so
- * the name is gone (and the new one there), or, exchanged, means another file than at the first time. */
+ * the name is gone (and the new one there), or, exchanged or whited out, means another file than at the first
+ * time. */
 static bool was_made(fuse_req_t req, const struct rename *r)
 {
     struct stat from, to;
@@ -75,7 +78,7 @@ static bool was_made(fuse_req_t req, const struct rename *r)
 
     if (!turn.again)
         return false;
-    if (r->flags & RENAME_EXCHANGE)
+    if (r->flags & (RENAME_EXCHANGE | RENAME_WHITEOUT))
         return there && turn.note && from.st_ino != turn.note;
     return !there && fstatat(r->newdir.fd, r->newname, &to, AT_SYMLINK_NOFOLLOW) == 0;
 }
@@ -110,8 +113,18 @@ static void note_space(struct fs *f, const struct rename *r)
     fs_note_held(f, fd, r->to.path.p);
 }
 
-static int rename_backed(struct fs *f, const struct rename *r)
+/* Not worth failing for: what it says is that nothing is there. */
+static void give_whiteout(fuse_req_t req, const struct rename *r)
 {
+    const struct fuse_ctx *who = fuse_req_ctx(req);
+
+    if (fs_of(req)->root && fchownat(r->dir.fd, r->name, who->uid, who->gid, AT_SYMLINK_NOFOLLOW))
+        return;
+}
+
+static int rename_backed(fuse_req_t req, const struct rename *r)
+{
+    struct fs *f = fs_of(req);
     struct node_info over;
     int rc, held;
 
@@ -125,6 +138,8 @@ static int rename_backed(struct fs *f, const struct rename *r)
         rc = -errno;
     if (!rc)
         rename_nodes(f, r);
+    if (!rc && (r->flags & RENAME_WHITEOUT))
+        give_whiteout(req, r);
     fs_unlock_names(f, r->parent, r->newparent);
     if (!rc)
         note_space(f, r);
@@ -152,7 +167,7 @@ static int rename_user(fuse_req_t req, struct rename *r)
     if (!rc && !r->made)
         rc = check_holders(req, r);
     if (!rc)
-        rc = rename_backed(f, r);
+        rc = rename_backed(req, r);
     backing_put(f->backing, &r->dir);
     backing_put(f->backing, &r->newdir);
     if (rc)
@@ -172,7 +187,7 @@ void fs_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
     struct fs *f = fs_of(req);
     struct rename r = {
         .parent = parent, .newparent = newparent, .name = name, .newname = newname, .flags = flags};
-    int rc = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : 0;
+    int rc = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) ? -EINVAL : 0;
 
     if (!rc)
         rc = place_of_child(f, parent, name, &r.from);

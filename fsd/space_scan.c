@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
+
 enum { MAX_DEPTH = 100 };
 
 struct scan {
@@ -65,15 +67,12 @@ static bool scan_entry(struct scan *s, int fd, const char *name, int depth)
 static bool scan_folder(struct scan *s, int parent, const char *name, int depth)
 {
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     struct dirent *ent;
     bool go_on = true;
 
-    if (!d) {
-        if (fd >= 0)
-            close(fd);
+    if (!d)
         return true;
-    }
     while (go_on && (ent = readdir(d)))
         if (strcmp(ent->d_name, ".") != 0 && strcmp(ent->d_name, "..") != 0)
             go_on = scan_entry(s, fd, ent->d_name, depth);

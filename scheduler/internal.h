@@ -614,8 +614,7 @@ void limits_round(struct sched *s, int64_t now);
 int log_trim(int dirfd, const char *path, int64_t max);
 
 /* groups.c: no lock needed */
-bool caller_in_group(const struct caller *who, gid_t gid); /* of a process that calls now */
-bool user_in_group(uid_t uid, gid_t gid);                  /* as the user database says */
+bool user_in_group(uid_t uid, gid_t gid); /* as the user database says */
 
 /* api.c */
 struct subject { /* what a generated path is about */

@@ -77,6 +77,9 @@ bool sched_receiving(struct sched *s, const char *path);
  * which). */
 int sched_may_change(struct sched *s, const char *path, const struct caller *who);
 
+/* Is the calling process in a group?  Takes no lock. */
+bool caller_in_group(const struct caller *who, gid_t gid);
+
 /* FLUSH of a spec that was written: 0, or -EINVAL when it has been parsed and is wrong (its .status says
  * why). An empty or unwritten file gives 0. */
 int sched_flush(struct sched *s, const char *path);

@@ -53,17 +53,13 @@ static void note_time(const struct stat *st, struct stamp *out)
 static int walk(int dirfd, const char *name, int depth, struct stamp *out)
 {
     int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     struct dirent *ent;
     struct stat st;
     int rc = 0;
 
-    if (!d) {
-        rc = -errno;
-        if (fd >= 0)
-            close(fd);
-        return rc;
-    }
+    if (!d)
+        return -errno;
     while (rc == 0 && out->files < STAMP_MAX_FILES && (ent = readdir(d))) {
         if (!strcmp(ent->d_name, ".") || !strcmp(ent->d_name, "..") ||
             fstatat(fd, ent->d_name, &st, AT_SYMLINK_NOFOLLOW))

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "scheduler/base/clock.h"
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/log.h"
 #include "scheduler/internal.h"
 
@@ -72,16 +73,13 @@ static void add_watch(struct watcher *w, int tree_fd, const char *path)
 static void watch_tree(struct sched *s, const char *path, int depth, bool found, int64_t now)
 {
     int fd = open_beneath(s->tree_fd, path, O_RDONLY | O_DIRECTORY);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     struct dirent *ent;
     char sub[PATH_MAX];
     struct stat st;
 
-    if (!d) {
-        if (fd >= 0)
-            close(fd);
+    if (!d)
         return;
-    }
     if (s->watcher)
         add_watch(s->watcher, s->tree_fd, path);
     while ((ent = readdir(d))) {
@@ -225,15 +223,12 @@ static void found(struct sched *s, const char *path, int64_t now)
 static void scan_collection(struct sched *s, const char *collection, int64_t now)
 {
     int fd = open_beneath(s->tree_fd, collection, O_RDONLY | O_DIRECTORY);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     struct dirent *ent;
     char path[PATH_MAX];
 
-    if (!d) {
-        if (fd >= 0)
-            close(fd);
+    if (!d)
         return;
-    }
     while ((ent = readdir(d))) {
         if (!strcmp(ent->d_name, ".") || !strcmp(ent->d_name, ".."))
             continue;

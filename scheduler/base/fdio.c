@@ -254,18 +254,31 @@ static int sync_entry(int dirfd, const char *name, int depth, struct dtx_err *e)
     return rc;
 }
 
+DIR *fd_look_into(int fd)
+{
+    DIR *d;
+    int error;
+
+    if (fd < 0)
+        return NULL;
+    fcntl(fd, F_SETFL, O_NOATIME); /* refused for what is another's */
+    d = fdopendir(fd);
+    if (d)
+        return d;
+    error = errno;
+    close(fd);
+    errno = error;
+    return NULL;
+}
+
 static int sync_entries(int fd, int depth, struct dtx_err *e)
 {
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     struct dirent *ent;
     int rc = 0;
 
-    if (!d) {
-        rc = dtx_fail_errno(e, "cannot list a folder");
-        if (fd >= 0)
-            close(fd);
-        return rc;
-    }
+    if (!d)
+        return dtx_fail_errno(e, "cannot list a folder");
     while (rc == 0 && (ent = readdir(d)))
         if (strcmp(ent->d_name, ".") && strcmp(ent->d_name, ".."))
             rc = sync_entry(dirfd(d), ent->d_name, depth, e);

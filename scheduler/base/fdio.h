@@ -4,6 +4,7 @@
 #ifndef DTX_BASE_FDIO_H
 #define DTX_BASE_FDIO_H
 
+#include <dirent.h>
 #include <limits.h>
 #include <stddef.h>
 #include <sys/types.h>
@@ -20,6 +21,9 @@ int fd_pwrite_all(int fd, const void *data, size_t n, off_t at);
 int fd_read_all(int fd, void *data, size_t n);
 int fd_pread_all(int fd, void *data, size_t n, off_t at);
 
+/* fdopendir(3) for a look that is no use of the folder: its access time stays, if we may say so.  Takes fd
+ * over, also on failure: NULL with errno; so does a negative fd. */
+DIR *fd_look_into(int fd);
 /* Temporary name in the same folder, write, fsync, rename over path, fsync the folder. */
 int fd_replace_file(int dirfd, const char *path, const void *data, size_t n, mode_t mode, struct dtx_err *e);
 

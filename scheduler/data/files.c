@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
 #include "scheduler/base/text.h"
 
 const char *const data_split_names[DATA_SPLITS] = {"train", "validation", "test"};
@@ -140,13 +141,10 @@ static int discover_names(DIR *d, struct data_files files[DATA_SPLITS], struct b
 int data_discover(int dirfd, struct data_files files[DATA_SPLITS], struct buf *others, struct dtx_err *e)
 {
     int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
 
-    if (!d) {
-        if (fd >= 0)
-            close(fd);
+    if (!d)
         return dtx_fail_errno(e, "cannot list the dataset's folder");
-    }
     rc = discover_names(d, files, others, e);
     closedir(d);
     for (int s = 0; rc == 0 && s < DATA_SPLITS; s++) {

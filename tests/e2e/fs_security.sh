@@ -114,7 +114,12 @@ for t in "touch $D/x.status" "mkdir $M/experiments/x" "touch $M/models/tuned/x" 
     refused "refused: ${t//$M/}" $t
 done
 refused "device nodes" mknod "$D/m1/dev" c 1 3
-mknod "$D/m1/dev" c 1 3 2>/dev/null && fail "device nodes by root" "made" || ok "device nodes by root"
+check "device nodes by root are kept" mknod -m 666 "$D/m1/dev" c 1 5
+refused "but nobody opens them" head -c 1 "$D/m1/dev"
+head -c 1 "$D/m1/dev" >/dev/null 2>&1 && fail "nor does root" "read" || ok "nor does root"
+mkdir "$D/zeros"; mknod "$D/zeros/train.jsonl" c 1 5; touch "$D/zeros/_SUCCESS"
+check "nor DTX" wait_state 20 "$D/zeros.status" REJECTED
+rm -r "$D/zeros" "$D/m1/dev"
 grep " $M fuse" /proc/mounts | grep -q nosuid && grep " $M fuse" /proc/mounts | grep -q nodev && ok "nosuid, nodev" || fail "nosuid, nodev" "$(grep " $M " /proc/mounts)"
 for a in trusted.x security.x security.capability system.posix_acl_access; do
     if setfattr -n $a -v 0x0100000000000000000000000000000000000000 "$D/m3/dataset.json" 2>/dev/null; then fail "no $a" "set"; else ok "no $a"; fi

@@ -231,6 +231,30 @@ static void unlinked(int who)
     close(fd);
 }
 
+/* A file that is made without a name and gets one. */
+static void unnamed(int who)
+{
+    char proc[64], word[32];
+    struct stat st;
+
+    while (go_on()) {
+        int fd = open(folder, O_TMPFILE | O_RDWR, 0600), n = snprintf(word, sizeof(word), "%020lu", turns);
+        if (fd < 0 && errno == EOPNOTSUPP)
+            return; /* the store's file system does not have it */
+        MUST(fd);
+        MUST(write(fd, word, (size_t)n));
+        if (MUST(fstat(fd, &st)) == 0 && (st.st_nlink != 0 || st.st_size != n))
+            wrong("%d links, %d bytes", (int)st.st_nlink, (int)st.st_size);
+        snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
+        MUST(linkat(AT_FDCWD, proc, AT_FDCWD, in("named"), AT_SYMLINK_FOLLOW));
+        MUST(write(fd, "more", 4));
+        MUST(close(fd));
+        if (MUST(stat(in("named"), &st)) == 0 && (st.st_nlink != 1 || st.st_size != n + 4))
+            wrong("named: %d links, %d bytes", (int)st.st_nlink, (int)st.st_size);
+        MUST(unlink(in("named")));
+    }
+}
+
 /* JSON in small portions: one rendering, whole. */
 static void generated(int who)
 {
@@ -331,8 +355,9 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*fn)(int who);
-    } work[] = {{"append", append},     {"append", append},       {"contents", contents}, {"names", names},
-                {"unlinked", unlinked}, {"generated", generated}, {"listings", listings}, {"locks", locks}};
+    } work[] = {{"append", append},       {"append", append},     {"contents", contents},
+                {"names", names},         {"unlinked", unlinked}, {"unnamed", unnamed},
+                {"generated", generated}, {"listings", listings}, {"locks", locks}};
     int status, bad = 0;
     unsigned long lines;
 
