@@ -14,6 +14,8 @@
 #include "scheduler/catalog_schema.h"
 #include "scheduler/internal.h"
 
+enum { HISTORY = 100000 }; /* events that are kept: history is for people */
+
 enum statement {
     Q_PUT_OBJECT,
     Q_DEL_OBJECT,
@@ -22,6 +24,7 @@ enum statement {
     Q_PUT_GONE,
     Q_PUT_JOB,
     Q_EVENT,
+    Q_FORGET,
     Q_BEGIN,
     Q_COMMIT,
     Q_ROLLBACK,
@@ -50,6 +53,7 @@ static const char *const queries[Q_COUNT] = {
         " ON CONFLICT(id) DO UPDATE SET state=?5,finetune=?6,reason=?7,fields=?8,params=?9,result=?10,"
         "created=?11,started=?12,finished=?13,changed=?14",
     [Q_EVENT] = "INSERT INTO event(at,machine,name,was,event,became,reason) VALUES(?1,?2,?3,?4,?5,?6,?7)",
+    [Q_FORGET] = "DELETE FROM event WHERE id <= ?1",
     [Q_BEGIN] = "BEGIN IMMEDIATE",
     [Q_COMMIT] = "COMMIT",
     [Q_ROLLBACK] = "ROLLBACK",
@@ -132,8 +136,6 @@ int catalog_open(const char *path, struct catalog **out, struct dtx_err *e)
         rc = run_sql(c, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON", e);
     if (rc == 0)
         rc = migrate(c, e);
-    if (rc == 0) /* history is for people; the last hundred thousand lines will do */
-        rc = run_sql(c, "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 100000", e);
     for (int i = 0; rc == 0 && i < Q_COUNT; i++)
         if (sqlite3_prepare_v3(c->db, queries[i], -1, SQLITE_PREPARE_PERSISTENT, &c->q[i], NULL) != SQLITE_OK)
             rc = fail(c, e, "read");
@@ -340,10 +342,20 @@ int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state 
     return put_row(c, Q_PUT_JOB, &j->id, e);
 }
 
+/* Now and then what is too old goes, so that it does not grow while dtxd runs. */
+static int forget_history(struct catalog *c, int64_t newest, struct dtx_err *e)
+{
+    if (newest % 1000)
+        return 0;
+    sqlite3_bind_int64(c->q[Q_FORGET], 1, newest - HISTORY);
+    return step(c, Q_FORGET, e);
+}
+
 int catalog_event(struct catalog *c, const char *machine, const char *name, enum state from, enum event ev,
                   enum state to, const char *reason, struct dtx_err *e)
 {
     sqlite3_stmt *st = c->q[Q_EVENT];
+    int rc;
 
     sqlite3_bind_int64(st, 1, clock_wall_ns());
     bind_text(st, 2, machine);
@@ -352,7 +364,8 @@ int catalog_event(struct catalog *c, const char *machine, const char *name, enum
     bind_text(st, 5, event_name(ev));
     bind_text(st, 6, state_name(to));
     bind_text(st, 7, reason);
-    return step(c, Q_EVENT, e);
+    rc = step(c, Q_EVENT, e);
+    return rc ? rc : forget_history(c, sqlite3_last_insert_rowid(c->db), e);
 }
 
 /* ---- loading ---- */
@@ -413,12 +426,14 @@ static int load_object(struct sched *s, sqlite3_stmt *st)
 
 static int load_experiment(struct sched *s, sqlite3_stmt *st)
 {
-    struct experiment *x = experiment_new(s, "");
+    char name[NAME_CAP];
+    struct experiment *x;
 
+    column_copy(st, 1, name, sizeof(name));
+    x = experiment_new(s, name);
     if (!x)
         return -ENOMEM;
     x->id = sqlite3_column_int64(st, 0);
-    column_copy(st, 1, x->name, sizeof(x->name));
     x->state = column_state(st, 2);
     x->reason = column_dup(st, 3);
     x->spec_reason = column_dup(st, 4);
@@ -466,15 +481,27 @@ static void load_job_fields(struct job *j, const json_t *f)
     j->cached = json_flag(f, "cached", 0);
 }
 
+static int by_id(const void *key, const void *member)
+{
+    const int64_t *id = key, other = (*(struct experiment *const *)member)->id;
+
+    return *id < other ? -1 : *id > other;
+}
+
+/* They were loaded in the order of their ids. */
+static struct experiment *experiment_of(struct sched *s, int64_t id)
+{
+    struct experiment **x = s->nexps ? bsearch(&id, s->exps, (size_t)s->nexps, sizeof(*x), by_id) : NULL;
+
+    return x ? *x : NULL;
+}
+
 static int load_job(struct sched *s, sqlite3_stmt *st)
 {
-    struct experiment *x = NULL;
+    struct experiment *x = experiment_of(s, sqlite3_column_int64(st, 1));
     json_t *fields = column_json(st, 7);
     struct job *j;
 
-    for (int i = 0; i < s->nexps && !x; i++)
-        if (s->exps[i]->id == sqlite3_column_int64(st, 1))
-            x = s->exps[i];
     j = x ? job_new(x, sqlite3_column_int(st, 2)) : NULL;
     if (!j) {
         json_decref(fields);

@@ -31,8 +31,15 @@ struct ask {
 };
 
 struct asking { /* what an ANSWERING prompt waits for; the object owns it */
+    int n;
+    struct ask v[];
+};
+
+/* Models chosen for one prompt after the other of a round. */
+struct choice {
     struct ask v[MAX_MODELS];
     int n;
+    bool nobody; /* there is no model at all, whoever asks: known from a prompt before */
 };
 
 static void asking_free(struct asking *a)
@@ -59,7 +66,7 @@ void asking_cancel(struct sched *s, struct object *o)
 
 /* for_whom: the prompt, whose owner has to be able to read the model; NULL where a service gives it to all.
  */
-static int add_model(struct sched *s, struct asking *a, const char *model, const char *shown,
+static int add_model(struct sched *s, struct choice *a, const char *model, const char *shown,
                      const struct object *for_whom, struct dtx_err *e)
 {
     struct ask *ask = &a->v[a->n];
@@ -67,6 +74,7 @@ static int add_model(struct sched *s, struct asking *a, const char *model, const
 
     if (a->n == MAX_MODELS)
         return 0;
+    *ask = (struct ask){0};
     rc = model_resolve(s, model, &ask->ref, e);
     if (rc)
         return rc;
@@ -81,29 +89,45 @@ static int add_model(struct sched *s, struct asking *a, const char *model, const
     return 0;
 }
 
-static void add_services(struct sched *s, struct asking *a)
+static void add_services(struct sched *s, struct choice *a)
 {
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
-        if (o->kind == OBJ_SERVICE && o->state == ST_RUNNING)
-            add_model(s, a, json_str(o->spec, "model", ""), o->name, NULL, NULL);
+        if (o->kind != OBJ_SERVICE || o->state != ST_RUNNING)
+            continue;
+        a->nobody = false;
+        add_model(s, a, json_str(o->spec, "model", ""), o->name, NULL, NULL);
     }
 }
 
-static void add_all(struct sched *s, struct asking *a, const struct object *prompt)
+static void add_all(struct sched *s, struct choice *a, const struct object *prompt)
 {
     char name[NAME_CAP + 16];
 
     for (int i = 0; i < s->nobjects; i++)
         if (s->objects[i]->kind == OBJ_BASE && s->objects[i]->state == ST_READY) {
+            a->nobody = false;
             snprintf(name, sizeof(name), "base/%.250s", s->objects[i]->name);
             add_model(s, a, name, NULL, prompt, NULL);
         }
     for (int i = 0; i < s->nexps; i++)
         if (!s->exps[i]->deleted && best_job(s->exps[i])) {
+            a->nobody = false;
             snprintf(name, sizeof(name), "tuned/%.250s.best", s->exps[i]->name);
             add_model(s, a, name, NULL, prompt, NULL);
         }
+}
+
+/* Thousands of prompts may wait for the first model: it is looked for once a round. */
+static int add_default(struct sched *s, struct choice *a, const struct object *prompt, struct dtx_err *e)
+{
+    if (!a->nobody) {
+        a->nobody = true;
+        add_services(s, a);
+        if (a->n == 0)
+            add_all(s, a, prompt);
+    }
+    return a->n ? 0 : dtx_fail(e, -ENOENT, "waiting for: a model (models/base/ has none that is READY)");
 }
 
 static struct object *service_of(struct sched *s, const struct object *prompt)
@@ -117,13 +141,14 @@ static struct object *service_of(struct sched *s, const struct object *prompt)
     return object_find(s, OBJ_SERVICE, service);
 }
 
-static int select_models(struct sched *s, struct object *o, struct asking *a, struct dtx_err *e)
+static int select_models(struct sched *s, struct object *o, struct choice *a, struct dtx_err *e)
 {
     json_t *models = json_object_get(o->spec, "models"), *v;
     struct object *service;
     size_t i;
     int rc = 0;
 
+    a->n = 0;
     if (o->kind == OBJ_ASK) {
         service = service_of(s, o);
         if (!service || service->state != ST_RUNNING)
@@ -136,25 +161,21 @@ static int select_models(struct sched *s, struct object *o, struct asking *a, st
         if (rc == 0 && (rc = add_model(s, a, json_string_value(v), NULL, o, e)))
             dtx_fail(e, rc, "waiting for: model %s", json_string_value(v));
     }
-    if (json_array_size(models))
-        return rc;
-    add_services(s, a);
-    if (a->n == 0)
-        add_all(s, a, o);
-    return a->n ? 0 : dtx_fail(e, -ENOENT, "waiting for: a model (models/base/ has none that is READY)");
+    return json_array_size(models) ? rc : add_default(s, a, o, e);
 }
 
-static void begin(struct sched *s, struct object *o)
+static void begin(struct sched *s, struct object *o, struct choice *chosen)
 {
-    struct asking *a = calloc(1, sizeof(*a));
     struct dtx_err e = {0};
-    int rc = a ? select_models(s, o, a, &e) : dtx_fail(&e, -ENOMEM, "out of memory");
+    int rc = select_models(s, o, chosen, &e);
+    struct asking *a = rc ? NULL : malloc(sizeof(*a) + (size_t)chosen->n * sizeof(a->v[0]));
 
-    if (rc) {
-        object_event(s, o, EV_WAIT, e.msg);
-        asking_free(a);
+    if (!a) {
+        object_event(s, o, EV_WAIT, rc ? e.msg : "out of memory");
         return;
     }
+    a->n = chosen->n;
+    memcpy(a->v, chosen->v, (size_t)a->n * sizeof(a->v[0]));
     if (object_event(s, o, EV_START, NULL)) {
         asking_free(a);
         return;
@@ -440,8 +461,10 @@ static int *answering_of(struct answering *a, uid_t uid)
 /* First those that are under way, so that what ends makes room at once. */
 void asking_round(struct sched *s, int64_t now)
 {
+    static struct choice chosen; /* large; the loop's only */
     struct answering a = {.owners = 0};
 
+    chosen.nobody = false;
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
         if (!is_prompt(o) || o->retry_at > now || o->state != ST_ANSWERING)
@@ -452,17 +475,19 @@ void asking_round(struct sched *s, int64_t now)
             go_on(s, o);
         if (o->state == ST_ANSWERING)
             ++*answering_of(&a, o->uid);
+        loop_commands(s);
     }
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
         if (!is_prompt(o) || o->retry_at > now || o->state != ST_PENDING ||
             *answering_of(&a, o->uid) >= MAX_ANSWERING)
             continue;
-        begin(s, o);
+        begin(s, o, &chosen);
         if (o->state == ST_ANSWERING && o->asking) {
             ++*answering_of(&a, o->uid);
             go_on(s, o);
         }
+        loop_commands(s);
     }
 }
 

@@ -5,9 +5,9 @@
  * gets no more. A job that waits there is called back for a worker that has nothing to do, and for a job of
  * higher priority. Order: priority; then the owner with the fewest jobs running, or served least (fair.c);
  * then the experiment with the fewest running; then age.  A job that found no place keeps later ones of lower
- * priority back (and, after a minute, equal ones of other bases too), so that nothing starves. After a
- * worker's death its jobs are suspects: each runs alone until it has got past the step where it happened. One
- * that dies twice alone on a device goes to another, if there is one.
+ * priority back (and, after a minute, equal ones of other bases too) from the devices that can hold it, so
+ * that nothing starves. After a worker's death its jobs are suspects: each runs alone until it has got past
+ * the step where it happened. One that dies twice alone on a device goes to another, if there is one.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ static bool has_suspect(struct sched *s, const struct worker *w)
 {
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             const struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker == w && j->suspect)
                 return true;
@@ -45,7 +45,7 @@ static bool fits(struct sched *s, const struct worker *w, const struct job *j)
         return false;
     if (j->too_big >> w->index & 1)
         return false;
-    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w))
+    if (j->deaths_alone >= 2 && j->died_on == w->index + 1 && worker_beside(s, w, j))
         return false; /* is it the job or the device?  The other one will tell */
     if (w->njobs == 0)
         return true;
@@ -162,12 +162,14 @@ static bool need_init(struct sched *s, const struct job *j, struct buf *words)
     return !words->len;
 }
 
-/* A dataset of questions that is gone fails the job in words of its own. */
+/* The dataset that the evaluation takes its questions from. */
 static bool need_questions(struct sched *s, const struct job *j, struct buf *words)
 {
     const char *name = json_str(json_object_get(j->exp->pins, "evaluation"), "dataset", NULL);
     const struct object *o = name ? object_find(s, OBJ_DATASET, name) : NULL;
 
+    if (name && j->number)
+        return need(s, j, OBJ_DATASET, name, words);
     if (o && !object_readable(o, j->exp->uid, j->exp->gid))
         need_permission(words, "dataset", name);
     return !words->len;
@@ -241,6 +243,7 @@ static bool hand_over(struct sched *s, struct job *j, struct worker *w)
         worker_send(s, w, PM_JOB_STOP,
                     json_pack("{so ss}", "id", json_sprintf("%s/%s", j->exp->name, j->name), "how", "stop"));
     j->worker = w;
+    j->exp->on_workers++;
     j->held_dataset = !j->cached;
     j->waiting_since = 0;
     set_text(&j->reason, NULL);
@@ -262,7 +265,7 @@ static void count_on_workers(struct sched *s)
         s->workers[i].ahead = s->workers[i].waiting = 0;
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker)
                 continue;
@@ -281,7 +284,7 @@ static int collect(struct sched *s, struct job ***out, int64_t now)
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         x->running = 0;
-        for (int k = 0; k < x->njobs; k++)
+        for (int k = 0; x->on_workers && k < x->njobs; k++)
             x->running += x->jobs[k]->worker != NULL;
         if (x->running || (x->state == ST_PROCESSING && !x->deleted))
             fair_present(&s->fair, x->uid, x->running);
@@ -345,6 +348,14 @@ static void recall(struct sched *s, struct job *j, const char *why)
              j->worker->label, why);
 }
 
+static bool idle_for(struct sched *s, const struct job *j)
+{
+    for (int i = 0; i < s->nworkers; i++)
+        if (s->workers[i].njobs == 0 && fits(s, &s->workers[i], j))
+            return true;
+    return false;
+}
+
 /* Jobs without memory go where there is some; and they make way for `blocked` if that has a higher priority.
  */
 static void recall_waiting(struct sched *s, const struct job *blocked)
@@ -355,30 +366,40 @@ static void recall_waiting(struct sched *s, const struct job *blocked)
         idle += s->workers[i].njobs == 0 && s->workers[i].state == WS_UP && !s->workers[i].quitting;
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker || !j->waits || j->recalled || !job_runs(j) || j->worker->njobs < 2)
                 continue;
             if (blocked && x->priority < blocked->exp->priority)
                 recall(s, j, "another one has a higher priority");
-            else if (idle-- > 0)
+            else if (idle > 0 && idle_for(s, j) && idle--)
                 recall(s, j, "another device is idle");
         }
     }
 }
 
+/* `blocked`, which could run on w, goes before j; after a minute also where both are equal. */
+static bool kept_for(const struct job *blocked, const struct job *j, const struct worker *w, int64_t now)
+{
+    if (blocked->too_big >> w->index & 1)
+        return false;
+    return j->exp->priority < blocked->exp->priority ||
+           (now - blocked->waiting_since > patience &&
+            (blocked->suspect || strcmp(j->base, blocked->base) != 0));
+}
+
 void dispatch_round(struct sched *s, int64_t now)
 {
-    struct job **jobs, *blocked = NULL;
+    struct job **jobs = NULL, *blocked = NULL;
     struct buf words = BUF_INIT;
-    int n = collect(s, &jobs, now);
     bool sorted = false;
+    int n = 0;
 
     count_on_workers(s);
-    if (!any_room(s) && now < s->waits_at) /* only to say why they wait */
-        n = 0;
-    else
+    if (any_room(s) || now >= s->waits_at) { /* without room only to say why they wait */
+        n = collect(s, &jobs, now);
         s->waits_at = now + SECOND_NS;
+    }
     /* Sorted again after each placement: the owner with fewer running goes first. */
     for (int i = 0; i < n; i++) {
         struct job *j;
@@ -392,9 +413,7 @@ void dispatch_round(struct sched *s, int64_t now)
         if (!needs_are_there(s, j))
             continue;
         w = find_place(s, j);
-        if ((blocked && j->exp->priority < blocked->exp->priority) ||
-            (blocked && now - blocked->waiting_since > patience &&
-             (blocked->suspect || strcmp(j->base, blocked->base) != 0)))
+        if (w && blocked && kept_for(blocked, j, w, now))
             w = NULL;
         if (w && hand_over(s, j, w)) {
             sorted = false;
@@ -404,7 +423,7 @@ void dispatch_round(struct sched *s, int64_t now)
         tell_waits(s, j, &words);
         if (!j->waiting_since)
             j->waiting_since = now;
-        if (!blocked)
+        if (!blocked && worker_for(s, j)) /* what waits for a device that is down holds nobody back */
             blocked = j;
     }
     recall_waiting(s, blocked);

@@ -19,14 +19,6 @@ static const char *const other_bytes =
     "an experiment of this name is there, made from other bytes: rm -r experiments/%s/ "
     "first, or give this one another name";
 
-static struct experiment *deleted_one(struct sched *s, const char *name)
-{
-    for (int i = 0; i < s->nexps; i++)
-        if (s->exps[i]->deleted && strcmp(s->exps[i]->name, name) == 0)
-            return s->exps[i];
-    return NULL;
-}
-
 /* The spec's file holds these bytes while NAME/ exists. */
 static int take_again(struct sched *s, struct experiment *x, const char *sha, const char *stamp)
 {
@@ -76,6 +68,8 @@ static bool pin(struct sched *s, struct experiment *x)
     if (evaluation && !json_object_get(x->pins, "evaluation_dataset") &&
         (o = object_ready(s, OBJ_DATASET, evaluation)) && object_readable(o, x->uid, x->gid)) {
         json_object_set_new(x->pins, "evaluation_dataset", json_deep_copy(o->spec));
+        json_object_set_new(json_object_get(x->pins, "evaluation"), "dataset",
+                            json_string(o->name)); /* as its folder writes it */
         news = true;
     }
     return news;
@@ -279,7 +273,7 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
     json_t *spec = NULL;
     int rc;
 
-    if (!x || deleted_one(s, name))
+    if (!x || experiment_find_deleted(s, name))
         return -EBUSY; /* the old one is still being cancelled; or RECEIVING could not be written */
     sha256_text(text->p ? text->p : "", text->len, sha);
     if (x->njobs && x->state != ST_RECEIVING)
@@ -445,10 +439,15 @@ static int pin_job(struct sched *s, struct job *j, struct dtx_err *e)
 static int start_job(struct sched *s, struct job *j)
 {
     struct dtx_err e = {0};
+    int rc = 0;
 
     if (state_is_end(j->state))
         return 0;
-    if (!j->params && pin_job(s, j, &e))
+    if (!j->params)
+        rc = pin_job(s, j, &e);
+    if (rc == -ENOENT) /* it was there a moment ago: the experiment waits for it */
+        return -EAGAIN;
+    if (rc)
         return job_event(s, j, EV_ERROR, e.msg);
     return j->state == ST_INIT ? job_event(s, j, EV_START, NULL) : 0;
 }
@@ -456,42 +455,63 @@ static int start_job(struct sched *s, struct job *j)
 /* All of them in one transaction: a thousand jobs, one sync. */
 static int start_jobs(struct sched *s, struct experiment *x)
 {
+    enum state *was = calloc((size_t)x->njobs, sizeof(*was));
     struct dtx_err e = {0};
     int rc, i = 0;
 
+    if (!was)
+        return -ENOMEM;
     slow_begin(s);
     rc = catalog_begin(s->catalog, &e);
     slow_end(s);
-    for (; rc == 0 && i < x->njobs; i++)
+    for (; rc == 0 && i < x->njobs; i++) {
+        was[i] = x->jobs[i]->state;
         rc = start_job(s, x->jobs[i]);
+    }
     slow_begin(s);
     rc = rc ? rc : catalog_commit(s->catalog, &e);
+    if (rc)
+        catalog_rollback(s->catalog);
     slow_end(s);
-    if (rc == 0)
-        return 0;
-    catalog_rollback(s->catalog);
     if (e.code)
         catalog_trouble(s, &e);
-    while (i-- > 0) /* nobody has acted on it: the experiment has not started */
-        if ((x->jobs[i]->state == ST_PENDING || x->jobs[i]->state == ST_FAILED) && !x->jobs[i]->has_run)
-            x->jobs[i]->state = x->jobs[i]->finetune = ST_INIT;
+    while (rc && i-- > 0) /* nobody has acted on it: no worker has one of these */
+        if (x->jobs[i]->state != was[i])
+            x->jobs[i]->state = x->jobs[i]->finetune = was[i];
+    free(was);
     return rc;
+}
+
+static bool any_open(const struct experiment *x)
+{
+    for (int i = 0; i < x->njobs; i++)
+        if (!state_is_end(x->jobs[i]->state))
+            return true;
+    return false;
+}
+
+static void pin_more(struct sched *s, struct experiment *x)
+{
+    struct dtx_err e = {0};
+    int rc;
+
+    if (!pin(s, x))
+        return;
+    slow_begin(s);
+    rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
+    slow_end(s);
+    if (rc)
+        catalog_trouble(s, &e);
 }
 
 static void try_start(struct sched *s, struct experiment *x)
 {
     struct buf missing = BUF_INIT;
-    struct dtx_err e = {0};
-    int rc = 0;
+    int rc;
 
-    if (pin(s, x)) {
-        slow_begin(s);
-        rc = catalog_put_experiment(s->catalog, x, x->state, x->reason, &e);
-        slow_end(s);
-        if (rc)
-            catalog_trouble(s, &e);
-    }
-    find_missing(s, x, &missing);
+    pin_more(s, x);
+    if (any_open(x)) /* else nobody needs anything: it starts only to end */
+        find_missing(s, x, &missing);
     if (missing.len) {
         experiment_event(s, x, EV_WAIT, missing.p);
         buf_release(&missing);
@@ -504,6 +524,30 @@ static void try_start(struct sched *s, struct experiment *x)
         rc = rows_expand(s, x);
     if (rc == 0)
         experiment_event(s, x, EV_START, NULL);
+}
+
+/* Jobs that were cancelled before the experiment started, and retried after that. */
+static void start_late(struct sched *s, struct experiment *x)
+{
+    struct buf missing = BUF_INIT;
+    bool any = false;
+
+    for (int i = 0; i < x->njobs && !any; i++)
+        any = waits(x->jobs[i]);
+    if (!any)
+        return;
+    pin_more(s, x);
+    find_missing(s, x, &missing);
+    if (!missing.len && start_jobs(s, x) == 0)
+        rows_expand(s, x);
+    for (int i = 0; missing.len && i < x->njobs; i++) {
+        struct job *j = x->jobs[i];
+        if (!waits(j) || (j->reason && strcmp(j->reason, missing.p) == 0))
+            continue;
+        set_text(&j->reason, missing.p);
+        job_changed(s, j, false);
+    }
+    buf_release(&missing);
 }
 
 /* ---- ending ---- */
@@ -549,17 +593,6 @@ static void try_end(struct sched *s, struct experiment *x)
     experiment_event(s, x, good ? EV_DONE : cancelled == x->njobs ? EV_ALL_CANCELLED : EV_NONE_WELL, words);
 }
 
-static bool on_a_worker(const struct experiment *x)
-{
-    for (int i = 0; i < x->njobs; i++)
-        if (x->jobs[i]->worker)
-            return true;
-    for (int i = 0; i < x->nrows; i++)
-        if (x->rows[i]->worker)
-            return true;
-    return false;
-}
-
 /* The catalog forgets it at once; memory and files go when no worker has a job of it any more. */
 int experiment_delete(struct sched *s, struct experiment *x)
 {
@@ -579,10 +612,28 @@ int experiment_delete(struct sched *s, struct experiment *x)
     return 0;
 }
 
+/* Answers that were being written.  A service has one folder for all of its prompts. */
+static void sweep_answers(struct sched *s)
+{
+    slow_begin(s);
+    for (int i = 0; i < s->nobjects; i++) {
+        const struct object *o = s->objects[i];
+        char path[PATH_MAX];
+        if (o->kind == OBJ_COMPARE)
+            snprintf(path, sizeof(path), "models/compare/%s", o->name);
+        else if (o->kind == OBJ_SERVICE)
+            snprintf(path, sizeof(path), "services/%s/ask", o->name);
+        else
+            continue;
+        fd_sweep(s->tree_fd, path);
+    }
+    slow_end(s);
+}
+
 void experiments_sweep(struct sched *s)
 {
     for (struct gone *g = s->gone; g; g = g->next)
-        if (!experiment_find(s, g->name) && !deleted_one(s, g->name))
+        if (!experiment_find(s, g->name) && !experiment_find_deleted(s, g->name))
             trash(s, g->name);
     for (int i = 0; i < s->nexps; i++)
         for (int k = 0; k < s->exps[i]->njobs; k++) {
@@ -592,18 +643,7 @@ void experiments_sweep(struct sched *s)
             else if (j->state == ST_SUCCESSFUL)
                 job_remove_work(s, j);
         }
-    for (int i = 0; i < s->nobjects; i++) {
-        const struct object *o = s->objects[i];
-        char path[PATH_MAX];
-        object_path(o, path, sizeof(path));
-        if (o->kind == OBJ_COMPARE) /* its answers are in the folder of its name */
-            path[strlen(path) - strlen(".txt")] = '\0';
-        else if (o->kind == OBJ_ASK)
-            *strrchr(path, '/') = '\0';
-        else
-            continue;
-        fd_sweep(s->tree_fd, path);
-    }
+    sweep_answers(s);
 }
 
 static void drop_unsaved_rows(struct experiment *x)
@@ -616,7 +656,7 @@ void experiments_round(struct sched *s, int64_t now)
 {
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        if (x->deleted && !on_a_worker(x)) {
+        if (x->deleted && !x->on_workers) {
             trash(s, x->name);
             experiment_drop(s, x);
             i--;
@@ -625,10 +665,14 @@ void experiments_round(struct sched *s, int64_t now)
         if (x->deleted || x->retry_at > now)
             continue;
         drop_unsaved_rows(x);
-        if (x->state == ST_PENDING && x->njobs && (x->looked != s->transitions || now >= x->look_at)) {
+        if ((x->state == ST_PENDING || x->state == ST_PROCESSING) && x->njobs &&
+            (x->looked != s->transitions || now >= x->look_at)) {
             x->looked = s->transitions;
             x->look_at = now + SECOND_NS;
-            try_start(s, x);
+            if (x->state == ST_PENDING)
+                try_start(s, x);
+            else
+                start_late(s, x);
         }
         if (x->state == ST_PROCESSING || x->state == ST_PAUSED)
             try_end(s, x);

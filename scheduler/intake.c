@@ -440,7 +440,9 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     int rc;
 
     if (i->gone) {
-        if (removed(s, i) && gen == i->gen)
+        if (!removed(s, i))
+            i->retry_at = now + SECOND_NS;
+        else if (gen == i->gen)
             i->dirty = i->gone = false;
         return;
     }
@@ -467,6 +469,7 @@ void intake_round(struct sched *s, int64_t now)
     struct intake *i, *next;
 
     for (i = TAILQ_FIRST(&s->intakes); i; i = next) {
+        loop_commands(s);
         if (i->retry_at <= now) {
             if (i->maybe && i->maybe_at <= now)
                 look_closer(s, i, now);

@@ -55,7 +55,7 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
-enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096 };
+enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096 };
 
 struct object {
     int64_t id; /* catalog row */
@@ -128,6 +128,7 @@ struct job {
 
 struct experiment {
     int64_t id;
+    struct experiment *hash_next;
     char name[NAME_CAP];
     enum state state;
     char *reason;
@@ -147,6 +148,7 @@ struct experiment {
     /* not in the catalog */
     char stamp[96]; /* of the spec file */
     bool deleted;
+    int on_workers;  /* jobs and rows that have a worker; most experiments have none, and are passed over */
     int running;     /* jobs on workers, while dispatching */
     unsigned looked; /* s->transitions when it was last tried to start it */
     int64_t look_at; /* mono: try again then at the latest */
@@ -306,6 +308,7 @@ struct sched {
     struct object *by_name[OBJECT_BUCKETS]; /* the same, by hash of kind and name (NFC) */
     struct experiment **exps;
     int nexps, exps_cap;
+    struct experiment *exp_by_name[EXPERIMENT_BUCKETS]; /* the same, by hash of name; deleted ones too */
     struct worker *workers;
     int nworkers;
     struct intake_list intakes;                    /* something is to be done about them, now or later */
@@ -360,6 +363,9 @@ void give_at(int dirfd, const char *name, uid_t uid, gid_t gid);
 /* loop.c */
 void *loop_main(void *arg);
 void loop_round(struct sched *s, int64_t now); /* one round of all drivers; tests call it */
+/* What FUSE threads wait for.  Drivers with thousands of things to write let them through in between; objects
+ * may be gone afterwards. */
+void loop_commands(struct sched *s);
 
 /* catalog.c: loop thread only, outside of the mutex */
 int catalog_open(const char *path, struct catalog **out, struct dtx_err *e);
@@ -400,6 +406,8 @@ struct experiment *experiment_new(struct sched *s, const char *name); /* in the 
 void experiment_drop(struct sched *s, struct experiment *x);          /* out of the list, freed */
 struct job *job_new(struct experiment *x, int number);                /* in jobs, or with number 0 in rows */
 struct experiment *experiment_find(struct sched *s, const char *name);
+struct experiment *experiment_find_deleted(struct sched *s,
+                                           const char *name); /* a worker still has a job of it */
 struct job *job_find(struct experiment *x, const char *name);
 struct job *job_find_worker(struct sched *s, const struct worker *w,
                             const char *id); /* EXP/JOB, if w has it */
@@ -497,6 +505,7 @@ bool space_used_up(struct sched *s, uid_t uid, char *words, size_t n);
 int take_drop(struct sched *s, struct intake *i, bool last_chance);
 int take_parse(enum object_kind kind, const char *path, const char *text, size_t n, json_t **out,
                struct dtx_err *e);
+bool error_passes(int rc); /* no memory or descriptors just now: nothing is wrong with the file */
 /* No symbolic link on the way, nothing outside of dirfd. */
 int open_beneath(int dirfd, const char *path, int flags);
 int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct dtx_err *e);
@@ -559,10 +568,11 @@ void workers_round(struct sched *s, int64_t now);
 void worker_input(struct sched *s, struct worker *w, int64_t now);
 void worker_output(struct sched *s, struct worker *w);
 int worker_send(struct sched *s, struct worker *w, enum proto_type type, json_t *body); /* steals body */
-/* Is one up whose device may be large enough? */
+/* Is there one whose device may be large enough? */
 bool worker_for(const struct sched *s, const struct job *j);
-bool worker_beside(const struct sched *s, const struct worker *w); /* is another one up? */
-bool worker_has_base(const struct worker *w, const char *base);    /* in memory, or about to be */
+/* The same, of another one than w. */
+bool worker_beside(const struct sched *s, const struct worker *w, const struct job *j);
+bool worker_has_base(const struct worker *w, const char *base); /* in memory, or about to be */
 void workers_end(struct sched *s);
 /* messages.c */
 int worker_message(struct sched *s, struct worker *w, enum proto_type type, json_t *body);
@@ -663,13 +673,13 @@ int render_service_endpoint(struct sched *s, const struct layout_match *m, struc
 json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; new reference */
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
-json_t *appliance_json(struct sched *s);
 /* render_space.c: who uses what; mutex held */
 void render_owners(struct sched *s, struct buf *out);
 void owners_json(struct sched *s, json_t *into); /* "space" and "owners" */
 void owners_metrics(struct sched *s, struct buf *out);
 void progress_line(const struct job *j, struct buf *out); /* one line without newline */
 void add_field(struct buf *out, const char *key, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void add_flat(struct buf *out, const char *text);                 /* on one line, no tab */
 void add_time(struct buf *out, const char *key, int64_t wall_ns); /* nothing for 0 */
 void add_bytes(struct buf *out, int64_t n);
 json_t *text_or_null(const char *text);                             /* new; null for NULL and "" */

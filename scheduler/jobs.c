@@ -219,6 +219,7 @@ void job_pin_data(struct sched *s, struct job *j)
 
     if (j->cached || !o)
         return;
+    snprintf(j->dataset, sizeof(j->dataset), "%.*s", NAME_CAP - 1, o->name); /* as its folder writes it */
     set_json(&j->data,
              json_pack("{sOss}", "spec", o->spec, "sha256", report_sha(s, OBJ_DATASET, j->dataset)));
 }
@@ -288,6 +289,10 @@ void job_remove_files(struct sched *s, struct job *j)
     struct dtx_err e = {0};
     int rc;
 
+    if (j->has_run || j->cached) { /* first: a retry begins anew, and reads the dataset again */
+        j->has_run = j->cached = false;
+        job_keep(s, j);
+    }
     job_paths(j, job_dir, work_dir, tuned, sizeof(tuned));
     slow_begin(s);
     rc = j->number ? fd_remove_tree(s->store_fd, work_dir, &e) : 0;

@@ -60,7 +60,7 @@ static void drop_state(struct sched *s, struct job *j, int64_t before)
     job_paths(j, job_dir, work_dir, tuned, sizeof(tuned));
     if (fstatat(s->store_fd, work_dir, &st, AT_SYMLINK_NOFOLLOW))
         return;
-    j->cached = false; /* first: a retry has to read the dataset again */
+    j->has_run = j->cached = false; /* first: a retry has to read the dataset again */
     if (job_keep(s, j))
         return;
     slow_begin(s);

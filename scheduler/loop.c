@@ -14,7 +14,7 @@ static const int64_t watch_pause = SECOND_NS / 10;
 
 enum { MAX_FDS = MAX_WORKERS + MAX_CHECKS + 8 }; /* checks that are being killed are not waited for */
 
-static void run_commands(struct sched *s)
+void loop_commands(struct sched *s)
 {
     struct command *c;
 
@@ -44,7 +44,7 @@ static void unhide(struct sched *s, int64_t now)
 
 void loop_round(struct sched *s, int64_t now)
 {
-    run_commands(s);
+    loop_commands(s);
     unhide(s, now);
     intake_round(s, now);
     checks_round(s, now);
@@ -133,7 +133,7 @@ void *loop_main(void *arg)
         loop_round(s, now);
         wait_for_events(s);
     }
-    run_commands(s);
+    loop_commands(s);
     workers_end(s);
     checks_end(s);
     pthread_mutex_unlock(&s->mutex);

@@ -15,8 +15,10 @@ void job_release(struct sched *s, struct job *j)
     j->held_dataset = j->begun = j->waits = j->recalled = false;
     if (w && w->njobs > 0)
         w->njobs--;
-    if (w)
+    if (w) {
+        j->exp->on_workers--;
         sched_changed(s, "devices/%s", w->label);
+    }
     if (j->cleanup && !j->exp->deleted) {
         j->cleanup = false;
         job_remove_files(s, j);
@@ -243,7 +245,7 @@ static void job_lost(struct sched *s, struct job *j, bool alone, bool blame, con
     }
     job_release(s, j);
     set_json(&j->progress, NULL);
-    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w))) {
+    if (j->deaths_alone >= 2 && (elsewhere || !worker_beside(s, w, j))) {
         snprintf(words, sizeof(words),
                  "its worker ended twice while this job ran alone there%s (last time at step %lld: %.200s); "
                  "echo retry > control to try once more",
@@ -264,7 +266,7 @@ void worker_lost(struct sched *s, struct worker *w, const char *why)
 
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
-        for (int k = 0; k < x->njobs + x->nrows; k++) {
+        for (int k = 0; x->on_workers && k < x->njobs + x->nrows; k++) {
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker == w)
                 job_lost(s, j, n == 1, blame, why);

@@ -40,7 +40,7 @@ static bool same_name(const char *a, const char *b)
 
 /* ---- finding and making ---- */
 
-static struct object **bucket(struct sched *s, enum object_kind kind, const char *name)
+static uint64_t name_hash(enum object_kind kind, const char *name)
 {
     uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)kind;
     char nfc[2 * NAME_CAP];
@@ -49,7 +49,12 @@ static struct object **bucket(struct sched *s, enum object_kind kind, const char
         name = nfc;
     for (; *name; name++)
         h = (h ^ (unsigned char)*name) * 0x100000001b3u;
-    return &s->by_name[(h ^ h >> 29) % OBJECT_BUCKETS];
+    return h ^ h >> 29;
+}
+
+static struct object **bucket(struct sched *s, enum object_kind kind, const char *name)
+{
+    return &s->by_name[name_hash(kind, name) % OBJECT_BUCKETS];
 }
 
 struct object *object_find(struct sched *s, enum object_kind kind, const char *name)
@@ -165,20 +170,33 @@ void object_path(const struct object *o, char *out, size_t n)
     }
 }
 
+static struct experiment **experiment_bucket(struct sched *s, const char *name)
+{
+    return &s->exp_by_name[name_hash(OBJ_EXPERIMENT, name) % EXPERIMENT_BUCKETS];
+}
+
 struct experiment *experiment_new(struct sched *s, const char *name)
 {
-    struct experiment *x;
+    struct experiment *x, **slot;
 
     if (!grow(&s->exps, s->nexps, &s->exps_cap) || !(x = calloc(1, sizeof(*x))))
         return NULL;
     snprintf(x->name, sizeof(x->name), "%s", name);
     x->created = x->changed = clock_wall_ns();
     s->exps[s->nexps++] = x;
+    slot = experiment_bucket(s, x->name);
+    x->hash_next = *slot;
+    *slot = x;
     return x;
 }
 
 void experiment_drop(struct sched *s, struct experiment *x)
 {
+    struct experiment **slot = experiment_bucket(s, x->name);
+
+    while (*slot != x)
+        slot = &(*slot)->hash_next;
+    *slot = x->hash_next;
     for (int i = 0; i < s->nexps; i++)
         if (s->exps[i] == x)
             memmove(&s->exps[i], &s->exps[i + 1], (size_t)(--s->nexps - i) * sizeof(s->exps[0]));
@@ -237,9 +255,17 @@ void experiment_free(struct experiment *x)
 
 struct experiment *experiment_find(struct sched *s, const char *name)
 {
-    for (int i = 0; i < s->nexps; i++)
-        if (!s->exps[i]->deleted && same_name(s->exps[i]->name, name))
-            return s->exps[i];
+    for (struct experiment *x = *experiment_bucket(s, name); x; x = x->hash_next)
+        if (!x->deleted && same_name(x->name, name))
+            return x;
+    return NULL;
+}
+
+struct experiment *experiment_find_deleted(struct sched *s, const char *name)
+{
+    for (struct experiment *x = *experiment_bucket(s, name); x; x = x->hash_next)
+        if (x->deleted && strcmp(x->name, name) == 0)
+            return x;
     return NULL;
 }
 

@@ -5,6 +5,7 @@
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/json.h"
+#include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
 /* ---- pieces ---- */
@@ -23,6 +24,19 @@ void add_field(struct buf *out, const char *key, const char *fmt, ...)
     buf_vaddf(out, fmt, ap);
     va_end(ap);
     buf_addc(out, '\n');
+}
+
+void add_flat(struct buf *out, const char *text)
+{
+    for (size_t n; *text; text += n ? n : 1) {
+        n = text_control_step(text);
+        if (*text == '\n')
+            buf_adds(out, "\\n");
+        else if (*text == '\t')
+            buf_adds(out, "\\t");
+        else if (!n)
+            buf_addc(out, *text);
+    }
 }
 
 void add_time(struct buf *out, const char *key, int64_t wall_ns)
@@ -163,7 +177,7 @@ static int render_control(struct sched *s, const struct layout_match *m, struct 
 
 const struct render_ops render_table[LR_COUNT] = {
     [LR_STATUS] = {.text = render_status},
-    [LR_STATUS_JSON] = {.text = render_status_json},
+    [LR_STATUS_JSON] = {.text = render_status_json, .heavy = true},
     [LR_CONSOLE] = {.text = render_console, .heavy = true},
     [LR_METRICS] = {.text = render_metrics},
     [LR_LIST] = {.text = render_list},

@@ -7,20 +7,6 @@
 #include "scheduler/base/text.h"
 #include "scheduler/internal.h"
 
-/* A value on one line. */
-static void add_flat(struct buf *out, const char *text)
-{
-    for (size_t n; *text; text += n ? n : 1) {
-        n = text_control_step(text);
-        if (*text == '\n')
-            buf_adds(out, "\\n");
-        else if (*text == '\t')
-            buf_adds(out, "\\t");
-        else if (!n)
-            buf_addc(out, *text);
-    }
-}
-
 static void add_report_int(struct buf *out, const json_t *report, const char *key)
 {
     if (json_is_integer(json_object_get(report, key)))
@@ -214,7 +200,8 @@ static void list_line(struct buf *out, const char *name, const char *state, int6
 {
     char age[32];
 
-    buf_addf(out, "%s\t%s\t", name, state);
+    add_flat(out, name); /* one that came past the mount may hold anything */
+    buf_addf(out, "\t%s\t", state);
     if (size >= 0)
         add_bytes(out, size);
     else

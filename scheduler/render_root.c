@@ -2,13 +2,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "scheduler/base/clock.h"
 #include "scheduler/base/json.h"
 #include "scheduler/internal.h"
 #include "scheduler/report/report.h"
 
-enum { SHOWN = 20 }; /* lines of each kind on one screen */
+enum { SHOWN = 20 /* lines of each kind on one screen */, JOBS_AT_ONCE = 100 };
 
 static const enum object_kind shown_kinds[] = {OBJ_DATASET,     OBJ_PARAMGROUP,     OBJ_EVALUATION,
                                                OBJ_DATA_PLUGIN, OBJ_SCORING_PLUGIN, OBJ_BASE,
@@ -69,7 +70,9 @@ static void experiment_line(const struct sched *s, const struct experiment *x, s
 
     for (int i = 0; i < x->njobs; i++)
         done += state_is_end(x->jobs[i]->state);
-    buf_addf(out, "  %s: %s, %d of %d jobs ended", x->name, state_name(x->state), done, x->njobs);
+    buf_adds(out, "  ");
+    add_flat(out, x->name);
+    buf_addf(out, ": %s, %d of %d jobs ended", state_name(x->state), done, x->njobs);
     if (best)
         buf_addf(out, ", best %s", best->name);
     if (x->reason && !state_is_end(x->state))
@@ -87,8 +90,9 @@ static void rejected_lines(const struct sched *s, struct buf *out)
             continue;
         if (n++ == 0)
             buf_adds(out, "needs attention:\n");
-        buf_addf(out, "  %s/%s: %s: %s\n", object_kind_collection(o->kind), o->name, state_name(o->state),
-                 shown_reason(public_reason(o)));
+        buf_addf(out, "  %s/", object_kind_collection(o->kind));
+        add_flat(out, o->name);
+        buf_addf(out, ": %s: %s\n", state_name(o->state), shown_reason(public_reason(o)));
     }
 }
 
@@ -156,16 +160,33 @@ static json_t *public_experiment(struct sched *s, struct experiment *x)
                      json_null(), "reason", experiment_words(s, x, ""), "jobs", "leaderboard");
 }
 
-json_t *appliance_json(struct sched *s)
+/* Thousands of jobs take seconds: others get the mutex in between.  An experiment that is deleted just then
+ * may take the place of one that is missing until the next rendering. */
+static json_t *experiments_json(struct sched *s)
 {
-    json_t *v, *devices = json_array(), *exps = json_array();
+    json_t *list = json_array();
+
+    for (int i = 0, jobs = 0; i < s->nexps; i++) {
+        if (!s->exps[i]->deleted)
+            json_array_append_new(list, public_experiment(s, s->exps[i]));
+        if ((jobs += s->exps[i]->njobs) < JOBS_AT_ONCE)
+            continue;
+        jobs = 0;
+        pthread_mutex_unlock(&s->mutex);
+        usleep(1); /* long enough for those who wait to take it */
+        pthread_mutex_lock(&s->mutex);
+    }
+    return list;
+}
+
+/* Mutex held, but given up now and then. */
+static json_t *appliance_json(struct sched *s)
+{
+    json_t *v, *exps = experiments_json(s), *devices = json_array();
     char started[32];
 
     for (int i = 0; i < s->nworkers; i++)
         json_array_append_new(devices, device_json(&s->workers[i]));
-    for (int i = 0; i < s->nexps; i++)
-        if (!s->exps[i]->deleted)
-            json_array_append_new(exps, public_experiment(s, s->exps[i]));
     v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
                   "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
                   clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
@@ -176,9 +197,19 @@ json_t *appliance_json(struct sched *s)
     return v;
 }
 
+static json_t *appliance_now(struct sched *s)
+{
+    json_t *v;
+
+    pthread_mutex_lock(&s->mutex);
+    v = appliance_json(s);
+    pthread_mutex_unlock(&s->mutex);
+    return v;
+}
+
 int render_status_json(struct sched *s, const struct layout_match *m, struct buf *out)
 {
-    json_t *v = appliance_json(s);
+    json_t *v = appliance_now(s);
 
     if (!v)
         return -ENOMEM;
@@ -189,11 +220,8 @@ int render_status_json(struct sched *s, const struct layout_match *m, struct buf
 
 int render_console(struct sched *s, const struct layout_match *m, struct buf *out)
 {
-    json_t *v;
+    json_t *v = appliance_now(s);
 
-    pthread_mutex_lock(&s->mutex);
-    v = appliance_json(s);
-    pthread_mutex_unlock(&s->mutex);
     if (!v)
         return -ENOMEM;
     console_html(out, v);
@@ -246,7 +274,7 @@ static void job_metrics(struct sched *s, struct buf *out)
     }
     metric(out, "dtx_job_loss", "gauge", "training loss of running jobs");
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs; k++) {
             struct job *j = s->exps[i]->jobs[k];
             if (!j->worker || !json_is_number(json_object_get(j->progress, "loss")) ||
                 experiment_closed(s, s->exps[i]) & 07)
@@ -322,7 +350,7 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
     add_field(out, "asks", "%d", w->asks);
     add_field(out, "jobs", "%d", w->njobs);
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
             struct experiment *x = s->exps[i];
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (j->worker != w)

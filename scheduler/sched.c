@@ -411,7 +411,7 @@ bool sched_receiving(struct sched *s, const char *path)
 static bool held_by(struct sched *s, const struct place *p, char *who, size_t n)
 {
     for (int i = 0; i < s->nexps; i++)
-        for (int k = 0; k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
+        for (int k = 0; s->exps[i]->on_workers && k < s->exps[i]->njobs + s->exps[i]->nrows; k++) {
             struct experiment *x = s->exps[i];
             struct job *j = k < x->njobs ? x->jobs[k] : x->rows[k - x->njobs];
             if (!j->worker)
@@ -521,7 +521,7 @@ int sched_flush(struct sched *s, const char *path)
         rc = take_parse(p.kind, path, text.p, text.len, &spec, &e);
     json_decref(spec);
     buf_release(&text);
-    return rc == 0 || rc == -ENOENT || rc == -ENOMEM ? 0 : -EINVAL;
+    return rc == 0 || rc == -ENOENT || error_passes(rc) ? 0 : -EINVAL;
 }
 
 /* ---- commands: handed to the loop and waited for ---- */

@@ -13,9 +13,11 @@
 
 static int resolve_base(struct sched *s, const char *name, struct model_ref *out)
 {
-    if (!object_ready(s, OBJ_BASE, name))
+    struct object *o = object_ready(s, OBJ_BASE, name);
+
+    if (!o)
         return -ENOENT;
-    snprintf(out->base, sizeof(out->base), "%s", name);
+    snprintf(out->base, sizeof(out->base), "%.*s", NAME_CAP - 1, o->name); /* as its folder writes it */
     snprintf(out->shown, sizeof(out->shown), "%s", name);
     return 0;
 }
@@ -67,6 +69,8 @@ int model_resolve(struct sched *s, const char *text, struct model_ref *out, stru
 }
 
 /* ---- services ---- */
+
+static const char *const no_model = "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model";
 
 bool service_still_there(struct sched *s, const struct object *o)
 {
@@ -186,9 +190,7 @@ int service_take(struct sched *s, struct object *o, const char *path, struct dtx
         return 0;
     }
     set_json(&o->spec, spec);
-    return object_event(s, o, EV_WRITE,
-                        spec ? NULL
-                             : "waiting for: a link `model` in it: ln -s ../../models/tuned/NAME model");
+    return object_event(s, o, EV_WRITE, spec ? NULL : no_model);
 }
 
 void services_round(struct sched *s, int64_t now)
@@ -202,8 +204,11 @@ void services_round(struct sched *s, int64_t now)
         if (o->kind != OBJ_SERVICE || o->retry_at > now || (o->state != ST_PENDING && o->state != ST_RUNNING))
             continue;
         model = json_str(o->spec, "model", NULL);
-        if (!model)
+        if (!model) {
+            if (!o->reason) /* started, but its spec was refused or its link is gone */
+                object_event(s, o, EV_WAIT, no_model);
             continue;
+        }
         if (model_resolve(s, model, &ref, NULL)) {
             snprintf(words, sizeof(words), "waiting for: model %.400s", model);
             object_event(s, o, EV_WAIT, words);

@@ -50,6 +50,11 @@ int read_beneath(int dirfd, const char *path, size_t max, struct buf *b, struct 
     return rc;
 }
 
+bool error_passes(int rc)
+{
+    return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM;
+}
+
 static const enum spec_kind spec_of[OBJ_KINDS] = {
     [OBJ_DATASET] = SPEC_DATASET,       [OBJ_PARAMGROUP] = SPEC_PARAMGROUP,
     [OBJ_EVALUATION] = SPEC_EVALUATION, [OBJ_DATA_PLUGIN] = SPEC_PLUGIN,
@@ -195,7 +200,7 @@ static int take_folder(struct sched *s, struct intake *i, struct object *o)
     }
     buf_release(&text);
     if (rc)
-        return reject(s, o, e.msg);
+        return error_passes(rc) ? rc : reject(s, o, e.msg);
     set_json(&o->spec, spec);
     set_json(&o->report, NULL);
     return object_event(s, o, EV_SETTLE, NULL);
@@ -221,7 +226,7 @@ static int take_object(struct sched *s, struct intake *i, const struct stamp *st
         rc = check_name(i, &e);
         if (rc == 0)
             rc = service_take(s, o, i->path, &e);
-        if (rc && e.msg[0])
+        if (rc && e.msg[0] && !error_passes(rc))
             rc = o->state == ST_NONE && object_event(s, o, EV_WRITE, NULL) ? -EIO : reject(s, o, e.msg);
     } else if (i->folder) {
         rc = refused ? reject(s, o, refused) : take_folder(s, i, o);
@@ -263,10 +268,12 @@ int take_drop(struct sched *s, struct intake *i, bool last_chance)
     if (rc == 0 && i->kind != OBJ_DATASET && i->kind != OBJ_BASE)
         sync = fd_sync_tree(s->tree_fd, i->path, &e);
     slow_end(s);
-    if (sync) {
+    if (rc && !e.code)
+        dtx_fail(&e, rc, "cannot read %s: %s", i->path, strerror(-rc));
+    if (sync || error_passes(rc)) {
         catalog_trouble(s, &e);
         buf_release(&text);
-        return sync;
+        return sync ? sync : rc;
     }
     if (rc ==
         -ENOENT) { /* gone meanwhile, its event is on the way; or it came again since, and that was told */

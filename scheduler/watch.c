@@ -241,23 +241,35 @@ static void scan_collection(struct sched *s, const char *collection, int64_t now
     closedir(d);
 }
 
-/* Objects whose files went away while no dtxd ran. */
+static void note_missing(struct sched *s, const char *path, int64_t now)
+{
+    struct intake *i;
+    struct stat st;
+    struct place p;
+
+    if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT || !place_of(path, &p))
+        return;
+    i = intake_get(s, &p, now);
+    if (i)
+        i->dirty = i->gone = true;
+}
+
+/* Objects whose files went away while no dtxd ran, and specs of experiments that were refused or not yet
+ * taken. */
 static void find_missing(struct sched *s, int64_t now)
 {
     char path[PATH_MAX];
-    struct stat st;
 
     for (int i = 0; i < s->nobjects; i++) {
-        struct place p;
-        struct intake *in;
-        struct object *o = s->objects[i];
-        object_path(o, path, sizeof(path));
-        if (fstatat(s->tree_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT ||
-            (o->kind == OBJ_SERVICE && service_still_there(s, o)) || !place_of(path, &p))
-            continue;
-        in = intake_get(s, &p, now);
-        if (in)
-            in->dirty = in->gone = true;
+        object_path(s->objects[i], path, sizeof(path));
+        if (s->objects[i]->kind != OBJ_SERVICE || !service_still_there(s, s->objects[i]))
+            note_missing(s, path, now);
+    }
+    for (int i = 0; i < s->nexps; i++) {
+        const struct experiment *x = s->exps[i];
+        snprintf(path, sizeof(path), "experiments/%s.json", x->name);
+        if (!x->deleted && (x->njobs == 0 || x->spec_reason))
+            note_missing(s, path, now);
     }
 }
 

@@ -437,18 +437,25 @@ void workers_round(struct sched *s, int64_t now)
     }
 }
 
+/* Up, or about to be: one that starts afresh is no reason to give a job up.  But not after five deaths in a
+ * row. */
+static bool may_take(const struct worker *w, const struct job *j)
+{
+    return (w->state == WS_UP || w->failures < 5) && !(j->too_big >> w->index & 1);
+}
+
 bool worker_for(const struct sched *s, const struct job *j)
 {
     for (int i = 0; i < s->nworkers; i++)
-        if (s->workers[i].state == WS_UP && !(j->too_big >> i & 1))
+        if (may_take(&s->workers[i], j))
             return true;
     return false;
 }
 
-bool worker_beside(const struct sched *s, const struct worker *w)
+bool worker_beside(const struct sched *s, const struct worker *w, const struct job *j)
 {
     for (int i = 0; i < s->nworkers; i++)
-        if (&s->workers[i] != w && s->workers[i].state == WS_UP)
+        if (&s->workers[i] != w && may_take(&s->workers[i], j))
             return true;
     return false;
 }

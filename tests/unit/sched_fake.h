@@ -4,8 +4,8 @@
  *
  * What the fake does with a job follows from its parameter group's name: good*, fail*, poison* (kills the
  * worker at step 3, always), once* (kills it at step 3, once), slow* (1000 steps), hold* (neither releases
- * the dataset nor moves on), wait* (does not fit beside another job, then as slow*). A dataset whose
- * train.jsonl begins with "bad" is refused.
+ * the dataset nor moves on), wait* (does not fit beside another job, then as slow*).  With "notN" in it,
+ * worker N's device is too small for the job.  A dataset whose train.jsonl begins with "bad" is refused.
  */
 #ifndef TESTS_SCHED_FAKE_H
 #define TESTS_SCHED_FAKE_H
@@ -76,6 +76,34 @@ static void fake_save(struct fake *f, struct fake_job *j)
               json_pack("{ss sI}", "id", json_str(j->body, "id", ""), "step", (json_int_t)j->step));
 }
 
+/* The folder that a job reads, if its spec names one, is there. */
+static bool fake_finds(struct fake *f, const struct fake_job *j, const char *key)
+{
+    const char *dir = fake_spec(j, key);
+
+    return !*dir || faccessat(f->store, dir, F_OK, 0) == 0;
+}
+
+/* Which worker this is: its lock file's number. */
+static bool fake_too_small(const struct fake_job *j)
+{
+    const char *group = strstr(fake_spec(j, "paramgroup_name"), "not");
+    char path[4096], *mine;
+    ssize_t n = readlink("/proc/self/fd/4", path, sizeof(path) - 1);
+
+    path[n > 0 ? n : 0] = '\0';
+    mine = strstr(path, "worker-");
+    return group && mine && group[3] == mine[7];
+}
+
+static void fake_end(struct fake *f, struct fake_job *j, const char *reason, bool never)
+{
+    fake_send(f, PM_JOB_STATE,
+              json_pack("{ss ss ss sb}", "id", json_str(j->body, "id", ""), "state", "FAILED", "reason",
+                        reason, "never", never));
+    j->over = true;
+}
+
 static void fake_start(struct fake *f, json_t *body)
 {
     struct fake_job *j = &f->jobs[f->njobs++];
@@ -88,7 +116,11 @@ static void fake_start(struct fake *f, json_t *body)
         j->step = atoll(b.p);
     buf_release(&b);
     j->waits = strncmp(fake_spec(j, "paramgroup_name"), "wait", 4) == 0;
-    if (j->waits)
+    if (fake_too_small(j))
+        fake_end(f, j, "it can never fit", true);
+    else if (!fake_finds(f, j, "base_dir") || (!j->step && !fake_finds(f, j, "dataset_dir")))
+        fake_end(f, j, "what it reads is not there", false);
+    else if (j->waits)
         fake_send(f, PM_JOB_STATE,
                   json_pack("{ss ss ss sb}", "id", json_str(body, "id", ""), "state", "PENDING", "reason",
                             "waits for 1.0 GiB of device memory", "waits", 1));
