@@ -195,7 +195,6 @@ void fs_writer_opened(fuse_req_t req, struct handle *h, const struct place *p);
 void fs_writer_wrote(fuse_req_t req, struct handle *h);
 /* Something was renamed: who writes in it writes there from now on. */
 void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exchange);
-bool fs_is_nfs_server(pid_t pid);
 /* Forget a handle, telling the scheduler if it was a writer's. */
 void fs_close_handle(fuse_req_t req, uint64_t fh);
 /* Make a handle for a file of the store that is open at fd (taken over), and fill fi for the reply.  p: where

@@ -9,7 +9,6 @@
 
 #include "fsd/fs.h"
 #include "fsd/touch.h"
-#include "scheduler/base/clock.h"
 
 /* One request may copy so much: a thread is not kept for seconds. */
 enum { COPY_MAX = 64 << 20 };
@@ -17,52 +16,6 @@ enum { COPY_MAX = 64 << 20 };
 static bool writes(int flags)
 {
     return (flags & O_ACCMODE) != O_RDONLY;
-}
-
-static bool kernel_thread_is_nfsd(pid_t pid)
-{
-    char path[40], name[16] = "";
-    int fd;
-    ssize_t n;
-
-    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    n = fd < 0 ? -1 : read(fd, name, sizeof(name) - 1);
-    if (fd >= 0)
-        close(fd);
-    return n > 0 && strncmp(name, "nfsd", 4) == 0;
-}
-
-static bool runs_nfs_server(pid_t pid)
-{
-    char path[40], program[PATH_MAX + 1];
-    ssize_t n;
-
-    snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
-    n = readlink(path, program, PATH_MAX);
-    if (n < 0)
-        return errno == ENOENT && kernel_thread_is_nfsd(pid);
-    program[n] = '\0';
-    return strncmp(strrchr(program, '/') ? strrchr(program, '/') + 1 : program, "ganesha.nfsd", 12) == 0;
-}
-
-/* An NFS server?  nfs-ganesha keeps files open for hours after the client's close, so its opens say nothing
- * about writers.  A kernel thread has no program.  Who makes thousands of files is asked once a second. */
-bool fs_is_nfs_server(pid_t pid)
-{
-    static _Thread_local struct {
-        pid_t pid;
-        int64_t until;
-        bool is;
-    } last;
-    int64_t now = clock_mono_ns();
-
-    if (last.pid != pid || now >= last.until) {
-        last.is = runs_nfs_server(pid);
-        last.pid = pid;
-        last.until = now + 1000000000;
-    }
-    return last.is;
 }
 
 static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
@@ -76,13 +29,14 @@ static void fill_file_info(const struct handle *h, struct fuse_file_info *fi)
 struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int fd, const struct place *p,
                               struct fuse_file_info *fi)
 {
+    struct caller who = fs_caller(req);
     struct handle_spec spec = {.kind = HANDLE_FILE,
                                .node = *node,
                                .fd = fd,
                                .writer = writes(fi->flags),
-                               .remote = writes(fi->flags) && fs_is_nfs_server(fuse_req_ctx(req)->pid),
+                               .remote = writes(fi->flags) && caller_is_remote(&who),
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
-                               .who = fs_caller(req)};
+                               .who = who};
     struct handle *h = handles_add(fs_of(req)->handles, &spec);
 
     if (!h)

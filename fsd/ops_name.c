@@ -122,8 +122,10 @@ static void reply_entry(fuse_req_t req, int rc, const struct fuse_entry_param *e
  * The kernel lets only root make them; whoever claims to be root over NFS may not. */
 static bool may_make(fuse_req_t req, mode_t mode)
 {
+    struct caller who = fs_caller(req);
+
     if (S_ISCHR(mode) || S_ISBLK(mode))
-        return !fs_is_nfs_server(fuse_req_ctx(req)->pid);
+        return !caller_is_remote(&who);
     return S_ISREG(mode) || S_ISFIFO(mode) || S_ISSOCK(mode);
 }
 

@@ -228,6 +228,9 @@ static const struct spec_key not_yet_item[] = {{.name = "item", .type = ST_STRIN
 static const struct spec_key config_keys[] = {
     {.name = "admins", .type = ST_LIST, .flags = SK_UNIQUE, .min = 0, .max = 64, .sub = user_item, .value = "[]",
      .example = "[\"alice\", 1001]", .help = "users who may change and cancel what belongs to others"},
+    {.name = "nfs_admins", .type = ST_BOOL, .value = "false",
+     .help = "whether root and admins may do that over NFS too, where a client can claim to be anybody: only for exports to "
+             "machines that you alone administer, or with sec=krb5"},
     {.name = "quotas", .type = ST_MAP, .max = 256, .sub = quota_item, .value = "{}",
      .example = "{\"default\": \"50 GiB\", \"alice\": \"500 GiB\", \"1002\": null}",
      .help = "how much a user's files may take, by name or number; \"default\": everybody else but root; null: as much "

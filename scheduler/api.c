@@ -190,21 +190,22 @@ int sched_list(struct sched *s, const struct layout_match *m, void (*fn)(void *a
 
 /* ---- who may ---- */
 
-static bool is_admin(struct sched *s, uid_t uid)
+/* Over NFS anybody can claim to be root or an admin: there it counts only if the configuration says so. */
+static bool is_admin(struct sched *s, const struct caller *who)
 {
-    bool admin = false;
+    bool admin = who->uid == 0, trusted;
 
     pthread_mutex_lock(&s->mutex);
     for (int i = 0; i < s->settings.nadmins; i++)
-        admin |= s->settings.admins[i] == uid;
+        admin |= s->settings.admins[i] == who->uid;
+    trusted = s->settings.nfs_admins;
     pthread_mutex_unlock(&s->mutex);
-    return admin;
+    return admin && (trusted || !caller_is_remote(who));
 }
 
 bool caller_may(struct sched *s, const struct caller *who, uid_t uid, gid_t gid, mode_t mode)
 {
-    return who->uid == uid || who->uid == 0 || is_admin(s, who->uid) ||
-           ((mode & 020) && caller_in_group(who, gid));
+    return who->uid == uid || is_admin(s, who) || ((mode & 020) && caller_in_group(who, gid));
 }
 
 static int may(struct sched *s, const struct layout_match *m, const struct caller *who)

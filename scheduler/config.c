@@ -116,6 +116,7 @@ static int read_settings(const json_t *doc, struct settings *out, struct dtx_err
         rc = read_memory(json_object_get(doc, "memory"), out, e);
     if (rc == 0)
         rc = read_worker_timeout(json_int(doc, "worker_timeout", WORKER_TIMEOUT_S), out, e);
+    out->nfs_admins = json_is_true(json_object_get(doc, "nfs_admins"));
     out->store_max = size_or_none(json_object_get(doc, "store_max"));
     out->store_reserve = json_int(doc, "store_reserve", 0);
     out->log_max = json_int(doc, "log_max", 0);

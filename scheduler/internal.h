@@ -248,6 +248,7 @@ struct command {
 struct settings { /* the administrator's configuration file */
     uid_t admins[64];
     int nadmins;
+    bool nfs_admins;
     struct quota {
         uid_t uid;
         int64_t bytes; /* -1: none */

@@ -1,6 +1,9 @@
 /* Rules between experiments and people: next rounds, shared rows, priorities, admins, rm -r. */
 #include "tests/unit/sched_fake.h"
 
+#include <sys/sendfile.h>
+#include <sys/wait.h>
+
 #include "scheduler/internal.h"
 
 static const char *const groups[] = {"good-a", "good-b", "slow", "hold", NULL};
@@ -352,6 +355,71 @@ START_TEST(priority_before_memory)
 }
 END_TEST
 
+/* A process that is an NFS server by its program's name. */
+static pid_t start_nfs_server(char program[64])
+{
+    int from = open("/bin/sleep", O_RDONLY | O_CLOEXEC), to;
+    struct stat st;
+    pid_t pid;
+
+    strcpy(program, "/tmp/dtx-test-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(program));
+    strcat(program, "/ganesha.nfsd");
+    to = open(program, O_WRONLY | O_CREAT | O_CLOEXEC, 0755);
+    ck_assert(from >= 0 && to >= 0 && fstat(from, &st) == 0);
+    ck_assert_int_eq(sendfile(to, from, NULL, (size_t)st.st_size), st.st_size);
+    close(from);
+    close(to);
+    pid = fork();
+    if (pid == 0) {
+        execl(program, "sleep", "60", (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+static bool runs(pid_t pid, const char *program)
+{
+    char link[40], path[PATH_MAX];
+    ssize_t n;
+
+    snprintf(link, sizeof(link), "/proc/%d/exe", (int)pid);
+    n = readlink(link, path, sizeof(path) - 1);
+    return n == (ssize_t)strlen(program) && memcmp(path, program, (size_t)n) == 0;
+}
+
+START_TEST(nobody_is_root_over_nfs)
+{
+    enum { OWNER = 1234, ADMIN = 1300 };
+    char program[64];
+    pid_t server = start_nfs_server(program);
+    struct caller root = {0, 0, getpid()}, remote = {0, 0, server}, admin = {ADMIN, ADMIN, server},
+                  owner = {OWNER, OWNER, server};
+
+    for (int i = 0; i < 500 && !runs(server, program); i++)
+        usleep(10000);
+    ck_assert(runs(server, program));
+    open_sched("cpu:1");
+    fake_sched->settings.admins[0] = ADMIN;
+    fake_sched->settings.nadmins = 1;
+    ck_assert(caller_may(fake_sched, &root, OWNER, OWNER, 0600));
+    ck_assert(!caller_may(fake_sched, &remote, OWNER, OWNER, 0600));
+    ck_assert(!caller_may(fake_sched, &admin, OWNER, OWNER, 0600));
+    ck_assert(caller_may(fake_sched, &owner, OWNER, OWNER, 0600));
+    fake_sched->settings.nfs_admins = true;
+    ck_assert(caller_may(fake_sched, &remote, OWNER, OWNER, 0600));
+    ck_assert(caller_may(fake_sched, &admin, OWNER, OWNER, 0600));
+    admin.pid = getpid();
+    fake_sched->settings.nfs_admins = false;
+    ck_assert(caller_may(fake_sched, &admin, OWNER, OWNER, 0600));
+    kill(server, SIGKILL);
+    waitpid(server, NULL, 0);
+    unlink(program);
+    *strrchr(program, '/') = '\0';
+    rmdir(program);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     Suite *suite = suite_create("sched_rules");
@@ -367,6 +435,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, specs_are_pinned);
     tcase_add_test(t, priority_first);
     tcase_add_test(t, admins);
+    tcase_add_test(t, nobody_is_root_over_nfs);
     tcase_add_test(t, rm_r_of_an_experiment);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
