@@ -52,6 +52,11 @@ static int make_store_folders(int tree_fd, struct dtx_err *e)
     return 0;
 }
 
+static size_t unlinked_files(void *handles, struct stat **out)
+{
+    return handles_unlinked(handles, out);
+}
+
 static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
 {
     char path[PATH_MAX];
@@ -72,7 +77,7 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
     f->pass = passthrough_new();
     if (!f->renders || !f->handles || !f->pass || fs_linger_new(f))
         return dtx_fail(e, -ENOMEM, "out of memory");
-    return space_new(f->sched, sched_store_fd(f->sched), &f->space, e);
+    return space_new(f->sched, sched_store_fd(f->sched), unlinked_files, f->handles, &f->space, e);
 }
 
 /* ---- what a process before had open ---- */

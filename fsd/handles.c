@@ -240,6 +240,27 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     return 0;
 }
 
+size_t handles_unlinked(struct handles *t, struct stat **out)
+{
+    size_t n = 0, room = 0;
+    struct stat st, *grown;
+
+    *out = NULL;
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next) {
+            if (h->kind != HANDLE_FILE || fstat(h->fd, &st) || st.st_nlink)
+                continue;
+            if (n == room && (grown = realloc(*out, (room = 2 * room + 16) * sizeof(**out))))
+                *out = grown;
+            else if (n == room)
+                break; /* no memory: the next scan tries again */
+            (*out)[n++] = st;
+        }
+    pthread_mutex_unlock(&t->mu);
+    return n;
+}
+
 bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path)
 {
     bool writer;

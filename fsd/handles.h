@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "fsd/kept.h"
 #include "fsd/listing.h"
@@ -81,6 +82,9 @@ struct handle *handles_of_request(struct handles *t, uint64_t unique);
 uint64_t handles_remove(struct handles *t, uint64_t fh);
 /* Take over an item of a process before (its descriptor too); tells whose it is. */
 int handles_restore(struct handles *t, struct keeper_item *item, struct handle **out, struct caller *who);
+
+/* What the open files are that have no name any more; the caller frees *out. */
+size_t handles_unlinked(struct handles *t, struct stat **out);
 
 /* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
 bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);

@@ -968,6 +968,18 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count)
     return gone;
 }
 
+bool nodes_is_open(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool open;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    open = node && node->uses;
+    pthread_mutex_unlock(&n->mu);
+    return open;
+}
+
 bool nodes_known(struct nodes *n, uint64_t id)
 {
     struct node *node;

@@ -87,7 +87,8 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count);
 /* An open handle needs the node, and does no more; true: the kernel knows it no more. */
 void nodes_use(struct nodes *n, uint64_t id);
 bool nodes_unuse(struct nodes *n, uint64_t id);
-bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up, or may it have? */
+bool nodes_is_open(struct nodes *n, uint64_t id); /* does an open handle use it? */
+bool nodes_known(struct nodes *n, uint64_t id);   /* has the kernel looked it up, or may it have? */
 
 /* DTX's own nodes (generated, or of the store) in a folder that the kernel knows. */
 size_t nodes_own_children(struct nodes *n, uint64_t folder, struct node_info *out, size_t max);

@@ -13,6 +13,7 @@
 struct removed {
     struct backing_fd known;
     int fd; /* of a node that the kernel does not know; -1 */
+    bool open;
 };
 
 /* The file stays reachable for those who have it open. */
@@ -25,14 +26,17 @@ static void hold(struct fs *f, uint64_t parent, int dirfd, const char *name, str
         r->fd = fs_hold(dirfd, name);
         return;
     }
+    r->open = nodes_is_open(f->nodes, node.id);
     backing_pin(f->backing, node.id);
     if (backing_get(f->backing, node.id, &r->known))
         r->known = (struct backing_fd){.fd = -1};
 }
 
+/* What is open goes on to take space until it is closed. */
 static void let_go(struct fs *f, struct removed *r)
 {
-    space_note(f->space, r->known.fd, NULL);
+    if (!r->open)
+        space_note(f->space, r->known.fd, NULL);
     backing_put(f->backing, &r->known);
     fs_note_held(f, r->fd, NULL);
 }

@@ -126,13 +126,17 @@ static int rename_backed(fuse_req_t req, const struct rename *r)
 {
     struct fs *f = fs_of(req);
     struct node_info over;
-    int rc, held;
+    int rc, held = -1;
+    bool open = false;
 
     fs_lock_names(f, r->parent, r->newparent);
-    held = r->replaces ? fs_hold(r->newdir.fd, r->newname) : -1;
     if (!r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
-        nodes_known(f->nodes, over.id))
+        nodes_known(f->nodes, over.id)) {
         backing_pin(f->backing, over.id);
+        open = nodes_is_open(f->nodes, over.id) && !(r->flags & RENAME_EXCHANGE);
+    }
+    if (r->replaces && !open) /* what is open goes on to take space until it is closed */
+        held = fs_hold(r->newdir.fd, r->newname);
     rc = 0;
     if (!r->made && renameat2(r->dir.fd, r->name, r->newdir.fd, r->newname, r->flags))
         rc = -errno;

@@ -29,6 +29,8 @@ enum { SCAN_SHARE = 50, LOOK_SHARE = 5, BLOCK = 4096 };
 struct space {
     struct sched *sched;
     int store_fd;
+    space_unlinked_fn unlinked;
+    void *unlinked_arg;
     pthread_t thread;
     bool thread_on;
     pthread_mutex_t mu; /* protects what follows; never held while the scheduler is called */
@@ -371,6 +373,16 @@ static void name_owners(struct space *sp)
     }
 }
 
+static void count_unlinked(struct space *sp)
+{
+    struct stat *st;
+    size_t n = sp->unlinked(sp->unlinked_arg, &st);
+
+    for (size_t i = 0; i < n; i++)
+        count_found(sp, &st[i], st[i].st_uid, NULL);
+    free(st);
+}
+
 /* mu held, let go of meanwhile.  What was not seen is gone, unless names moved while we looked: then what was
  * not seen twice. */
 static void scan(struct space *sp)
@@ -381,6 +393,7 @@ static void scan(struct space *sp)
 
     pthread_mutex_unlock(&sp->mu);
     whole = space_scan(sp->store_fd, count_found, sp);
+    count_unlinked(sp);
     pthread_mutex_lock(&sp->mu);
     if (whole)
         space_sweep(&sp->table, moves == sp->moves ? mark : mark - 1);
@@ -440,7 +453,8 @@ static int start_thread(struct space *sp)
     return -rc;
 }
 
-int space_new(struct sched *sched, int store_fd, struct space **out, struct dtx_err *e)
+int space_new(struct sched *sched, int store_fd, space_unlinked_fn unlinked, void *arg, struct space **out,
+              struct dtx_err *e)
 {
     struct space *sp = calloc(1, sizeof(*sp));
     pthread_condattr_t attr;
@@ -450,6 +464,8 @@ int space_new(struct sched *sched, int store_fd, struct space **out, struct dtx_
         return dtx_fail(e, -ENOMEM, "out of memory");
     sp->sched = sched;
     sp->store_fd = store_fd;
+    sp->unlinked = unlinked;
+    sp->unlinked_arg = arg;
     pthread_mutex_init(&sp->mu, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -6,7 +6,7 @@
  * than a fiftieth of the time) and, between scans, from what goes through the mount: a file that was written,
  * truncated, unlinked, replaced or given away is looked at again (fstat) and its difference added.  So
  * nothing drifts, holes and hard links count as on the disk, and what is done behind the mount's back is seen
- * within a minute.
+ * within a minute.  A file that was unlinked while it is open counts until it is closed.
  *
  * A growth is claimed before it is made, so that many writers together do not pass a limit, and settled when
  * it is known what became of it.  Of owners without a limit only the settled state of closed files is
@@ -19,6 +19,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/types.h>
 
@@ -29,9 +30,13 @@ struct space;
 
 enum { SPACE_INODE = 1024, SPACE_WORDS = 512 };
 
+/* Files that are open and have no name any more, which no scan of the store finds; the caller frees *out. */
+typedef size_t (*space_unlinked_fn)(void *arg, struct stat **out);
+
 /* Starts the thread, and gives the scheduler what status shows: so free it after sched_close.  store_fd is
- * borrowed. */
-int space_new(struct sched *sched, int store_fd, struct space **out, struct dtx_err *e);
+ * borrowed; unlinked is called in the thread. */
+int space_new(struct sched *sched, int store_fd, space_unlinked_fn unlinked, void *arg, struct space **out,
+              struct dtx_err *e);
 void space_free(struct space *sp);
 
 struct space_claim {

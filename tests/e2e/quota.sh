@@ -56,6 +56,10 @@ check "counted for that one" wait_for 5 about 1002 $((40 * MB))
 check "df shows the quota" test $(($(alice df --output=size -B1 "$M" | tail -n 1))) = $((20 * MB))
 check "and the disk to others" test "$(bob df --output=size -B1 "$M" | tail -n 1)" -gt $((20 * MB))
 
+out=$(alice bash -c 'cd "$1"; exec 3>a; rm a; head -c 7340032 "$2" >&3 || exit 9; exec 4>b; rm b
+    for i in 1 2; do head -c 7340032 "$2" >&4 && exit 8; sleep 3; done' - "$D/y" "$T/forty" 2>&1) && ok "files that were unlinked while they are open count" ||
+    fail "files that were unlinked while they are open count" "status $?: $out"
+check "until they are closed" wait_for 5 about 1001 $((12 * MB))
 alice rm -r "$D/y"
 check "removal gives it back" wait_for 3 about 1001 $((12 * MB))
 alice ln "$D/x/train.jsonl" "$D/x/again"
