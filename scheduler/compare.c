@@ -438,31 +438,11 @@ static bool is_prompt(const struct object *o)
     return o->kind == OBJ_COMPARE || o->kind == OBJ_ASK;
 }
 
-/* How many prompts of each owner are being answered.  Owners beyond the last slot share it. */
-struct answering {
-    struct {
-        uid_t uid;
-        int n;
-    } of[64];
-    int owners;
-};
-
-static int *answering_of(struct answering *a, uid_t uid)
-{
-    int i = 0;
-
-    while (i < a->owners && a->of[i].uid != uid)
-        i++;
-    if (i == a->owners && i < (int)(sizeof(a->of) / sizeof(a->of[0])))
-        a->of[a->owners++].uid = uid;
-    return &a->of[i < a->owners ? i : a->owners - 1].n;
-}
-
 /* First those that are under way, so that what ends makes room at once. */
 void asking_round(struct sched *s, int64_t now)
 {
     static struct choice chosen; /* large; the loop's only */
-    struct answering a = {.owners = 0};
+    struct by_owner answering = {.owners = 0};
 
     chosen.nobody = false;
     for (int i = 0; i < s->nobjects; i++) {
@@ -474,17 +454,17 @@ void asking_round(struct sched *s, int64_t now)
         else
             go_on(s, o);
         if (o->state == ST_ANSWERING)
-            ++*answering_of(&a, o->uid);
+            ++*count_of_owner(&answering, o->uid);
         loop_commands(s);
     }
     for (int i = 0; i < s->nobjects; i++) {
         struct object *o = s->objects[i];
         if (!is_prompt(o) || o->retry_at > now || o->state != ST_PENDING ||
-            *answering_of(&a, o->uid) >= MAX_ANSWERING)
+            *count_of_owner(&answering, o->uid) >= MAX_ANSWERING)
             continue;
         begin(s, o, &chosen);
         if (o->state == ST_ANSWERING && o->asking) {
-            ++*answering_of(&a, o->uid);
+            ++*count_of_owner(&answering, o->uid);
             go_on(s, o);
         }
         loop_commands(s);

@@ -12,6 +12,17 @@
 
 #include "scheduler/internal.h"
 
+int *count_of_owner(struct by_owner *b, uid_t uid)
+{
+    int i = 0, slots = sizeof(b->of) / sizeof(b->of[0]);
+
+    while (i < b->owners && b->of[i].uid != uid)
+        i++;
+    if (i == b->owners && i < slots)
+        b->of[b->owners++].uid = uid;
+    return &b->of[i < slots ? i : slots - 1].n;
+}
+
 struct owner *fair_owner(struct fair *f, uid_t uid)
 {
     struct owner *p;

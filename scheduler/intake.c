@@ -464,8 +464,20 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     set_text(&i->cut_off, NULL);
 }
 
+/* Taking one costs a synced write or two, and thousands may be dropped at once: of each owner a round takes
+ * so many, then everybody else has a turn. */
+enum { TURN = 16 };
+
+static bool has_turn(struct by_owner *taken, const struct intake *i, int64_t now)
+{
+    if (!i->dirty || (!i->gone && i->announced == i->gen && intake_due(i) > now))
+        return true; /* nothing to write down yet */
+    return ++*count_of_owner(taken, i->has_who ? i->who.uid : (uid_t)-1) <= TURN;
+}
+
 void intake_round(struct sched *s, int64_t now)
 {
+    struct by_owner taken = {.owners = 0};
     struct intake *i, *next;
 
     for (i = TAILQ_FIRST(&s->intakes); i; i = next) {
@@ -473,9 +485,11 @@ void intake_round(struct sched *s, int64_t now)
         if (i->retry_at <= now) {
             if (i->maybe && i->maybe_at <= now)
                 look_closer(s, i, now);
-            i->announced = i->gen;
-            if (i->dirty)
-                settle(s, i, now);
+            if (has_turn(&taken, i, now)) {
+                i->announced = i->gen;
+                if (i->dirty)
+                    settle(s, i, now);
+            }
         }
         next = TAILQ_NEXT(i, list); /* only now: the mutex may have been given up meanwhile */
         if (!i->dirty && !i->maybe && !i->writers)

@@ -40,7 +40,7 @@ static void wake(struct sched *s, struct intake *i)
     if (!i->rests)
         return;
     TAILQ_REMOVE(&s->resting, i, list);
-    TAILQ_INSERT_HEAD(&s->intakes, i, list);
+    TAILQ_INSERT_TAIL(&s->intakes, i, list);
     i->rests = false;
 }
 
@@ -91,7 +91,7 @@ struct intake *intake_get(struct sched *s, const struct place *p, int64_t now)
     slot = slot_of(s, i->path);
     i->hash_next = *slot;
     *slot = i;
-    TAILQ_INSERT_HEAD(&s->intakes, i, list);
+    TAILQ_INSERT_TAIL(&s->intakes, i, list);
     return i;
 }
 

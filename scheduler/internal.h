@@ -267,6 +267,16 @@ struct settings { /* the administrator's configuration file */
 };
 
 /* fair.c */
+/* How many of something each owner has.  Owners beyond the last slot share it. */
+struct by_owner {
+    struct {
+        uid_t uid;
+        int n;
+    } of[64];
+    int owners;
+};
+int *count_of_owner(struct by_owner *b, uid_t uid);
+
 struct owner {
     uid_t uid;
     int running;

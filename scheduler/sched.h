@@ -79,7 +79,8 @@ int sched_may_change(struct sched *s, const char *path, const struct caller *who
 
 /* Is the calling process in a group?  Takes no lock. */
 bool caller_in_group(const struct caller *who, gid_t gid);
-/* Does the request come from an NFS server, so that uid and gid are what its client claims?  Takes no lock. */
+/* Does the request come from an NFS server, so that uid and gid are what its client claims?  Takes no lock.
+ */
 bool caller_is_remote(const struct caller *who);
 
 /* FLUSH of a spec that was written: 0, or -EINVAL when it has been parsed and is wrong (its .status says

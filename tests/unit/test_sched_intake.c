@@ -170,6 +170,42 @@ START_TEST(written_while_it_is_taken)
 }
 END_TEST
 
+/* One owner's many drops do not keep another's one waiting. */
+START_TEST(each_owner_has_a_turn)
+{
+    enum { N = 100 };
+    struct caller other = {fake_me().uid + 1, fake_me().gid, fake_me().pid};
+    char path[64], name[16];
+    int ready = 0;
+
+    for (int i = 0; i < N; i++) {
+        snprintf(path, sizeof(path), "paramgroups/p%d.json", i);
+        file(path, "{}");
+        at(0, path, DROP_CREATE);
+        at(0, path, DROP_RELEASE);
+    }
+    file("paramgroups/other.json", "{}");
+    ck_assert(geteuid() ||
+              fchownat(sched_tree_fd(fake_sched), "paramgroups/other.json", other.uid, other.gid, 0) == 0);
+    pthread_mutex_lock(&fake_sched->mutex);
+    intake_note(fake_sched, DROP_CREATE, "paramgroups/other.json", &other, now);
+    intake_note(fake_sched, DROP_RELEASE, "paramgroups/other.json", &other, now);
+    pthread_mutex_unlock(&fake_sched->mutex);
+    round_at(0.3);
+    ck_assert_int_eq(PG("other"), ST_READY);
+    for (int i = 0; i < N; i++) {
+        snprintf(name, sizeof(name), "p%d", i);
+        ready += PG(name) == ST_READY;
+    }
+    ck_assert_int_gt(ready, 0);
+    ck_assert_int_lt(ready, N / 2);
+    ck_assert_int_le(intake_next(fake_sched), now + (int64_t)3e8); /* the loop comes back at once */
+    for (int i = 0; i < N / 8; i++)
+        round_at(0.3);
+    ck_assert_int_eq(PG("p99"), ST_READY);
+}
+END_TEST
+
 /* What was taken is remembered for ten seconds, to know its echo, and is no work meanwhile. */
 START_TEST(what_is_taken_rests)
 {
@@ -183,7 +219,8 @@ START_TEST(what_is_taken_rests)
         at(0, path, DROP_CREATE);
         at(0, path, DROP_RELEASE);
     }
-    round_at(0.3);
+    for (int i = 0; i < 2 * N / 16 + 2; i++)
+        round_at(0.3);
     ck_assert_int_eq(PG("p0"), ST_READY);
     ck_assert_int_eq(PG("p59"), ST_READY);
     ck_assert(TAILQ_EMPTY(&fake_sched->intakes));
@@ -418,6 +455,7 @@ int main(int argc, char **argv)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, spec_after_release);
     tcase_add_test(t, spec_without_release);
+    tcase_add_test(t, each_owner_has_a_turn);
     tcase_add_test(t, what_is_taken_rests);
     tcase_add_loop_test(t, written_while_it_is_taken, 0, 2);
     tcase_add_test(t, metadata_alone);
