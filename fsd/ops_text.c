@@ -57,19 +57,29 @@ void fs_text_open(fuse_req_t req, const struct node_info *node, struct fuse_file
         fs_close_handle(req, h->fh);
 }
 
+/* h->mu held */
+static void take(struct handle *h, struct snapshot *s)
+{
+    snapshot_put(h->snapshot);
+    h->snapshot = s;
+}
+
 /* Who starts again from the beginning a second or more after taking a snapshot (a poller that seeks back, an
- * NFS server that keeps the file open for all its clients) gets the rendering of now. h->mu held. */
+ * NFS server that keeps the file open for all its clients) gets the rendering of now; who does so before that
+ * gets the one whose size was told last. h->mu held. */
 static void renew(struct fs *f, struct handle *h)
 {
     int64_t now = clock_mono_ns() / 1000000;
     struct snapshot *s;
     struct place p;
 
-    if (h->snapshot && now - h->taken_ms < RENDER_MIN_MS)
+    if (h->snapshot && now - h->taken_ms < RENDER_MIN_MS) {
+        if ((s = render_cache_last(f->renders, h->id)))
+            take(h, s);
         return;
+    }
     if (place_of_node(f, h->id, &p) == 0 && fs_render(f, h->id, &p, RENDER_FOR_OPEN, &s) == 0) {
-        snapshot_put(h->snapshot);
-        h->snapshot = s;
+        take(h, s);
         h->taken_ms = now;
     }
     place_release(&p);

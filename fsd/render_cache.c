@@ -244,6 +244,18 @@ int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, r
     return rc;
 }
 
+struct snapshot *render_cache_last(struct render_cache *c, uint64_t id)
+{
+    struct entry *p = enter(c, id);
+    struct snapshot *s;
+
+    if (!p)
+        return NULL;
+    s = snapshot_ref(p->now);
+    leave(c, p);
+    return s;
+}
+
 void render_cache_tidy(struct render_cache *c)
 {
     int64_t limit = now_ms() - RENDER_IDLE_MS;

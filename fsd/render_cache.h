@@ -46,6 +46,8 @@ void render_cache_free(struct render_cache *c);
 /* A reference to the snapshot to use now. */
 int render_cache_get(struct render_cache *c, uint64_t id, enum render_use use, render_fn make, void *arg,
                      struct snapshot **out);
+/* A reference to the last snapshot that was handed out, however old; NULL: there is none. */
+struct snapshot *render_cache_last(struct render_cache *c, uint64_t id);
 struct snapshot *snapshot_ref(struct snapshot *s); /* NULL is allowed, in both */
 void snapshot_put(struct snapshot *s);
 /* A file with the same text, for another process; it is the snapshot's.  -1: there is none. */

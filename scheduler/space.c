@@ -70,7 +70,8 @@ void sched_no_space(struct sched *s, const char *path, const struct caller *who,
     mark_cut_off(s, path, words);
     if (now - s->told_no_space > tell_every || strncmp(s->told_path, path, sizeof(s->told_path) - 1) != 0) {
         s->told_no_space = now;
-        snprintf(s->told_path, sizeof(s->told_path), "%s", path);
+        s->told_path[0] = '\0';
+        strncat(s->told_path, path, sizeof(s->told_path) - 1);
         /* the object, not what is in it: everybody reads the log */
         size_t kind = strcspn(path, "/"), n = kind + (path[kind] == '/');
         n += strcspn(path + n, "/");

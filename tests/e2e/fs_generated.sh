@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Generated files as good as real ones: whole-tree tools end, copies are whole, many objects are no problem.
 . "$(dirname "$0")/lib.sh"
+H=$T/fs_helper
+${CC:-cc} -O1 -D_GNU_SOURCE -Wno-unused-result -o "$H" "$ROOT/tests/e2e/fs_helper.c" || exit 1
 start_dtxd || exit 1
 n=1500
 mkdir "$M/datasets/d"
@@ -33,6 +35,9 @@ for i in 1 2 3 4 5 6 7 8; do
     sleep 0.3
 done
 ok "sizes agree while they change"
+for i in $(seq 30); do echo '{"lora_r":4}' >"$M/paramgroups/grown$i.json"; sleep 0.27; done &
+check "and for who keeps the file open" "$H" kept "$M/paramgroups/LIST.tsv" 8
+wait $!
 timeout 6 tail -n +1 -F "$M/log" >"$T/tail" 2>/dev/null &
 tail=$!
 sleep 1

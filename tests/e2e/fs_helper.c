@@ -4,6 +4,7 @@
  *   fs_helper handle PATH      prints PATH's NFS-style handle in hex
  *   fs_helper open MOUNT HEX   opens that handle, prints "INO SIZE first-bytes"
  *   fs_helper inodes DIR       compares d_ino of readdir(3) with st_ino
+ *   fs_helper kept FILE SECONDS   keeps FILE open: is what pread(2) gives from 0 as long as stat(2) says?
  *   fs_helper sizes            reads every file named on stdin; prints those whose read, fstat and mmap sizes
  * differ
  */
@@ -21,6 +22,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 static void verdict(const char *name, int good)
@@ -410,6 +412,35 @@ static int compare_sizes(void)
     return bad != 0;
 }
 
+/* As an NFS server does: a file is kept open, and what is read from its beginning is as long as it was said
+ * to be just before. */
+static int compare_kept_open(const char *path, double seconds)
+{
+    static char text[1 << 20];
+    int fd = open(path, O_RDONLY), turns = 0, sizes = 0;
+    struct timespec t;
+    off_t last = -1;
+    double end;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    end = (double)t.tv_sec + (double)t.tv_nsec / 1e9 + seconds;
+    while (fd >= 0 && (double)t.tv_sec + (double)t.tv_nsec / 1e9 < end) {
+        struct stat st;
+        ssize_t n = stat(path, &st) ? -1 : pread(fd, text, sizeof(text), 0);
+        if (n != st.st_size) {
+            printf("%zd bytes are read of %lld, in turn %d\n", n, (long long)st.st_size, turns);
+            return 1;
+        }
+        sizes += st.st_size != last;
+        last = st.st_size;
+        turns++;
+        usleep(20000);
+        clock_gettime(CLOCK_MONOTONIC, &t);
+    }
+    printf("%d turns, %d sizes\n", turns, sizes);
+    return turns && sizes > 2 ? 0 : 1;
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -421,6 +452,8 @@ int main(int argc, char **argv)
         return open_handle(argv[2], argv[3]);
     if (argc == 3 && !strcmp(argv[1], "inodes"))
         return compare_inodes(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "kept"))
+        return compare_kept_open(argv[2], atof(argv[3]));
     if (argc == 2 && !strcmp(argv[1], "sizes"))
         return compare_sizes();
     fprintf(stderr, "usage: see the top of fs_helper.c\n");
