@@ -210,8 +210,7 @@ START_TEST(names)
                                       "x.status",
                                       ".status",
                                       "a\xc2\x9b[2J",
-                                      "a\xe2\x80\xae"
-                                      "b",
+                                      "a\xe2\x80\xae.txt",
                                       "x~",
                                       "x.tmp",
                                       "x.part",
