@@ -25,13 +25,16 @@ static struct dtx_job_size *sizes_of(const struct worker *w, const struct base_e
     return v;
 }
 
-/* Bytes that the group on b may have: what is free, and what it has. */
+/* Bytes that the group on b may have: all but what is promised to others.  When a job has just left, its
+ * share and the adapter that it will load are both promised, more than there is: so this is no sum of what
+ * the group has and what is free. */
 static uint64_t budget_of(const struct worker *w, const struct base_entry *b)
 {
+    uint64_t own = dtx_base_training_bytes(b->base) + b->plan.adapters + b->plan.scratch;
     struct room r;
 
     room_look(w, &r);
-    return r.free + dtx_base_training_bytes(b->base) + b->plan.adapters + b->plan.scratch;
+    return r.planned - own < r.usable ? r.usable - (r.planned - own) : 0;
 }
 
 /* Where the device does not have what was planned, back to what was there before. */
