@@ -133,6 +133,7 @@ int fs_init(struct fs *f, struct sched *sched, struct kept *kept, const char *st
     *f = (struct fs){.sched = sched, .kept = kept, .tree_fd = sched_tree_fd(sched), .root = geteuid() == 0};
     for (int i = 0; i < FS_DIR_LOCKS; i++)
         pthread_rwlock_init(&f->dir_lock[i], NULL);
+    pthread_mutex_init(&f->writers, NULL);
     rc = open_parts(f, store, e);
     if (!rc)
         rc = restore_all(f, e);
@@ -154,6 +155,7 @@ void fs_release(struct fs *f)
     nodes_close(f->nodes);
     for (int i = 0; i < FS_DIR_LOCKS; i++)
         pthread_rwlock_destroy(&f->dir_lock[i]);
+    pthread_mutex_destroy(&f->writers);
 }
 
 struct fs *fs_of(fuse_req_t req)

@@ -5,8 +5,8 @@
  * this path?)
  * -> the scheduler (generated files), or the store through backing.h (users' files) -> one reply.
  *
- * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> those inside
- * nodes, backing, renders, handles and sched, which are leaves and never held across each other.
+ * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> writers -> those
+ * inside nodes, backing, renders, handles and sched, which are leaves and never held across each other.
  */
 #ifndef DTX_FSD_FS_H
 #define DTX_FSD_FS_H
@@ -42,6 +42,9 @@ struct fs {
     bool root;               /* may give files away */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
+    /* A writer's path and what the scheduler was told of it change together: else a close beside a rename
+     * would be told of the old name, and the new one count as being written for ever. */
+    pthread_mutex_t writers;
     struct touch *touch; /* atomic; NULL: no inotify events for what DTX changes */
 };
 
@@ -209,7 +212,7 @@ int fs_pass_open(fuse_req_t req, struct handle *h, struct fuse_file_info *fi);
 void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi);
 /* The handle of a writer is being closed: can its file still be written, through a mapping?  Then its release
  * is told later. */
-bool fs_pass_lingers(fuse_req_t req, const struct handle *h);
+bool fs_pass_lingers(fuse_req_t req, const struct handle *h, const char *path);
 void fs_linger_round(struct fs *f); /* once a second */
 int fs_linger_new(struct fs *f);
 void fs_linger_free(struct fs *f);

@@ -280,6 +280,17 @@ void handles_set_path(struct handles *t, struct handle *h, char *path)
     pthread_mutex_unlock(&t->mu);
 }
 
+char *handles_take_path(struct handles *t, struct handle *h)
+{
+    char *path;
+
+    pthread_mutex_lock(&t->mu);
+    path = h->path;
+    h->path = NULL;
+    pthread_mutex_unlock(&t->mu);
+    return path;
+}
+
 unsigned handles_named(struct handles *t, uint64_t id, const char *path)
 {
     unsigned n = 0;

@@ -89,6 +89,8 @@ size_t handles_unlinked(struct handles *t, struct stat **out);
 /* The path of a writer's handle, appended; false: it is none.  Set it (owned by h from then on). */
 bool handles_writer_path(struct handles *t, const struct handle *h, struct buf *path);
 void handles_set_path(struct handles *t, struct handle *h, char *path);
+/* Take it away from the handle, which is being closed: owned by the caller, NULL: there is none. */
+char *handles_take_path(struct handles *t, struct handle *h);
 /* A node that was opened without a name has one now: its writers write there.  How many they are. */
 unsigned handles_named(struct handles *t, uint64_t id, const char *path);
 /* Writers of `from` or below it write below `to` from now on; fn is told of each (with the table locked: it

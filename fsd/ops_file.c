@@ -131,9 +131,11 @@ void fs_writer_opened(fuse_req_t req, struct handle *h, const struct place *p)
 
     if (!path)
         return;
+    pthread_mutex_lock(&f->writers);
     if (!h->remote)
         fs_event(f, req, DROP_OPEN_WRITE, path);
     handles_set_path(f->handles, h, path);
+    pthread_mutex_unlock(&f->writers);
 }
 
 void fs_writer_wrote(fuse_req_t req, struct handle *h)
@@ -141,10 +143,15 @@ void fs_writer_wrote(fuse_req_t req, struct handle *h)
     struct fs *f = fs_of(req);
     struct buf path = BUF_INIT;
 
-    if (__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) || !h->remote)
+    if (!h->remote) {
+        __atomic_store_n(&h->wrote, true, __ATOMIC_RELAXED);
         return;
-    if (handles_writer_path(f->handles, h, &path) && path.p)
+    }
+    pthread_mutex_lock(&f->writers);
+    if (!__atomic_exchange_n(&h->wrote, true, __ATOMIC_RELAXED) &&
+        handles_writer_path(f->handles, h, &path) && path.p)
         fs_event(f, req, DROP_REMOTE_WRITER, path.p);
+    pthread_mutex_unlock(&f->writers);
     buf_release(&path);
 }
 
@@ -177,6 +184,7 @@ void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exc
     struct moves list = {NULL};
     struct moved *m;
 
+    pthread_mutex_lock(&f->writers);
     handles_move(f->handles, from, to, exchange, note_move, &list);
     while ((m = list.first)) {
         list.first = m->next;
@@ -189,24 +197,33 @@ void fs_writers_moved(fuse_req_t req, const char *from, const char *to, bool exc
         free(m->to);
         free(m);
     }
+    pthread_mutex_unlock(&f->writers);
 }
 
+static void tell_closed(fuse_req_t req, const struct handle *h, const char *path)
+{
+    struct fs *f = fs_of(req);
+
+    if (h->restored) /* a process before may have written through it: the stamp tells */
+        fs_event(f, req, DROP_SETATTR, path);
+    if (!h->remote)
+        fs_event(f, req, DROP_RELEASE, path);
+    else if (__atomic_load_n(&h->wrote, __ATOMIC_RELAXED))
+        fs_event(f, req, DROP_REMOTE_RELEASE, path);
+}
+
+/* From here on a rename does not move it any more. */
 static void writer_closed(fuse_req_t req, struct handle *h)
 {
     struct fs *f = fs_of(req);
-    struct buf path = BUF_INIT;
+    char *path;
 
-    if (!handles_writer_path(f->handles, h, &path) || !path.p) {
-        buf_release(&path);
-        return;
-    }
-    if (h->restored) /* a process before may have written through it: the stamp tells */
-        fs_event(f, req, DROP_SETATTR, path.p);
-    if (!h->remote)
-        fs_event(f, req, DROP_RELEASE, path.p);
-    else if (__atomic_load_n(&h->wrote, __ATOMIC_RELAXED))
-        fs_event(f, req, DROP_REMOTE_RELEASE, path.p);
-    buf_release(&path);
+    pthread_mutex_lock(&f->writers);
+    path = handles_take_path(f->handles, h);
+    if (path && !fs_pass_lingers(req, h, path))
+        tell_closed(req, h, path);
+    pthread_mutex_unlock(&f->writers);
+    free(path);
 }
 
 /* A writer is done: what the file takes now counts, also what was written past us. */
@@ -228,10 +245,10 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
 
     if (h && h->kind == HANDLE_FILE)
         passthrough_close(f->pass, h->id, h->pass);
-    if (h && h->writer && !fs_pass_lingers(req, h))
+    if (h && h->writer) {
         writer_closed(req, h);
-    if (h && h->writer)
         note_closed(f, h);
+    }
     gone = handles_remove(f->handles, fh);
     if (gone)
         backing_drop(f->backing, gone);

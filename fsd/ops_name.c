@@ -253,8 +253,10 @@ static void first_named(fuse_req_t req, struct spot *s, uint64_t id, const char 
 {
     struct fs *f = fs_of(req);
 
+    pthread_mutex_lock(&f->writers);
     for (unsigned n = handles_named(f->handles, id, s->p.path.p); n; n--)
         fs_event(f, req, DROP_OPEN_WRITE, s->p.path.p);
+    pthread_mutex_unlock(&f->writers);
     if (s->claim.bytes >= 0)
         s->made = fs_hold(s->dir.fd, name);
 }

@@ -158,30 +158,25 @@ static void add_lingering(struct fs *f, struct lingering *l)
 }
 
 /* Whether it is written is seen at the next round only: here, the keeper and we have it open ourselves. */
-bool fs_pass_lingers(fuse_req_t req, const struct handle *h)
+bool fs_pass_lingers(fuse_req_t req, const struct handle *h, const char *path)
 {
-    struct fs *f = fs_of(req);
-    struct buf path = BUF_INIT;
     struct lingering *l;
     char name[40];
-    size_t n;
-    int fd;
 
-    if (!h->rdwr || h->pass.mode == PASS_CACHED || !handles_writer_path(f->handles, h, &path) || !path.p) {
-        buf_release(&path);
+    if (!h->rdwr || h->pass.mode == PASS_CACHED || !(l = calloc(1, sizeof(*l))))
+        return false;
+    *l = (struct lingering){.fd = open(backing_proc_path(h->fd, name), O_RDONLY | O_CLOEXEC | O_NOCTTY),
+                            .remote = h->remote,
+                            .path = strdup(path),
+                            .who = fs_caller(req)};
+    if (l->fd < 0 || !l->path) {
+        if (l->fd >= 0)
+            close(l->fd);
+        free(l->path);
+        free(l);
         return false;
     }
-    fd = open(backing_proc_path(h->fd, name), O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    l = fd < 0 ? NULL : calloc(1, sizeof(*l));
-    if (!l) {
-        if (fd >= 0)
-            close(fd);
-        buf_release(&path);
-        return false;
-    }
-    *l = (struct lingering){
-        .fd = fd, .remote = h->remote, .path = buf_detach(&path, &n), .who = fs_caller(req)};
-    add_lingering(f, l);
+    add_lingering(fs_of(req), l);
     return true;
 }
 

@@ -38,6 +38,8 @@ ok "sizes agree while they change"
 for i in $(seq 30); do echo '{"lora_r":4}' >"$M/paramgroups/grown$i.json"; sleep 0.27; done &
 check "and for who keeps the file open" "$H" kept "$M/paramgroups/LIST.tsv" 8
 wait $!
+check "specs are renamed into place as soon as they are closed" "$H" drops "$M/paramgroups" 400 5
+check "none stays RECEIVING" wait_for 60 sh -c "[ \$(grep -c '^drop.*READY' '$M/paramgroups/LIST.tsv') = 2000 ]"
 timeout 6 tail -n +1 -F "$M/log" >"$T/tail" 2>/dev/null &
 tail=$!
 sleep 1

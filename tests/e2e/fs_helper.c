@@ -5,12 +5,14 @@
  *   fs_helper open MOUNT HEX   opens that handle, prints "INO SIZE first-bytes"
  *   fs_helper inodes DIR       compares d_ino of readdir(3) with st_ino
  *   fs_helper kept FILE SECONDS   keeps FILE open: is what pread(2) gives from 0 as long as stat(2) says?
- *   fs_helper sizes            reads every file named on stdin; prints those whose read, fstat and mmap sizes
- * differ
+ *   fs_helper drops DIR N P    P processes drop N specs each: written under another name and renamed into
+ * place fs_helper sizes            reads every file named on stdin; prints those whose read, fstat and mmap
+ * sizes differ
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -441,6 +443,36 @@ static int compare_kept_open(const char *path, double seconds)
     return turns && sizes > 2 ? 0 : 1;
 }
 
+static int drop_one(const char *dir, int process, int i)
+{
+    static const char text[] = "{\"lora_r\": 8}";
+    char part[PATH_MAX], name[PATH_MAX];
+    int fd;
+
+    snprintf(part, sizeof(part), "%s/.part%d", dir, process);
+    snprintf(name, sizeof(name), "%s/drop%d-%d.json", dir, process, i);
+    fd = open(part, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0 || write(fd, text, sizeof(text) - 1) != sizeof(text) - 1 || close(fd))
+        return 1;
+    return rename(part, name) != 0; /* before the file system has heard of the close, often */
+}
+
+static int drop_many(const char *dir, int n, int processes)
+{
+    int bad = 0, status;
+
+    for (int p = 0; p < processes; p++)
+        if (fork() == 0) {
+            for (int i = 0; i < n; i++)
+                if (drop_one(dir, p, i))
+                    _exit(1);
+            _exit(0);
+        }
+    while (wait(&status) > 0)
+        bad |= status != 0;
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -452,6 +484,8 @@ int main(int argc, char **argv)
         return open_handle(argv[2], argv[3]);
     if (argc == 3 && !strcmp(argv[1], "inodes"))
         return compare_inodes(argv[2]);
+    if (argc == 5 && !strcmp(argv[1], "drops"))
+        return drop_many(argv[2], atoi(argv[3]), atoi(argv[4]));
     if (argc == 4 && !strcmp(argv[1], "kept"))
         return compare_kept_open(argv[2], atof(argv[3]));
     if (argc == 2 && !strcmp(argv[1], "sizes"))
