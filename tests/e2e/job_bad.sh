@@ -90,7 +90,7 @@ rejected "a header length that cannot be" "$M/models/base/header.status" safeten
 rejected "truncated weights" "$M/models/base/short.status" safetensors
 rejected "pickles are refused" "$M/models/base/pickle.status" safetensors
 rejected "a tokenizer that does not fit" "$M/models/base/vocab.status" tokenizer 1536
-check "all of it is in the lists" sh -c "grep -c REJECTED '$M/models/base/LIST.tsv' | grep -qx 5 && grep -q '^lantern-2m	READY' '$M/models/base/LIST.tsv'"
+check "all of it is in the lists" wait_for 5 sh -c "grep -c REJECTED '$M/models/base/LIST.tsv' | grep -qx 5 && grep -q '^lantern-2m	READY' '$M/models/base/LIST.tsv'"
 
 # a job that kills its worker each time it runs alone
 group long "$(steps 100000)"
