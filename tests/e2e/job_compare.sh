@@ -30,7 +30,7 @@ for m in lantern-2m one.best; do
     if [ "$(cat "$C/price/$m.txt")" = "$(jq -r ".answers[] | select(.model == \"$m\").text" "$C/price/answers.json")" ]; then ok "$m.txt is its answer"; else fail "$m.txt is its answer" "$(cat "$C/price/$m.txt")"; fi
     check "$m in answers.md" has "$C/price/answers.md" "^## $m"
 done
-check "LIST.tsv" has "$C/LIST.tsv" '^price	DONE'
+check "LIST.tsv" wait_for 5 has "$C/LIST.tsv" '^price	DONE'
 first=$(cat "$C/price/lantern-2m.txt")
 cp "$DEMO/prompts/price.txt" "$C/again.txt"
 wait_state 30 "$C/again.status" DONE
