@@ -240,23 +240,32 @@ int handles_restore(struct handles *t, struct keeper_item *item, struct handle *
     return 0;
 }
 
+/* Room for one more; false: no memory, and *v is as it was. */
+static bool grow(struct stat **v, size_t n, size_t *room)
+{
+    struct stat *more;
+
+    if (n < *room)
+        return true;
+    more = realloc(*v, (2 * n + 16) * sizeof(*more));
+    if (!more)
+        return false;
+    *v = more;
+    *room = 2 * n + 16;
+    return true;
+}
+
 size_t handles_unlinked(struct handles *t, struct stat **out)
 {
     size_t n = 0, room = 0;
-    struct stat st, *grown;
+    struct stat st;
 
     *out = NULL;
     pthread_mutex_lock(&t->mu);
     for (size_t i = 0; i < BUCKETS; i++)
-        for (struct handle *h = t->table[i]; h; h = h->next) {
-            if (h->kind != HANDLE_FILE || fstat(h->fd, &st) || st.st_nlink)
-                continue;
-            if (n == room && (grown = realloc(*out, (room = 2 * room + 16) * sizeof(**out))))
-                *out = grown;
-            else if (n == room)
-                break; /* no memory: the next scan tries again */
-            (*out)[n++] = st;
-        }
+        for (struct handle *h = t->table[i]; h; h = h->next)
+            if (h->kind == HANDLE_FILE && fstat(h->fd, &st) == 0 && st.st_nlink == 0 && grow(out, n, &room))
+                (*out)[n++] = st; /* without memory the next scan tries again */
     pthread_mutex_unlock(&t->mu);
     return n;
 }
