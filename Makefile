@@ -131,11 +131,14 @@ build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kerne
 	@mkdir -p $(@D)
 	$(call say,NVCC,$@)
 	$(Q)$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<
-build/dtx_cuda.so: $(CU_OBJ) scheduler/base/err.c
+CU_BASE   := $(patsubst %,build/kernels/cuda/%.o,err text_control)
+build/kernels/cuda/%.o: scheduler/base/%.c
+	@mkdir -p $(@D)
 	$(call say,CC,$@)
-	$(Q)$(CC) -std=gnu17 -O2 -fPIC -D_GNU_SOURCE -I. -c -o build/kernels/cuda/err.o scheduler/base/err.c
+	$(Q)$(CC) $(ALL_CFLAGS) -fPIC -c -o $@ $<
+build/dtx_cuda.so: $(CU_OBJ) $(CU_BASE)
 	$(call say,LD,$@)
-	$(Q)$(NVCC) -shared -cudart static -o $@ $(CU_OBJ) build/kernels/cuda/err.o -lcublasLt
+	$(Q)$(NVCC) -shared -cudart static -Xlinker -z,defs -o $@ $(CU_OBJ) $(CU_BASE) -lcublasLt -lm
 build/gpu_parity: tests/gpu/parity_decode.h tests/gpu/parity_shapes.h
 build/gpu_%: tests/gpu/%.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(call say,LD,$@)

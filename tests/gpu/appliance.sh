@@ -16,7 +16,11 @@ sha() { sha256sum <"$1" | cut -d' ' -f1; }
 
 start_dtxd || { fail "dtxd starts on $DEVICES" "see above"; exit 1; }
 cat "$M"/devices/*/status
-check "the device is a GPU" grep -q "cuda" "$M"/devices/*/status
+is_up() { grep -q '^device: cuda' "$1" && ! in_state "$1" DOWN STARTING; }
+for status in "$M"/devices/*/status; do
+    wait_for 20 is_up "$status" || { fail "a GPU serves" "$(cat "$status")"; exit 1; }
+    ok "a GPU serves: $(sed -n 's/^device: //p' "$status")"
+done
 cp -r "$demo/models/lantern-2m" "$M/models/base/"
 cp -r "$demo"/datasets/* "$M/datasets/"
 cp "$demo"/paramgroups/*.json "$M/paramgroups/"
@@ -25,7 +29,18 @@ cp "$demo/experiments/first.json" "$T/first.json"
 cat >"$T/alone.json" <<'J'
 {"models": ["lantern-2m"], "datasets": ["tickets"], "paramgroups": ["thorough"], "evaluation": "puffin"}
 J
+gpus=$(find "$M/devices" -mindepth 1 -maxdepth 1 -type d | wc -l)
+watch_devices() { # which devices the jobs were seen on
+    until in_state "$M/experiments/first.status" SUCCESS FAILED REJECTED; do
+        sed -n 's/^device: *//p' "$M"/experiments/first/jobs/*/status 2>/dev/null
+        sleep 0.1
+    done | sort -u >"$T/seen"
+}
+watch_devices &
 check "four jobs together" run_experiment first
+wait $!
+check "they were on as many GPUs as there are ($gpus; seen: $(tr '\n' ' ' <"$T/seen"))" \
+    test "$(wc -l <"$T/seen")" -eq "$((gpus < 4 ? gpus : 4))"
 check "one of them alone" run_experiment alone
 cat "$M/experiments/first/leaderboard.tsv"
 a=$(sha "$M/models/tuned/first.04-thorough-tickets/adapter_model.safetensors")
