@@ -198,6 +198,7 @@ struct dtx_plan {          /* of all jobs that train on a base, together */
     int jobs, longest;     /* how many; tokens of their longest row */
     int rows, rank;        /* of the shared workspace: rows of a pack, the highest rank */
     int recompute, layers; /* layers whose activations are computed again in backward, of how many */
+    bool keep;             /* outputs of norms and of swiglu, too, are kept for backward */
     uint64_t adapters;     /* what the jobs have to themselves */
     uint64_t activations;  /* the shared workspace */
     uint64_t scratch;      /* of operations, beyond what serving takes */

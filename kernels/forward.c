@@ -90,12 +90,12 @@ struct op_layer layer_of(const struct dtx_base *b, int layer)
                              .rope = b->rope,
                              .eps = b->config.rms_eps,
                              .x = a->x,
-                             .xn = b->ws->xn,
+                             .xn = a->xn1,
                              .qkv_y = a->qkv,
                              .o = a->o,
                              .x2 = a->x2,
                              .gu = a->gu,
-                             .a = b->ws->a,
+                             .a = a->a,
                              .x_out =
                                  layer + 1 < b->config.layers ? b->ws->layer[layer + 1].x : b->ws->x_last,
                              .h_qkv = a->h[H_QKV],
@@ -110,16 +110,15 @@ static void forward_inside(struct dtx_base *b, const struct op_pack *p, int laye
     const struct dtx_ops *o = b->ops;
     const struct dtx_model_config *c = &b->config;
     const struct layer_weights *w = &b->layer[layer];
-    struct workspace *ws = b->ws;
-    struct layer_acts *a = &ws->layer[layer];
+    struct layer_acts *a = &b->ws->layer[layer];
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O),
                      gate_up = linear_of(b, layer, H_GATE_UP);
-    o->rmsnorm(b->dev, p, a->x, w->norm1, c->hidden, c->rms_eps, ws->xn, train ? a->rstd1 : NULL);
-    o->linear(b->dev, p, &qkv, ws->xn, NULL, a->qkv, a->h[H_QKV]);
+    o->rmsnorm(b->dev, p, a->x, w->norm1, c->hidden, c->rms_eps, a->xn1, train ? a->rstd1 : NULL);
+    o->linear(b->dev, p, &qkv, a->xn1, NULL, a->qkv, a->h[H_QKV]);
     attend(b, p, layer, train);
     o->linear(b->dev, p, &out, a->o, a->x, a->x2, a->h[H_O]);
-    o->rmsnorm(b->dev, p, a->x2, w->norm2, c->hidden, c->rms_eps, ws->xn, train ? a->rstd2 : NULL);
-    o->linear(b->dev, p, &gate_up, ws->xn, NULL, a->gu, a->h[H_GATE_UP]);
+    o->rmsnorm(b->dev, p, a->x2, w->norm2, c->hidden, c->rms_eps, a->xn2, train ? a->rstd2 : NULL);
+    o->linear(b->dev, p, &gate_up, a->xn2, NULL, a->gu, a->h[H_GATE_UP]);
 }
 
 void forward_again(struct dtx_base *b, const struct op_pack *p, int layer)
@@ -129,12 +128,11 @@ void forward_again(struct dtx_base *b, const struct op_pack *p, int layer)
 
 static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer, bool train, void *x_out)
 {
-    struct workspace *ws = b->ws;
-    struct layer_acts *a = &ws->layer[layer];
+    struct layer_acts *a = &b->ws->layer[layer];
     struct op_linear down = linear_of(b, layer, H_DOWN);
     forward_inside(b, p, layer, train);
-    b->ops->swiglu(b->dev, p, a->gu, b->config.ffn, ws->a);
-    b->ops->linear(b->dev, p, &down, ws->a, a->x2, x_out, a->h[H_DOWN]);
+    b->ops->swiglu(b->dev, p, a->gu, b->config.ffn, a->a);
+    b->ops->linear(b->dev, p, &down, a->a, a->x2, x_out, a->h[H_DOWN]);
 }
 
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)

@@ -26,13 +26,16 @@ struct layer_weights { /* weight type */
 enum { H_QKV, H_O, H_GATE_UP, H_DOWN, H_COUNT };
 
 /* What a layer's backward pass needs.  Without training all layers share one of these; with training the
- * layers up to workspace.recompute share one but for x and h[H_DOWN] (see workspace.c). */
+ * layers up to workspace.recompute share one but for x and h[H_DOWN] (see workspace.c).  xn1, xn2 and a are
+ * the same for all layers unless workspace.keep. */
 struct layer_acts {
-    void *x;   /* act [R, hidden] residual stream coming in */
-    void *qkv; /* act [R, (heads + 2 kv_heads) head_dim] after rope */
-    void *o;   /* act [R, heads * head_dim] */
-    void *x2;  /* act [R, hidden] residual stream after attention */
-    void *gu;  /* act [R, 2 ffn]; its gradient is put over it */
+    void *x;         /* act [R, hidden] residual stream coming in */
+    void *qkv;       /* act [R, (heads + 2 kv_heads) head_dim] after rope */
+    void *o;         /* act [R, heads * head_dim] */
+    void *x2;        /* act [R, hidden] residual stream after attention */
+    void *gu;        /* act [R, 2 ffn]; its gradient is put over it */
+    void *xn1, *xn2; /* act [R, hidden] the norms' outputs */
+    void *a;         /* act [R, ffn] */
     float *lse, *rstd1, *rstd2;
     float *h[H_COUNT]; /* of the adapters, see ops->linear */
 };
@@ -40,12 +43,12 @@ struct layer_acts {
 struct workspace { /* one allocation, cut up by workspace_layout */
     void *memory;
     size_t bytes;
-    int rows, rank;                     /* capacities */
-    int recompute;                      /* training: layers that run forward once more in backward */
-    struct layer_acts *layer;           /* host array [layers] */
-    void *x_last;                       /* act [R, hidden] residual stream after the last layer */
-    void *xn;                           /* act [R, hidden] a norm's output */
-    void *a;                            /* act [R, ffn] */
+    int rows, rank;           /* capacities */
+    int recompute;            /* training: layers that run forward once more in backward */
+    bool keep;                /* training: xn1, xn2 and a are not computed again either */
+    struct layer_acts *layer; /* host array [layers] */
+    void *x_last;             /* act [R, hidden] residual stream after the last layer */
+    void *xn;                 /* act [R, hidden] the last norm's output; of all norms without keep */
     void *da, *dx, *dres, *dout, *dqkv; /* training only */
     float *rstd_last;
 };
@@ -94,13 +97,13 @@ enum {
 int base_reserve(struct dtx_base *b, struct dtx_err *e);
 
 /* workspace.c */
-/* Bytes of a workspace of w's rows, rank and recompute; with memory and layer set, its pointers are set too.
- */
+/* Bytes of a workspace of w's rows, rank, recompute and keep; with memory and layer set, its pointers are set
+ * too. */
 size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, bool train);
-/* Makes b->ws one with room for that; it grows, and keeps its recompute. */
+/* Makes b->ws one with room for that; it grows, and recomputes as before. */
 int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e);
 /* The training workspace exactly so, whatever it was before; rows 0: none. */
-int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, struct dtx_err *e);
+int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, bool keep, struct dtx_err *e);
 void workspace_free(struct dtx_base *b);
 
 /* pack.c: makes packs on the host.  pack_new with the most there will be, then segments, each followed by its

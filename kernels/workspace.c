@@ -18,10 +18,10 @@ static void *cut(struct cutter *c, size_t rows, size_t width, size_t bytes)
 }
 
 static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_config *c, size_t act,
-                                   size_t rows, size_t rank)
+                                   const struct workspace *w)
 {
     static const size_t parts[H_COUNT] = {3, 1, 2, 1};
-    size_t hidden = (size_t)c->hidden, q = (size_t)(c->heads * c->head_dim),
+    size_t rows = (size_t)w->rows, hidden = (size_t)c->hidden, q = (size_t)(c->heads * c->head_dim),
            kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {
         .x = cut(k, rows, hidden, act),
@@ -34,7 +34,12 @@ static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_conf
         .rstd2 = cut(k, rows, 1, sizeof(float)),
     };
     for (int i = 0; i < H_COUNT; i++)
-        a.h[i] = cut(k, rows, parts[i] * rank, sizeof(float));
+        a.h[i] = cut(k, rows, parts[i] * (size_t)w->rank, sizeof(float));
+    if (w->keep) {
+        a.xn1 = cut(k, rows, hidden, act);
+        a.xn2 = cut(k, rows, hidden, act);
+        a.a = cut(k, rows, (size_t)c->ffn, act);
+    }
     return a;
 }
 
@@ -47,7 +52,7 @@ static struct layer_acts cut_next(struct cutter *k, const struct dtx_model_confi
 {
     size_t rows = (size_t)w->rows;
     if (i == 0 || (train && i > w->recompute))
-        return cut_layer(k, c, act, rows, (size_t)w->rank);
+        return cut_layer(k, c, act, w);
     if (train) {
         last.x = cut(k, rows, (size_t)c->hidden, act);
         last.h[H_DOWN] = cut(k, rows, (size_t)w->rank, sizeof(float));
@@ -62,14 +67,18 @@ size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, i
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {0};
     w->rank = (w->rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
+    w->xn = cut(&k, R, hidden, act);
+    void *shared_a = w->keep ? NULL : cut(&k, R, ffn, act);
     for (int i = 0; i < c->layers; i++) {
         a = cut_next(&k, c, w, act, i, train, a);
+        if (!w->keep) {
+            a.xn1 = a.xn2 = w->xn;
+            a.a = shared_a;
+        }
         if (w->layer)
             w->layer[i] = a;
     }
     w->x_last = train ? cut(&k, R, hidden, act) : a.x;
-    w->xn = cut(&k, R, hidden, act);
-    w->a = cut(&k, R, ffn, act);
     w->rstd_last = cut(&k, R, 1, sizeof(float));
     if (train) {
         w->da = cut(&k, R, ffn, act);
@@ -102,7 +111,7 @@ static int space_new(struct dtx_base *b, struct workspace n, bool train, struct 
     n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
     if (!n.layer)
         return dtx_fail(e, -ENOMEM, "out of memory");
-    struct workspace size = {.rows = n.rows, .rank = n.rank, .recompute = n.recompute};
+    struct workspace size = {.rows = n.rows, .rank = n.rank, .recompute = n.recompute, .keep = n.keep};
     n.memory = base_alloc(b, workspace_layout(&size, &b->config, b->ops->act_bytes, train), e);
     if (!n.memory) {
         free(n.layer);
@@ -121,18 +130,20 @@ int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dt
         return 0;
     struct workspace n = {.rows = rows > w->rows ? rows : w->rows,
                           .rank = rank > w->rank ? rank : w->rank,
-                          .recompute = w->recompute};
+                          .recompute = w->recompute,
+                          .keep = w->keep};
     return space_new(b, n, train, e);
 }
 
-int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, struct dtx_err *e)
+int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, bool keep, struct dtx_err *e)
 {
     const struct workspace *w = &b->spaces[1];
     int rounded = (rank + 15) / 16 * 16;
-    if (w->memory && w->rows == rows && w->rank == rounded && w->recompute == recompute)
+    if (w->memory && w->rows == rows && w->rank == rounded && w->recompute == recompute && w->keep == keep)
         return 0;
     if (rows > 0)
-        return space_new(b, (struct workspace){.rows = rows, .rank = rank, .recompute = recompute}, true, e);
+        return space_new(
+            b, (struct workspace){.rows = rows, .rank = rank, .recompute = recompute, .keep = keep}, true, e);
     space_free(b, &b->spaces[1]);
     return 0;
 }

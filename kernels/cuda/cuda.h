@@ -149,11 +149,11 @@ bool fill_adapters(op_dev *d, const op_pack *p, cuda_pack *c, dev_adapter *out);
 void decode_run_close(op_dev *d);
 
 /* gemm.cu.  y[M, N] = x[M, K] W^T + (beta ? y : 0), W [N, K]; transposed: y[M, K] = x[M, N] W + ...
- * y bf16, or float32 with out_f32. */
+ * ldx, ldy: row lengths of x and y.  y bf16, or float32 with out_f32. */
+void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, int ldx, const bf16 *W, bool beta, void *y,
+          int ldy, bool out_f32);
 /* The most that choosing an algorithm takes: for `rows` rows, the wider side of the matrix, bytes of a result. */
 size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes);
-void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
-          bool out_f32);
 void gemm_free_plans(op_dev *d);
 
 /* decode.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x

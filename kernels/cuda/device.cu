@@ -406,7 +406,7 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
         if (bias || addb != y)
             add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
     }
-    gemm(d, false, p->rows, l->out, l->in, xb, W, onto, y, false);
+    gemm(d, false, p->rows, l->out, l->in, xb, l->in, W, onto, y, l->out, false);
 }
 
 static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const void *dy, const void *x,
@@ -424,7 +424,7 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
             lora_up_back(d, p, l, dh, (bf16 *)dx);
     }
     if (dx)
-        gemm(d, true, p->rows, l->out, l->in, (const bf16 *)dy, (const bf16 *)l->W, lora, dx, false);
+        gemm(d, true, p->rows, l->out, l->in, (const bf16 *)dy, l->out, (const bf16 *)l->W, lora, dx, l->in, false);
     dev_free(d, dh);
 }
 
@@ -451,7 +451,7 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
         size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
         most = bytes > most ? bytes : most;
     }
-    head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, vocab, sizeof(float)) : 0;
+    head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, div_up(vocab, 8) * 8, sizeof(float)) : 0;
     return lora_floats(l, targets, rank) * sizeof(bf16) + (head > most ? head : most);
 }
 

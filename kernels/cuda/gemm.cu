@@ -1,14 +1,15 @@
 /*
  * Products with frozen matrices, by cuBLASLt.
  *
- * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, output
- * type, beta) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the inner
- * dimension (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by powers of
- * two, another tile shape is faster: of the library's candidates for that size, those that give the reference's bits
- * are timed, and the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma instruction with k
- * ascending; seen for all candidates of the 7B shapes but one.)  That is checked here on random rows against the real
- * matrix, CHECK_ROWS x N sums of K products: another order of sums would show in many of them.  So a row's result is
- * that of the reference algorithm, whatever ran, and which one ran changes speed alone.
+ * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, row
+ * lengths, output type) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the
+ * inner dimension (split-K, stream-K) are left out: their sums depend on the grid.  For other numbers of rows, by
+ * powers of two, another tile shape is faster: of the library's candidates for that size, those that give the
+ * reference's bits are timed, and the fastest is taken.  (On Hopper all of them do: each feeds the same wgmma
+ * instruction with k ascending; seen for all candidates of the 7B shapes but one.)  That is checked here on random rows
+ * against the real matrix, CHECK_ROWS x N sums of K products, on what is left of them when the rounded sum is taken
+ * off: another order of sums would show in many of them.  So a row's result is that of the reference algorithm,
+ * whatever ran, and which one ran changes speed alone.
  */
 #include "kernels/cuda/cuda.h"
 
@@ -28,8 +29,8 @@ struct layouts { /* column-major views: y^T [cols, M] = op(W) x^T.  W is [N, K] 
 };
 
 struct gemm_plan {
-    bool transposed, beta, out_f32;
-    int N, K;
+    bool transposed, out_f32;
+    int N, K, ldx, ldy;
     cublasLtMatmulDesc_t desc;
     layouts shape;
     cublasLtMatmulAlgo_t reference, algo[SIZES]; /* by log2 of the rows */
@@ -51,8 +52,8 @@ static void make_layouts(op_dev *d, gemm_plan *g)
     int inner = g->transposed ? g->N : g->K, cols = g->transposed ? g->K : g->N;
     l->M = PLAN_ROWS;
     lt_check(d, cublasLtMatrixLayoutCreate(&l->w, CUDA_R_16BF, g->K, g->N, g->K), "matrix layout");
-    lt_check(d, cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, inner, l->M, inner), "matrix layout");
-    lt_check(d, cublasLtMatrixLayoutCreate(&l->y, g->out_f32 ? CUDA_R_32F : CUDA_R_16BF, cols, l->M, cols),
+    lt_check(d, cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, inner, l->M, g->ldx), "matrix layout");
+    lt_check(d, cublasLtMatrixLayoutCreate(&l->y, g->out_f32 ? CUDA_R_32F : CUDA_R_16BF, cols, l->M, g->ldy),
              "matrix layout");
 }
 
@@ -102,10 +103,10 @@ static int ranking(op_dev *d, gemm_plan *g, cublasLtMatmulAlgo_t *out)
 }
 
 static cublasStatus_t product(op_dev *d, const gemm_plan *g, const cublasLtMatmulAlgo_t *algo, const bf16 *x,
-                              const bf16 *W, void *y)
+                              const bf16 *W, bool beta, void *y)
 {
     static const float one = 1.f, zero = 0.f;
-    return cublasLtMatmul(d->lt, g->desc, &one, W, g->shape.w, x, g->shape.x, g->beta ? &one : &zero, y, g->shape.y, y,
+    return cublasLtMatmul(d->lt, g->desc, &one, W, g->shape.w, x, g->shape.x, beta ? &one : &zero, y, g->shape.y, y,
                           g->shape.y, algo, d->workspace, CUBLAS_WORKSPACE, d->stream);
 }
 
@@ -117,6 +118,12 @@ __global__ void random_rows_kernel(bf16 *x, size_t n)
         x[i] = __float2bfloat16((float)(int32_t)rng_u32(0x5eed, (uint32_t)i) * 0x1p-31f);
 }
 
+__global__ void negate_kernel(const uint32_t *y, size_t n, uint32_t signs, uint32_t *out)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        out[i] = y[i] ^ signs;
+}
+
 __global__ void differ_kernel(const uint32_t *a, const uint32_t *b, size_t n, int *differ)
 {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
@@ -124,8 +131,8 @@ __global__ void differ_kernel(const uint32_t *a, const uint32_t *b, size_t n, in
             *differ = 1;
 }
 
-struct bit_check { /* in one piece of scratch memory: x, what y holds before, the reference's y, another's, the answer
-                    */
+struct bit_check { /* in one piece of scratch memory: x, what y holds before (the rounded sums, negative), the
+                    * reference's y, another's, the answer */
     char *x, *y2, *y0, *y1;
     int *differ;
     size_t words;
@@ -133,8 +140,8 @@ struct bit_check { /* in one piece of scratch memory: x, what y holds before, th
 
 static bool check_begin(op_dev *d, gemm_plan *g, const bf16 *W, bit_check *c)
 {
-    size_t inner = g->transposed ? g->N : g->K, cols = g->transposed ? g->K : g->N;
-    size_t xb = (CHECK_ROWS * inner * 2 + 255) & ~(size_t)255, yb = CHECK_ROWS * cols * (g->out_f32 ? 4 : 2);
+    size_t xb = (CHECK_ROWS * (size_t)g->ldx * 2 + 255) & ~(size_t)255,
+           yb = CHECK_ROWS * (size_t)g->ldy * (g->out_f32 ? 4 : 2);
     c->words = yb / 4;
     yb = (yb + 255) & ~(size_t)255;
     c->x = (char *)dev_alloc(d, xb + 3 * yb + 256);
@@ -145,10 +152,14 @@ static bool check_begin(op_dev *d, gemm_plan *g, const bf16 *W, bit_check *c)
     c->y1 = c->y0 + yb;
     c->differ = (int *)(c->y1 + yb);
     set_rows(d, g, CHECK_ROWS);
-    /* random bf16 pairs are finite float32 numbers too */
-    random_rows_kernel<<<256, 256, 0, d->stream>>>((bf16 *)c->x, (xb + yb) / 2);
+    random_rows_kernel<<<256, 256, 0, d->stream>>>((bf16 *)c->x, xb / 2);
+    DEV_CHECK(d, cudaMemsetAsync(c->y2, 0, 3 * yb, d->stream)); /* between the rows, too */
+    if (product(d, g, &g->reference, (bf16 *)c->x, W, false, c->y0) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    negate_kernel<<<256, 256, 0, d->stream>>>((uint32_t *)c->y0, c->words, g->out_f32 ? 0x80000000u : 0x80008000u,
+                                              (uint32_t *)c->y2);
     DEV_CHECK(d, cudaMemcpyAsync(c->y0, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
-    return product(d, g, &g->reference, (bf16 *)c->x, W, c->y0) == CUBLAS_STATUS_SUCCESS;
+    return product(d, g, &g->reference, (bf16 *)c->x, W, true, c->y0) == CUBLAS_STATUS_SUCCESS;
 }
 
 static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c, const cublasLtMatmulAlgo_t *algo)
@@ -156,7 +167,7 @@ static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c
     int differ = 1;
     DEV_CHECK(d, cudaMemsetAsync(c->differ, 0, sizeof(int), d->stream));
     DEV_CHECK(d, cudaMemcpyAsync(c->y1, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
-    if (product(d, g, algo, (bf16 *)c->x, W, c->y1) != CUBLAS_STATUS_SUCCESS)
+    if (product(d, g, algo, (bf16 *)c->x, W, true, c->y1) != CUBLAS_STATUS_SUCCESS)
         return false;
     differ_kernel<<<256, 256, 0, d->stream>>>((uint32_t *)c->y0, (uint32_t *)c->y1, c->words, c->differ);
     DEV_CHECK(d, cudaMemcpyAsync(&differ, c->differ, sizeof(int), cudaMemcpyDeviceToHost, d->stream));
@@ -167,10 +178,10 @@ static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c
 /* The fastest of n algorithms on the rows at hand, y going to scratch memory.  All give the same bits, so what is
  * measured here changes no number.  0 where it cannot be measured. */
 static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, int n, int M, const bf16 *x,
-                   const bf16 *W)
+                   const bf16 *W, bool beta)
 {
     enum { RUNS = 3 };
-    size_t bytes = (size_t)M * (g->transposed ? g->K : g->N) * (g->out_f32 ? 4 : 2);
+    size_t bytes = (size_t)M * g->ldy * (g->out_f32 ? 4 : 2);
     cudaEvent_t begin = NULL, end = NULL;
     void *y = NULL;
     float least = INFINITY;
@@ -186,10 +197,10 @@ static int fastest(op_dev *d, gemm_plan *g, const cublasLtMatmulAlgo_t *algo, in
     set_rows(d, g, M);
     for (int i = 0; i < n && d->status == cudaSuccess; i++) {
         float ms = INFINITY;
-        bool ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+        bool ran = product(d, g, &algo[i], x, W, beta, y) == CUBLAS_STATUS_SUCCESS;
         DEV_CHECK(d, cudaEventRecord(begin, d->stream));
         for (int k = 0; k < RUNS && ran; k++)
-            ran = product(d, g, &algo[i], x, W, y) == CUBLAS_STATUS_SUCCESS;
+            ran = product(d, g, &algo[i], x, W, beta, y) == CUBLAS_STATUS_SUCCESS;
         DEV_CHECK(d, cudaEventRecord(end, d->stream));
         DEV_CHECK(d, cudaEventSynchronize(end));
         DEV_CHECK(d, cudaEventElapsedTime(&ms, begin, end));
@@ -211,7 +222,7 @@ size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes)
 }
 
 /* The algorithm for up to 2^size rows.  Waits for the device, once for each size of each matrix shape. */
-static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, const bf16 *W)
+static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, const bf16 *W, bool beta)
 {
     cublasLtMatmulAlgo_t found[CANDIDATES];
     bit_check c = {};
@@ -224,18 +235,19 @@ static void choose(op_dev *d, gemm_plan *g, int size, int M, const bf16 *x, cons
             if (same_bits(d, g, W, &c, &found[i]))
                 found[equal++] = found[i];
     dev_free(d, c.x);
-    g->algo[size] = equal ? found[fastest(d, g, found, equal, M, x, W)] : g->reference;
+    g->algo[size] = equal ? found[fastest(d, g, found, equal, M, x, W, beta)] : g->reference;
     g->chosen[size] = true;
 }
 
-static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool out_f32)
+static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, int ldx, int ldy, bool out_f32)
 {
     cublasOperation_t op_w = transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
     cublasLtMatmulAlgo_t found[CANDIDATES];
     gemm_plan *g;
 
     for (g = d->plans; g; g = g->next)
-        if (g->transposed == transposed && g->N == N && g->K == K && g->beta == beta && g->out_f32 == out_f32)
+        if (g->transposed == transposed && g->N == N && g->K == K && g->ldx == ldx && g->ldy == ldy &&
+            g->out_f32 == out_f32)
             return g;
     g = (gemm_plan *)calloc(1, sizeof(*g));
     if (!g) {
@@ -245,7 +257,8 @@ static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool
     g->transposed = transposed;
     g->N = N;
     g->K = K;
-    g->beta = beta;
+    g->ldx = ldx;
+    g->ldy = ldy;
     g->out_f32 = out_f32;
     lt_check(d, cublasLtMatmulDescCreate(&g->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product description");
     cublasLtMatmulDescSetAttribute(g->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_w, sizeof(op_w));
@@ -259,10 +272,10 @@ static gemm_plan *plan(op_dev *d, bool transposed, int N, int K, bool beta, bool
     return g;
 }
 
-void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const bf16 *W, bool beta, void *y,
-          bool out_f32)
+void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, int ldx, const bf16 *W, bool beta, void *y,
+          int ldy, bool out_f32)
 {
-    gemm_plan *g = plan(d, transposed, N, K, beta, out_f32);
+    gemm_plan *g = plan(d, transposed, N, K, ldx, ldy, out_f32);
     int size = 7; /* 128 rows or fewer are one case */
 
     if (!g || d->status != cudaSuccess || M == 0)
@@ -270,10 +283,10 @@ void gemm(op_dev *d, bool transposed, int M, int N, int K, const bf16 *x, const 
     while (size + 1 < SIZES && M > 1 << size)
         size++;
     if (!g->chosen[size])
-        choose(d, g, size, M, x, W);
+        choose(d, g, size, M, x, W, beta);
     TRACE(d, "gemm %s N %d K %d beta %d M %d", transposed ? "dx" : "y", N, K, beta, M);
     set_rows(d, g, M);
-    lt_check(d, product(d, g, &g->algo[size], x, W, y), "product");
+    lt_check(d, product(d, g, &g->algo[size], x, W, beta, y), "product");
 }
 
 void gemm_free_plans(op_dev *d)

@@ -16,7 +16,7 @@
  */
 #include "kernels/cuda/lora.cuh"
 
-enum { THREADS = LORA_THREADS, CHUNK = 64, DA_COLS = 64 };
+enum { THREADS = LORA_THREADS, CHUNK = 64, DA_COLS = 128, SMALL_SHARED = 99 << 10 /* of a block on sm_86, sm_89 */ };
 
 __host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
 {
@@ -171,8 +171,10 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
 /* ---- dA ---- */
 
 template <int BN, int PARTS> struct da_shape {
-    static constexpr int STAGES = BN * PARTS > 64 ? 3 : 4, XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD,
-                         VT = CHUNK * VLD, STAGE = XT + PARTS * VT, BYTES = STAGES * STAGE * (int)sizeof(bf16);
+    static constexpr int XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD, STAGE = XT + PARTS * VT,
+                         STAGES = 4 * STAGE * (int)sizeof(bf16) <= SMALL_SHARED ? 4 : 3,
+                         BYTES = STAGES * STAGE * (int)sizeof(bf16);
+    static_assert(BYTES <= SMALL_SHARED, "shared memory");
 };
 
 /* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for
@@ -191,7 +193,7 @@ __device__ __forceinline__ uint32_t drop_rows(uint32_t v, const uint64_t *key, i
 }
 
 /* DROP: some adapter of the pack has dropout; others are computed the same either way.
- * grid (DA_COLS columns of x, slices, blocks of BN); 4 warps of 16 columns x 2 halves of each chunk's rows. */
+ * grid (DA_COLS columns of x, slices, blocks of BN); a warp has 16 columns. */
 template <int BN, int PARTS, bool DROP>
 __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial)
 {
@@ -226,7 +228,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
         copy_commit();
     };
     float acc[PARTS][BN / 8][4] = {};
-    int wcol = warp % 4 * 16, half = warp / 4;
+    int wcol = warp * 16;
     for (int c = 0; c < STAGES - 1; c++)
         load_stage(c);
     for (int c = 0; c < chunks; c++) {
@@ -242,8 +244,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
         }
         const bf16 *xt = smem + c % STAGES * G::STAGE;
 #pragma unroll
-        for (int kk = 0; kk < CHUNK / 2; kk += 16) {
-            int k = half * (CHUNK / 2) + kk;
+        for (int k = 0; k < CHUNK; k += 16) {
             uint32_t fx[4];
             frag_a_t<G::XLD>(fx, xt, k, wcol);
 #pragma unroll
@@ -270,33 +271,24 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
         }
     }
     copy_wait<0>();
-    /* halves joined, [2][64 columns][BN + 2], a part at a time */
-    constexpr int SLD = BN + 2;
-    float *sums = (float *)smem;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
-        __syncthreads();
-#pragma unroll
-        for (int n = 0; n < BN / 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                sums[(half * DA_COLS + wcol + lane / 4 + j / 2 * 8) * SLD + n * 8 + lane % 4 * 2 + j % 2] =
-                    acc[p][n][j];
-        __syncthreads();
         if (!(ad.targets >> a.target[p] & 1))
             continue;
         float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, a.target[p]);
         float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) + a.out + (size_t)p * a.in + c0) * a.hr + r0;
-        for (int i = threadIdx.x; i < DA_COLS * BN; i += THREADS) { /* partial sums lie by column, dA by rank */
-            int c = sl.slot >= 0 ? i / BN : i % DA_COLS, r = sl.slot >= 0 ? i % BN : i / DA_COLS;
-            if (c0 + c >= a.in || r0 + r >= ad.rank)
-                continue;
-            float s = ad.keep * (sums[c * SLD + r] + sums[(DA_COLS + c) * SLD + r]);
-            if (sl.slot >= 0)
-                mine[(size_t)c * a.hr + r] = s;
-            else
-                g[(size_t)(r0 + r) * a.in + c0 + c] += s;
-        }
+#pragma unroll
+        for (int n = 0; n < BN / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int c = wcol + lane / 4 + j / 2 * 8, r = n * 8 + lane % 4 * 2 + j % 2;
+                if (c0 + c >= a.in || r0 + r >= ad.rank)
+                    continue;
+                if (sl.slot >= 0) /* partial sums lie by column, dA by rank */
+                    mine[(size_t)c * a.hr + r] = ad.keep * acc[p][n][j];
+                else
+                    g[(size_t)(r0 + r) * a.in + c0 + c] += ad.keep * acc[p][n][j];
+            }
     }
 }
 

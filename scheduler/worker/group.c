@@ -81,7 +81,7 @@ void group_leave(struct worker *w, struct base_entry *b)
     b->replan = false;
     sizes = sizes_of(w, b, NULL, &n);
     if (sizes && dtx_plan_make(w->device, dtx_base_config(b->base), sizes, n, budget_of(w, b), &plan) == 0)
-        (void)take(w, b, &plan, &e); /* it is no larger than what was there */
+        (void)take(w, b, &plan, &e); /* there is room: fewer jobs, and the budget is what is free */
     free(sizes);
 }
 

@@ -131,22 +131,26 @@ static float *alone(int i, size_t *n)
 
 /* ---- the tests ---- */
 
+/* r = -1: not even norms and swiglu are computed again. */
 START_TEST(recompute_changes_no_byte)
 {
     for (int i = 0; i < 4; i++) {
         size_t n;
         float *want = alone(i, &n);
-        for (int r = 0; r < model.layers; r++) {
-            struct set *s = set_of(i, 1, 1 + r % 2);
+        for (int r = -1; r < model.layers; r++) {
+            struct set *s = set_of(i, 1, 1 + (r + 2) % 2);
             struct dtx_step_result res;
             struct dtx_plan p;
             plan_of(s, 1, UINT64_MAX, &p);
-            p.recompute = r;
+            p.recompute = r < 0 ? 0 : r;
+            p.keep = r < 0;
             MUST(dtx_base_plan_training(s->u.base, &p, &e));
             do
                 MUST(dtx_train_step(s->u.base, s->jobs, 1, &res, &e));
             while (!res.done);
-            ck_assert_int_eq(s->u.base->spaces[1].recompute, r);
+            ck_assert_int_eq(s->u.base->spaces[1].recompute, p.recompute);
+            ck_assert_int_eq(s->u.base->spaces[1].keep, p.keep);
+            ck_assert_int_eq(s->u.base->spaces[1].layer[0].a != s->u.base->spaces[1].layer[1].a, p.keep);
             ck_assert_msg(!memcmp(s->jobs[0]->w, want, n * sizeof *want),
                           "job %d with %d layers computed again", i, r);
             set_done(s);
@@ -229,7 +233,11 @@ START_TEST(the_plan_is_what_is_used)
         ck_assert_int_eq(least.recompute, model.layers - 1);
         plan_of(s, n, UINT64_MAX, &p);
         expect_planned(s, n, &p, base);
+        ck_assert(p.keep);
+        plan_of(s, n, 2 * p.total - 1, &p); /* norms and swiglu are not kept at the cost of half of it */
+        expect_planned(s, n, &p, base);
         ck_assert_int_eq(p.recompute, 0);
+        ck_assert(!p.keep);
         struct dtx_step_result r[JOBS];
         peak = 0;
         asked = 0;
@@ -250,7 +258,8 @@ START_TEST(the_least_recompute_that_fits)
 {
     struct set *s = set_of(0, 6, 1);
     struct dtx_plan p, smaller;
-    uint64_t budget = UINT64_MAX;
+    ck_assert_int_eq(dtx_plan_make(s->u.device, &s->u.base->config, s->sizes, 6, UINT64_MAX, &p), 0);
+    uint64_t budget = 2 * p.total - 1;
     for (int r = 0; r < model.layers; r++) {
         ck_assert_int_eq(dtx_plan_make(s->u.device, &s->u.base->config, s->sizes, 6, budget, &p), 0);
         ck_assert_int_eq(p.recompute, r);
@@ -282,6 +291,7 @@ START_TEST(smaller_packs_come_first)
         big[i] =
             (struct dtx_job_size){.rank = 8, .targets = 127, .moments = true, .tokens = 500, .longest = 500};
     ck_assert_int_eq(dtx_plan_make(s->u.device, &s->u.base->config, big, JOBS, UINT64_MAX, &p), 0);
+    ck_assert_int_eq(dtx_plan_make(s->u.device, &s->u.base->config, big, JOBS, 2 * p.total - 1, &p), 0);
     ck_assert_int_eq(p.rows, plain.pack_rows);
     ck_assert_int_eq(
         dtx_plan_make(s->u.device, &s->u.base->config, big, JOBS, p.adapters + p.activations / 2, &q), 0);
