@@ -207,6 +207,8 @@ static int on_answer(struct sched *s, struct worker *w, json_t *body)
 static int on_log(struct sched *s, struct worker *w, json_t *body)
 {
     log_line("%s: %.1000s", w->label, json_str(body, "text", ""));
+    if (w->state == WS_STARTING) /* why it will not come up, perhaps */
+        set_text(&w->trouble, json_str(body, "text", ""));
     return 0;
 }
 

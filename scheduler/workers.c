@@ -256,6 +256,7 @@ static void start_worker(struct sched *s, struct worker *w, int64_t now)
         return;
     }
     w->state = WS_STARTING;
+    set_text(&w->trouble, NULL);
     w->started = w->heard_at = now;
     w->eof_at = 0;
     w->hung = false;
@@ -289,7 +290,7 @@ static void end_hung(struct sched *s, struct worker *w, int64_t now)
 
 static void worker_ended(struct sched *s, struct worker *w, int status, int64_t now)
 {
-    char why[200];
+    char why[400];
 
     if (w->hung)
         snprintf(why, sizeof(why), "it said nothing for %d s and was killed", worker_timeout(s));
@@ -297,6 +298,8 @@ static void worker_ended(struct sched *s, struct worker *w, int status, int64_t 
         snprintf(why, sizeof(why), "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status) == 127 && w->state == WS_STARTING)
         snprintf(why, sizeof(why), "the program %.150s cannot be started", s->worker_path);
+    else if (WEXITSTATUS(status) == 1 && w->state == WS_STARTING && w->trouble)
+        snprintf(why, sizeof(why), "%s", w->trouble); /* its last words */
     else
         snprintf(why, sizeof(why), "exit status %d", WEXITSTATUS(status));
     if (!w->quitting)
