@@ -3,7 +3,8 @@
  * adapters, gradients, moments, losses and logits are float32 or double as ops.h says.
  *
  * Rules that keep THE PROMISE of ops.h here:
- *  - a GEMM uses one algorithm per (shape of the frozen matrix, type), never split-K; see gemm.cu;
+ *  - a GEMM uses one algorithm per (shape of the frozen matrix, type), never split-K, or one order of sums in tiles of
+ *    any size; see gemm.cu, gemm_hopper.cu;
  *  - LoRA products, attention, norms and losses are tiled by position within the segment or sequence;
  *  - sums run in a fixed order, no atomics on floats.
  * One stream; memory comes from the stream-ordered pool, which never gives memory back to the driver.
@@ -53,6 +54,12 @@ struct dev_adapter {    /* op_adapter as kernels see it */
     uint32_t layer_floats, offset[DTX_TARGETS]; /* of A within a layer, as lora_offset says */
 };
 
+struct row_block {         /* ROW_ALIGN rows, of one segment */
+    int32_t adapter, rank; /* rank 0: no adapter */
+    uint32_t targets;
+    int32_t dropout; /* its adapter has some */
+};
+
 struct cuda_pack { /* op_pack.dev */
     void *block;   /* one allocation for all tables */
     int32_t *ids, *pos, *seq_of_row, *lab_row, *lab_id;
@@ -61,6 +68,7 @@ struct cuda_pack { /* op_pack.dev */
     dev_adapter *adapters;
     dev_adapter *row_adapters; /* decode: [rows], shadow NULL where a row has none */
     lora_tile *tiles;
+    row_block *blocks; /* [R / ROW_ALIGN] */
     attn_tile *attn;
     grad_slice *slices;
     int32_t *first_slice; /* [segments] index of its first slice */
@@ -72,6 +80,7 @@ struct cuda_pack { /* op_pack.dev */
 };
 
 struct gemm_plan;
+struct hopper_choice;
 struct trace;
 struct decode_run;
 struct shadow; /* cached bf16 copies of adapters that are only read (serving) */
@@ -91,11 +100,14 @@ struct op_dev {
     cudaEvent_t staging_done[2];
     gemm_plan *plans;
     shadow *shadows;
-    bool overlap;         /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
-    int32_t shared_bytes; /* shared memory that a block may have */
-    bool hopper;          /* compute capability 9.0 */
-    trace *tracing;       /* NULL: off */
-    decode_run *run;      /* decode_run.cu; NULL: none yet */
+    bool overlap;                  /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
+    int32_t shared_bytes;          /* shared memory that a block may have */
+    bool hopper;                   /* compute capability 9.0 */
+    void *encode_map;              /* cuTensorMapEncodeTiled */
+    int32_t gemm_blocks[2];        /* blocks that run at a time, alone and in clusters of two */
+    hopper_choice *hopper_choices; /* of gemm_hopper.cu */
+    trace *tracing;                /* NULL: off */
+    decode_run *run;               /* decode_run.cu; NULL: none yet */
 };
 
 /* Remember the first error with words. */
@@ -167,7 +179,8 @@ void decode_setup(op_dev *d);
 size_t lora_down_scratch(size_t R, int in, int n_parts, int hr);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
-void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx);
+/* dropped_only: for rows whose adapter has dropout; the others' dx is not written. */
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx, bool dropped_only);
 void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -> bf16 */
 /* lora_back.cu: dh, written whole but for padding tiles without an adapter, and the gradients of A and B. */
 void lora_back_setup(op_dev *d);

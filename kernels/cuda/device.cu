@@ -3,6 +3,7 @@
  */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/attention_hopper.cuh"
+#include "kernels/cuda/gemm_hopper.cuh"
 
 #include <cstdio>
 #include <cstdlib>
@@ -226,6 +227,16 @@ static int fill_lora_tiles(const op_pack *p, lora_tile *t)
     return n;
 }
 
+static void fill_blocks(const op_pack *p, const dev_adapter *adapters, row_block *b)
+{
+    for (int s = 0; s < p->n_segs; s++)
+        for (int r = 0; r < p->segs[s].rows; r += ROW_ALIGN) {
+            const dev_adapter *ad = p->segs[s].adapter < 0 ? NULL : adapters + p->segs[s].adapter;
+            b[(p->segs[s].row0 + r) / ROW_ALIGN] =
+                ad ? row_block{p->segs[s].adapter, ad->rank, ad->targets, ad->threshold != 0} : row_block{-1, 0, 0, 0};
+        }
+}
+
 /* Every segment's real rows; returns the number of slices, counts the slots that partial sums need. */
 static int fill_slices(const op_pack *p, grad_slice *t, int32_t *first, int32_t *slots)
 {
@@ -318,6 +329,7 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     size_t lab = at.take(p->n_labels * 4ull), lid = at.take(p->n_labels * 4ull);
     size_t segs = at.take(p->n_segs * sizeof(op_seg)), seqs = at.take(p->n_seqs * sizeof(op_seq));
     size_t ads = at.take(p->n_adapters * sizeof(dev_adapter)), tiles = at.take(max_tiles * sizeof(lora_tile));
+    size_t blocks = at.take(p->decode ? 0 : div_up(p->rows, ROW_ALIGN) * sizeof(row_block));
     size_t attn = at.take(max_attn * sizeof(attn_tile));
     size_t slices = at.take(max_slices * sizeof(grad_slice)), firsts = at.take(p->n_segs * 4ull);
     size_t row_ads = at.take(p->decode ? p->rows * sizeof(dev_adapter) : 0);
@@ -338,6 +350,8 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     memcpy(host + segs, p->segs, p->n_segs * sizeof(op_seg));
     memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
     c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
+    if (!p->decode)
+        fill_blocks(p, (dev_adapter *)(host + ads), (row_block *)(host + blocks));
     c->n_attn = p->decode ? 0 : fill_attn_tiles(p, (attn_tile *)(host + attn));
     c->n_slices =
         p->decode ? 0 : fill_slices(p, (grad_slice *)(host + slices), (int32_t *)(host + firsts), &c->n_slots);
@@ -357,6 +371,7 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     c->seqs = (op_seq *)(dev + seqs);
     c->adapters = (dev_adapter *)(dev + ads);
     c->tiles = (lora_tile *)(dev + tiles);
+    c->blocks = (row_block *)(dev + blocks);
     c->attn = (attn_tile *)(dev + attn);
     c->slices = (grad_slice *)(dev + slices);
     c->row_adapters = (dev_adapter *)(dev + row_ads);
@@ -391,8 +406,13 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
         gemv(d, p, l, p->rows, l->out, l->in, xb, W, bias, addb, lora ? (bf16 *)h : NULL, y, false);
         return;
     }
-    if (lora) {
+    if (lora)
         lora_down(d, p, l, xb, (bf16 *)h);
+    if (hopper_gemm_fits(d, l)) {
+        hopper_linear(d, p, l, xb, addb, (bf16 *)y, lora ? (bf16 *)h : NULL);
+        return;
+    }
+    if (lora) {
         if (addb && bias) {
             add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
             addb = (bf16 *)y;
@@ -412,7 +432,7 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
 static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const void *dy, const void *x,
                            const float *h, void *dx)
 {
-    bool lora = p->n_adapters > 0 && p->max_rank > 0;
+    bool lora = p->n_adapters > 0 && p->max_rank > 0, hopper = hopper_gemm_fits(d, l);
     bf16 *dh = NULL;
 
     if (lora) {
@@ -420,17 +440,20 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
         if (!dh)
             return;
         lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
-        if (dx)
-            lora_up_back(d, p, l, dh, (bf16 *)dx);
+        if (dx && (!hopper || pack_dev(p)->dropout))
+            lora_up_back(d, p, l, dh, (bf16 *)dx, hopper);
     }
-    if (dx)
+    if (dx && hopper)
+        hopper_linear_back(d, p, l, (const bf16 *)dy, dh, (bf16 *)dx);
+    else if (dx)
         gemm(d, true, p->rows, l->out, l->in, (const bf16 *)dy, l->out, (const bf16 *)l->W, lora, dx, l->in, false);
     dev_free(d, dh);
 }
 
 /* The rounded adapter for the whole pass, and the larger of the head's and a linear's scratch, which follow each other.
  * A segment just over GRAD_ROWS has two slices of gradients, so a pack of many has up to twice as many as its rows
- * need. Where an algorithm is chosen, one more result of a product lies beside that. */
+ * need. Where an algorithm is chosen, one more result of a product lies beside that (not where gemm_hopper.cu serves).
+ */
 static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab, int32_t rows, int32_t rank,
                                uint32_t targets)
 {
@@ -483,6 +506,7 @@ static void cu_close(op_dev *d)
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);
+        hopper_gemm_close(d);
         if (d->workspace)
             cudaFreeAsync(d->workspace, d->stream);
         cudaStreamSynchronize(d->stream);
@@ -564,8 +588,9 @@ static cudaError_t open_device(op_dev *d)
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
-    d->hopper =
-        prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") && hopper_attn_setup() == cudaSuccess;
+    d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") &&
+                hopper_attn_setup() == cudaSuccess && hopper_gemm_setup(d) == cudaSuccess;
+    (void)cudaGetLastError(); /* of the two, where they cannot be had */
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS)
         return cudaErrorInitializationError;
     snprintf(d->info.name, sizeof(d->info.name), "cuda:%d %.70s", d->index, prop.name);

@@ -1,5 +1,5 @@
 /*
- * Products with frozen matrices, by cuBLASLt.
+ * Products with frozen matrices, by cuBLASLt: of the head, and of linears that gemm_hopper.cu does not serve.
  *
  * Row invariance: the numbers of a row must not depend on how many rows there are.  For each (orientation, N, K, row
  * lengths, output type) the library's first choice for PLAN_ROWS rows is the reference.  Algorithms that split the

@@ -1,10 +1,12 @@
 /*
  * The LoRA products of a pack: every job's rows with its own adapter, in one launch for all jobs and all parts.
  *
- *   down       h_t  = drop_t(x) A_t^T              [R, in] -> [R, r]      long contraction
- *   up         y    = add + scale h_t B_t^T         [R, r]  -> [R, out]    short contraction
+ *   down       h_t  = scale drop_t(x) A_t^T        [R, in] -> [R, r]      long contraction
+ *   up         y    = add + h_t B_t^T               [R, r]  -> [R, out]    short contraction
  *   up_back    dx   = sum_t drop_t'(dh_t A_t)       [R, r]  -> [R, in]
  *   (dh and the gradients of A and B: lora_back.cu)
+ *
+ * Where gemm_hopper.cu serves the frozen product, up is part of that, and up_back too but for adapters with dropout.
  *
  * A and B enter the products rounded to bf16 (dev_adapter.shadow), h and dh are kept in bf16; sums are float32.
  * All are bound by memory: each reads x or dy once and writes y or dx once.  Dropout masks are made where the elements
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
 }
 
 /* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in
- * padding. BACK: factor is alpha / rank, else that of kept elements. */
+ * padding. The factor is alpha / rank, forward also that of kept elements. */
 template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
 {
     const lora_tile t = a.tiles[blockIdx.x];
@@ -129,7 +131,7 @@ template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const
     if (!(ad.targets >> a.target[part] & 1))
         return;
     size_t first = (part > 0 ? n.x : 0) + (part > 1 ? n.y : 0), block = (size_t)a.rows * a.hr;
-    float factor = BACK ? ad.scale : ad.keep;
+    float factor = BACK ? ad.scale : ad.keep * ad.scale;
     for (int i = threadIdx.x; i < LORA_ROWS * quads; i += blockDim.x) {
         int row = i / quads, c = i % quads * 4;
         const float *p = sums + first * block + (size_t)(t.row0 + row) * a.hr + c;
@@ -199,10 +201,10 @@ __device__ __forceinline__ void short_product(float (*acc)[4], const bf16 *hg, i
     }
 }
 
-/* out[128 rows, cols] = add + factor * acc; each warp its 16 rows, through shared memory, so that rows are read and
+/* out[128 rows, cols] = add + acc; each warp its 16 rows, through shared memory, so that rows are read and
  * written 16 bytes a thread. */
 __device__ __forceinline__ void store_short(bf16 *out, const bf16 *add, size_t stride, int cols, const float (*acc)[4],
-                                            float factor, bf16 *smem)
+                                            bf16 *smem)
 {
     int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     if (stride % 8 || cols % 8 || ((uintptr_t)out & 15) || ((uintptr_t)add & 15)) {
@@ -211,7 +213,7 @@ __device__ __forceinline__ void store_short(bf16 *out, const bf16 *add, size_t s
                 int row = wrow + lane / 4 + j / 2 * 8, col = n * 8 + lane % 4 * 2 + j % 2;
                 if (col < cols)
                     out[row * stride + col] =
-                        __float2bfloat16((add ? __bfloat162float(add[row * stride + col]) : 0.f) + factor * acc[n][j]);
+                        __float2bfloat16((add ? __bfloat162float(add[row * stride + col]) : 0.f) + acc[n][j]);
             }
         return;
     }
@@ -230,7 +232,7 @@ __device__ __forceinline__ void store_short(bf16 *out, const bf16 *add, size_t s
         for (int half = 0; half < 2; half++) {
             uint32_t *e = (uint32_t *)(smem + (wrow + lane / 4 + half * 8) * OUT_LD + n * 8 + lane % 4 * 2);
             float2 o = add ? __bfloat1622float2(*(__nv_bfloat162 *)e) : make_float2(0.f, 0.f);
-            *e = pack(o.x + factor * acc[n][half * 2], o.y + factor * acc[n][half * 2 + 1]);
+            *e = pack(o.x + acc[n][half * 2], o.y + acc[n][half * 2 + 1]);
         }
     __syncwarp();
 #pragma unroll
@@ -251,7 +253,7 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
     while (tile >= (a.n[part] + UP_COLS - 1) / UP_COLS)
         tile -= (a.n[part++] + UP_COLS - 1) / UP_COLS;
     int c0 = tile * UP_COLS, cols = min(a.n[part] - c0, (int)UP_COLS);
-    float acc[UP_COLS / 8][4] = {}, scale = 0.f;
+    float acc[UP_COLS / 8][4] = {};
     if (t.adapter >= 0) {
         const dev_adapter ad = a.adapters[t.adapter];
         int target = a.target[part];
@@ -260,11 +262,10 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
                             (size_t)ad.rank * a.in + (size_t)c0 * ad.rank;
             short_product<KC, false>(acc, h + ((size_t)part * a.rows + t.row0) * a.hr, a.hr, B, ad.rank, ad.rank, cols,
                                      smem);
-            scale = ad.scale;
         }
     }
     size_t at = (size_t)t.row0 * a.out + a.out0[part] + c0;
-    store_short(y + at, add ? add + at : NULL, a.out, cols, acc, scale, smem);
+    store_short(y + at, add ? add + at : NULL, a.out, cols, acc, smem);
 }
 
 /* Backward: grid (blocks of 128 rows, 128-column tiles of `in`); the parts are summed in order, each under its own
@@ -277,6 +278,8 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
     int c0 = blockIdx.x * UP_COLS, cols = min(a.in - c0, (int)UP_COLS);
     int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     float sum[UP_COLS / 8][4] = {};
+    if (a.dropped_only && (t.adapter < 0 || !a.adapters[t.adapter].threshold))
+        return;
     for (int part = 0; part < a.n_parts && t.adapter >= 0; part++) {
         const dev_adapter ad = a.adapters[t.adapter];
         int target = a.target[part];
@@ -301,7 +304,7 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
                     sum[n][j] = __fmaf_rn(ad.keep, acc[n][j], sum[n][j]);
             }
     }
-    store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, 1.f, smem);
+    store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, smem);
 }
 
 /* ---- the same for ranks up to 16, the usual case: a block goes over UP_TILES column tiles, the next one's part of B
@@ -341,6 +344,8 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
     dev_adapter ad = {};
     if (t.adapter >= 0)
         ad = a.adapters[t.adapter];
+    if (BACK && a.dropped_only && !ad.threshold)
+        return;
 #pragma unroll
     for (int q = 0; q < 3; q++)
         if (q < parts && t.adapter >= 0 && (ad.targets >> a.target[first + q] & 1)) {
@@ -417,14 +422,13 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 }
             }
         }
-        float factor = BACK ? 1.f : ad.scale;
         if (!wide) {
             for (int n = 0; n < UP_COLS / 8; n++)
                 for (int j = 0; j < 4; j++) {
                     int col = n * 8 + lane % 4 * 2 + j % 2;
                     size_t to = at + (wrow + lane / 4 + j / 2 * 8) * ld + c0 + col;
                     if (col < cols)
-                        y[to] = __float2bfloat16((add ? __bfloat162float(add[to]) : 0.f) + factor * sum[n][j]);
+                        y[to] = __float2bfloat16((add ? __bfloat162float(add[to]) : 0.f) + sum[n][j]);
                 }
             continue;
         }
@@ -437,7 +441,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
             for (int half = 0; half < 2; half++) {
                 uint32_t *e = (uint32_t *)(os + (wrow + lane / 4 + half * 8) * OUT_LD + n * 8 + lane % 4 * 2);
                 float2 o = add ? __bfloat1622float2(*(__nv_bfloat162 *)e) : make_float2(0.f, 0.f);
-                *e = pack(o.x + factor * sum[n][half * 2], o.y + factor * sum[n][half * 2 + 1]);
+                *e = pack(o.x + sum[n][half * 2], o.y + sum[n][half * 2 + 1]);
             }
         __syncwarp();
         bf16 *to = y + own + c0;
@@ -546,10 +550,11 @@ void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, con
     DEV_LAUNCHED(d, "lora_up");
 }
 
-void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx)
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx, bool dropped_only)
 {
     TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
+    a.dropped_only = dropped_only;
     bool narrow = a.hr <= 16, drop = pack_dev(p)->dropout;
     int bytes = narrow ? narrow_shape::bytes(a.n_parts) : 0;
     dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);

@@ -22,6 +22,7 @@ struct lora_args { /* what every kernel here needs; by value */
     int32_t rows, hr; /* R and h_columns */
     int32_t layer, in, out, n_parts;
     int32_t target[3], out0[3], n[3];
+    bool dropped_only; /* up_back: only rows whose adapter has dropout */
 };
 
 static inline lora_args make_args(const op_pack *p, const op_linear *l)

@@ -2,7 +2,7 @@
  * The backward products of LoRA that read dy or x:
  *
  *   dh_t = scale dy_t B_t                  [R, out] -> [R, r]
- *   dB_t += scale dy_t^T h_t               over a segment's real rows, ascending
+ *   dB_t += dy_t^T h_t                     over a segment's real rows, ascending; the scale is in h
  *   dA_t += dh_t^T drop_t(x)
  *
  * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its
@@ -162,9 +162,9 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
                 if (c >= cols || r0 + r >= ad.rank)
                     continue;
                 if (sl.slot >= 0)
-                    mine[(size_t)c * a.hr + r] = ad.scale * acc[m][n][j];
+                    mine[(size_t)c * a.hr + r] = acc[m][n][j];
                 else
-                    g[(size_t)c * ad.rank + r] += ad.scale * acc[m][n][j];
+                    g[(size_t)c * ad.rank + r] += acc[m][n][j];
             }
 }
 

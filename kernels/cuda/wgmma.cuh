@@ -105,5 +105,50 @@ template <> __device__ __forceinline__ void wg_register<128>(float (*c)[4], cons
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
 }
 
+#define WG_FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+
+/* Both operands in shared memory: a k-major, b k-major or N_MAJOR (0 or 1). */
+template <int N, int N_MAJOR> __device__ __forceinline__ void wg_tiles(float (*c)[4], uint64_t a, uint64_t b, int keep)
+{
+    static_assert(N == 64 || N == 128 || N == 256, "shapes that are used");
+    if constexpr (N == 64)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                     "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, %35;\n}"
+                     : WG_FOUR(0), WG_FOUR(1), WG_FOUR(2), WG_FOUR(3), WG_FOUR(4), WG_FOUR(5), WG_FOUR(6), WG_FOUR(7)
+                     : "l"(a), "l"(b), "r"(keep), "n"(N_MAJOR));
+    else if constexpr (N == 128)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                     "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, "
+                     "%39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "
+                     "%58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, %67;\n}"
+                     : WG_FOUR(0), WG_FOUR(1), WG_FOUR(2), WG_FOUR(3), WG_FOUR(4), WG_FOUR(5), WG_FOUR(6), WG_FOUR(7),
+                       WG_FOUR(8), WG_FOUR(9), WG_FOUR(10), WG_FOUR(11), WG_FOUR(12), WG_FOUR(13), WG_FOUR(14),
+                       WG_FOUR(15)
+                     : "l"(a), "l"(b), "r"(keep), "n"(N_MAJOR));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                     "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, "
+                     "%39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "
+                     "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "
+                     "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+                     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+                     "%127}, %128, %129, p, 1, 1, 0, %131;\n}"
+                     : WG_FOUR(0), WG_FOUR(1), WG_FOUR(2), WG_FOUR(3), WG_FOUR(4), WG_FOUR(5), WG_FOUR(6), WG_FOUR(7),
+                       WG_FOUR(8), WG_FOUR(9), WG_FOUR(10), WG_FOUR(11), WG_FOUR(12), WG_FOUR(13), WG_FOUR(14),
+                       WG_FOUR(15), WG_FOUR(16), WG_FOUR(17), WG_FOUR(18), WG_FOUR(19), WG_FOUR(20), WG_FOUR(21),
+                       WG_FOUR(22), WG_FOUR(23), WG_FOUR(24), WG_FOUR(25), WG_FOUR(26), WG_FOUR(27), WG_FOUR(28),
+                       WG_FOUR(29), WG_FOUR(30), WG_FOUR(31)
+                     : "l"(a), "l"(b), "r"(keep), "n"(N_MAJOR));
+}
+
+#undef WG_FOUR
+
 #endif
 #endif

@@ -188,6 +188,7 @@ struct shape {
 struct job {
     int rank;
     unsigned targets;
+    bool dry; /* without dropout, whatever the shape says */
     int seqs, len[4];
     float *w; /* host */
 };
@@ -221,7 +222,7 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
         struct op_adapter a = {.rank = w->jobs[j].rank,
                                .targets = w->jobs[j].targets,
                                .scale = 0.7f + (float)j,
-                               .dropout = w->s.dropout};
+                               .dropout = w->jobs[j].dry ? 0 : w->s.dropout};
         if (only >= 0 && j != only) {
             for (int q = 0; q < w->jobs[j].seqs; q++)
                 draws += (uint64_t)w->jobs[j].len[q];

@@ -493,7 +493,12 @@ static void check_shapes(void)
                             tall[4] = {{.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1500, 1100}},
                                        {.rank = 5, .targets = 0x7f, .seqs = 1, .len = {1025}},
                                        {.rank = 40, .targets = 0x52, .seqs = 3, .len = {700, 323, 1}},
-                                       {.rank = 0, .seqs = 1, .len = {33}}};
+                                       {.rank = 0, .seqs = 1, .len = {33}}},
+                            mixed[4] = {
+                                {.rank = 512, .targets = 0x33, .dry = true, .seqs = 1, .len = {257}},
+                                {.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1300, 90}},
+                                {.rank = 0, .seqs = 1, .len = {129}},
+                                {.rank = 24, .targets = 0x5e, .dry = true, .seqs = 2, .len = {640, 7}}};
     check_world((struct shape){"[100,172,d16 4:1 narrow]", 100, 172, 4, 1, 16, 37, 0.1f}, narrow);
     check_world((struct shape){"[896,1216,d64 7:1 wide]", 896, 1216, 14, 2, 64, 2001, 0.f}, wide);
     check_world((struct shape){"[256,768,d48 6:1 narrow]", 256, 768, 6, 1, 48, 1001, 0.3f}, narrow);
@@ -502,6 +507,7 @@ static void check_shapes(void)
     check_world((struct shape){"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall);
     check_world((struct shape){"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall);
     check_world((struct shape){"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall);
+    check_world((struct shape){"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed);
     check_world((struct shape){"[64,11008,d32 narrow]", 64, 11008, 2, 2, 32, 32001, 0.1f}, narrow);
 }
 

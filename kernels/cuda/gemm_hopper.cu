@@ -1,0 +1,792 @@
+/*
+ * Products with frozen matrices by Hopper's matrix instruction, and the LoRA part as more steps of the same sum:
+ *
+ *   forward    y  = x W^T + h_t B_t^T + add + bias      W [N, K] k-major
+ *   backward   dx = dy W + sum_t dh_t A_t               W [N, K] read as it lies: N is the inner dimension
+ *
+ * A block has one warpgroup that brings tiles (one thread by TMA; three warps by cp.async for the tail, whose operands
+ * differ from row tile to row tile) and two that multiply, 64 rows each.  Tiles pass through a ring of slots, [128 rows
+ * x 64] and [columns x 64], with a barrier each for "full" and "free".  A cluster of two blocks has two row tiles of
+ * the same columns; each brings half of W's tile to both.
+ *
+ * After the inner dimension come the slots of the tail (which the TMA thread hands to the three warps): groups of 16
+ * columns of the rank, of one part after another, up to four in a slot; then, in two slots, the rows of `add`, which
+ * are added in float32.  The blocks of a cluster go through the same number of slots, the longer of their tails.
+ *
+ * Row invariance: a tile's sum goes by 16 of the inner dimension, ascending, then by 16 of the rank, whatever the size
+ * of tiles; so the choice of tiles (by the number of rows) changes speed alone.  Segments start at multiples of 128
+ * rows, so a row tile has one adapter or none.
+ */
+#include "kernels/cuda/gemm_hopper.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+#include <cuda.h>
+#include <math.h>
+#include <stdlib.h>
+
+enum {
+    INNER = 64, /* of a slot */
+    TILE_ROWS = ROW_ALIGN,
+    A_BYTES = TILE_ROWS * 128,
+    THREADS = 384,
+    HELPERS = 96, /* threads that fill the tail's slots */
+    STORE_BYTES = 16 * 128,
+    WARPS = 8, /* that multiply */
+    PARTS = 3,
+};
+
+template <int BN> struct ring {
+    static constexpr int B_BYTES = BN * 128, SLOT = A_BYTES + B_BYTES,
+                         SLOTS = BN == 256   ? 4
+                                 : BN == 128 ? 6
+                                             : 8,
+                         BYTES = SLOTS * SLOT + WARPS * 2 * STORE_BYTES + 3 * SLOTS * 8 + 1024;
+};
+
+struct gemm_args {
+    CUtensorMap x, W[PARTS], y[PARTS], add[PARTS]; /* backward: W, y and add have one part */
+    int32_t rows, inner, parts, n[PARTS];          /* parts of the columns of y */
+    int32_t group;                                 /* see hopper_shape */
+    const bf16 *bias;
+    int32_t out0[PARTS];
+    bool has_add, dropped_add; /* of all rows; of row tiles whose adapter has dropout */
+    /* the tail */
+    const row_block *blocks; /* NULL: none */
+    const dev_adapter *adapters;
+    const bf16 *h;
+    int32_t hr, layer, in, targets, target[PARTS]; /* in: row length of A */
+};
+
+#ifdef DTX_WGMMA
+
+/* ---- barriers, copies ---- */
+
+__device__ __forceinline__ void bar_init(uint32_t bar, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void bar_wait(uint32_t bar, uint32_t parity)
+{
+    uint32_t done;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(bar), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+
+__device__ __forceinline__ void bar_arrive(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+/* The barrier at the same place in block `rank` of the cluster.  No scope wider than the block: this says that a slot
+ * was read, and the other block answers by TMA alone; a release to the cluster waits for all memory operations of the
+ * thread, a microsecond a slot. */
+__device__ __forceinline__ void bar_arrive_at(uint32_t bar, uint32_t rank)
+{
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n}" ::"r"(bar),
+                 "r"(rank)
+                 : "memory");
+}
+
+__device__ __forceinline__ void bar_expect(uint32_t bar, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(bar)
+                 : "memory");
+}
+
+/* To the same place in every block of `mask`. */
+__device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar,
+                                             uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(bar), "h"(mask)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, int column, int row, uint32_t from)
+{
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column),
+                 "r"(row), "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ void store_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* All but the last N stores have read their shared memory. */
+template <int N> __device__ __forceinline__ void store_wait()
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ uint32_t cluster_rank()
+{
+    uint32_t r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void stmatrix4(uint32_t to, const uint32_t r[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix4(uint32_t r[4], uint32_t from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+/* ---- the order of tiles ---- */
+
+struct tile_at {
+    int row_tile, part, column; /* column: within the part */
+};
+
+template <int BN> __device__ __forceinline__ int tiles_of(const gemm_args &a, int part)
+{
+    return (a.n[part] + BN - 1) / BN;
+}
+
+template <int BN, int CL> __device__ __forceinline__ int all_tiles(const gemm_args &a)
+{
+    int n = 0, m = (a.rows + TILE_ROWS * CL - 1) / (TILE_ROWS * CL);
+    for (int p = 0; p < a.parts; p++)
+        n += tiles_of<BN>(a, p);
+    return n * m;
+}
+
+/* Tile number `i` of a cluster: `group` clusters' rows go over all columns together, so that what runs at the same time
+ * reads few rows of x and of W. */
+template <int BN, int CL> __device__ __forceinline__ tile_at find_tile(const gemm_args &a, int i, int rank)
+{
+    int n = 0, m = (a.rows + TILE_ROWS * CL - 1) / (TILE_ROWS * CL);
+    for (int p = 0; p < a.parts; p++)
+        n += tiles_of<BN>(a, p);
+    int group = i / (a.group * n), in = i - group * a.group * n, width = min(a.group, m - group * a.group);
+    int column = in / width;
+    tile_at t;
+    t.row_tile = (group * a.group + in % width) * CL + rank;
+    t.part = 0;
+    while (t.part + 1 < a.parts && column >= tiles_of<BN>(a, t.part))
+        column -= tiles_of<BN>(a, t.part++);
+    t.column = column * BN;
+    return t;
+}
+
+/* ---- the tail of a row tile ---- */
+
+struct tail_size {
+    int groups, slots; /* groups of 16; slots of the longer tail in the cluster */
+    bool add, any_add; /* this row tile has rows to add; some of the cluster has */
+};
+
+template <int BACK>
+__device__ __forceinline__ void tail_of_block(const gemm_args &a, int row_tile, int part, int *groups, bool *add)
+{
+    *groups = 0;
+    *add = a.has_add;
+    if (!a.blocks || row_tile * TILE_ROWS >= a.rows)
+        return;
+    const row_block b = a.blocks[row_tile];
+    int of_each = (b.rank + 15) / 16;
+    if (BACK && b.dropout)
+        *add = a.dropped_add;
+    else if (BACK)
+        for (int q = 0; q < a.targets; q++)
+            *groups += b.targets >> a.target[q] & 1 ? of_each : 0;
+    else
+        *groups = b.targets >> a.target[part] & 1 ? of_each : 0;
+}
+
+template <int BACK, int CL> __device__ __forceinline__ tail_size tail_of(const gemm_args &a, const tile_at &t)
+{
+    tail_size s;
+    int most;
+    tail_of_block<BACK>(a, t.row_tile, t.part, &s.groups, &s.add);
+    most = s.groups;
+    s.any_add = s.add;
+    if (CL == 2) {
+        int other;
+        bool other_add;
+        tail_of_block<BACK>(a, t.row_tile ^ 1, t.part, &other, &other_add);
+        most = max(most, other);
+        s.any_add |= other_add;
+    }
+    s.slots = (most + 3) / 4;
+    return s;
+}
+
+/* Group g of the tail into place `at` (0..3) of a slot, by the helpers. */
+template <int BN, int BACK>
+__device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t, int g, int at, bf16 *slot, int thread)
+{
+    const row_block b = a.blocks[t.row_tile];
+    int of_each = (b.rank + 15) / 16, q = BACK ? 0 : t.part, r0;
+    if (BACK)
+        for (; !(b.targets >> a.target[q] & 1) || g >= of_each; q++)
+            g -= b.targets >> a.target[q] & 1 ? of_each : 0;
+    r0 = g * 16;
+    const bf16 *A = adapter_at(a.adapters + b.adapter, a.layer, a.target[q]);
+    const bf16 *h = a.h + ((size_t)q * a.rows + (size_t)t.row_tile * TILE_ROWS) * a.hr + r0;
+    for (int i = thread; i < TILE_ROWS * 2; i += HELPERS) {
+        int row = i / 2, piece = at * 2 + i % 2;
+        copy16(slot + row * 64 + (piece ^ row % 8) * 8, h + (size_t)row * a.hr + i % 2 * 8, true);
+    }
+    bf16 *to = slot + A_BYTES / 2;
+    int width = a.n[t.part] - t.column; /* columns that exist */
+    if (BACK) {
+        for (int i = thread; i < 16 * (BN / 8); i += HELPERS) {
+            int k = i / (BN / 8), c = i % (BN / 8) * 8, row = at * 16 + k;
+            bool valid = r0 + k < b.rank && c < width;
+            copy16(to + c / 64 * (INNER * 64) + row * 64 + (c / 8 % 8 ^ row % 8) * 8,
+                   A + (valid ? (size_t)(r0 + k) * a.in + t.column + c : 0), valid);
+        }
+        return;
+    }
+    const bf16 *B = A + (size_t)b.rank * a.in + (size_t)t.column * b.rank + r0;
+    if (b.rank % 8 == 0) {
+        for (int i = thread; i < BN * 2; i += HELPERS) {
+            int row = i / 2, c = i % 2 * 8, piece = at * 2 + i % 2;
+            bool valid = r0 + c < b.rank && row < width;
+            copy16(to + row * 64 + (piece ^ row % 8) * 8, B + (valid ? (size_t)row * b.rank + c : 0), valid);
+        }
+        return;
+    }
+    for (int i = thread; i < BN * 16; i += HELPERS) { /* rows of B at odd addresses */
+        int row = i / 16, c = i % 16, piece = at * 2 + c / 8;
+        to[row * 64 + (piece ^ row % 8) * 8 + c % 8] =
+            r0 + c < b.rank && row < width ? B[(size_t)row * b.rank + c] : __float2bfloat16(0.f);
+    }
+}
+
+#endif
+
+/* grid: clusters of CL blocks, each takes every so many tiles. */
+template <int BN, int CL, int BACK>
+__global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant__ gemm_args a)
+{
+#ifdef DTX_WGMMA
+    typedef ring<BN> G;
+    extern __shared__ unsigned char raw[];
+    unsigned char *smem = raw + ((1024 - (smem_addr(raw) & 1023)) & 1023);
+    uint32_t slots = smem_addr(smem), stores = slots + G::SLOTS * G::SLOT, full = stores + WARPS * 2 * STORE_BYTES,
+             empty = full + G::SLOTS * 8, turn = empty + G::SLOTS * 8;
+    int rank = CL == 1 ? 0 : (int)cluster_rank(), first = blockIdx.x / CL, step = gridDim.x / CL;
+    int total = all_tiles<BN, CL>(a), chunks = (a.inner + INNER - 1) / INNER;
+    int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < G::SLOTS; i++) {
+            bar_init(full + i * 8, 1);
+            bar_init(empty + i * 8, WARPS * CL);
+            bar_init(turn + i * 8, 1);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (CL > 1)
+        cluster_sync();
+    else
+        __syncthreads();
+    chain_wait();
+
+    int slot = 0;
+    uint32_t phase = 0; /* of the slot's "full" */
+    auto advance = [&]() {
+        if (++slot == G::SLOTS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    };
+
+    if (warpgroup == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+        if (warp == 0 && lane == 0) {
+            tma_prefetch(&a.x);
+            for (int i = first; i < total; i += step) {
+                tile_at t = find_tile<BN, CL>(a, i, rank);
+                tail_size tail = tail_of<BACK, CL>(a, t);
+                const CUtensorMap *W = &a.W[t.part];
+                for (int c = 0; c < chunks; c++) {
+                    uint32_t to = slots + slot * G::SLOT, bar = full + slot * 8;
+                    bar_wait(empty + slot * 8, phase ^ 1);
+                    bar_expect(bar, G::SLOT);
+                    tma_load(to, &a.x, c * INNER, t.row_tile * TILE_ROWS, bar);
+                    if (BACK) {
+#pragma unroll
+                        for (int s = 0; s < BN / 64; s++) {
+                            uint32_t at = to + A_BYTES + s * (INNER * 128);
+                            if (CL == 1)
+                                tma_load(at, W, t.column + s * 64, c * INNER, bar);
+                            else if (s % CL == rank)
+                                tma_load_all(at, W, t.column + s * 64, c * INNER, bar, (1 << CL) - 1);
+                        }
+                    } else if (CL == 1) {
+                        tma_load(to + A_BYTES, W, c * INNER, t.column, bar);
+                    } else {
+                        tma_load_all(to + A_BYTES + rank * (BN / CL * 128), W, c * INNER, t.column + rank * (BN / CL),
+                                     bar, (1 << CL) - 1);
+                    }
+                    advance();
+                }
+                for (int j = 0; j < tail.slots; j++) { /* the helpers' turn */
+                    bar_wait(empty + slot * 8, phase ^ 1);
+                    bar_arrive(turn + slot * 8);
+                    advance();
+                }
+                for (int w = 0; w < 2 && tail.any_add; w++) {
+                    uint32_t to = slots + slot * G::SLOT + A_BYTES, bar = full + slot * 8;
+                    bar_wait(empty + slot * 8, phase ^ 1);
+                    bar_expect(bar, tail.add ? BN * 128 : 0);
+                    for (int s = 0; s < BN / 64 && tail.add; s++)
+                        tma_load(to + s * (64 * 128), &a.add[t.part], t.column + s * 64,
+                                 t.row_tile * TILE_ROWS + w * 64, bar);
+                    advance();
+                }
+            }
+        } else if (warp > 0 && a.blocks) {
+            /* A barrier's phases may be followed only by who waits for each of them: not so here, hence the barriers
+             * of their own for the slots of the tail. */
+            int thread = threadIdx.x - 32;
+            uint32_t turns = 0; /* phases */
+            for (int i = first; i < total; i += step) {
+                tile_at t = find_tile<BN, CL>(a, i, rank);
+                tail_size tail = tail_of<BACK, CL>(a, t);
+                slot = (slot + chunks) % G::SLOTS;
+                for (int j = 0; j < tail.slots; j++) {
+                    bar_wait(turn + slot * 8, turns >> slot & 1);
+                    turns ^= 1u << slot;
+                    for (int g = j * 4; g < min(j * 4 + 4, tail.groups); g++)
+                        fill_group<BN, BACK>(a, t, g, g % 4, (bf16 *)(smem + slot * G::SLOT), thread);
+                    copy_commit();
+                    copy_wait<0>();
+                    shared_for_matrix_unit();
+                    asm volatile("bar.sync 1, 96;" ::: "memory"); /* HELPERS */
+                    if (thread == 0)
+                        bar_arrive(full + slot * 8);
+                    advance();
+                }
+                slot = (slot + (tail.any_add ? 2 : 0)) % G::SLOTS;
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+        int half = warpgroup - 1;
+        uint32_t mine = stores + (half * 4 + warp) * 2 * STORE_BYTES, buffer = 0;
+        auto release = [&](int s) {
+            if (lane < CL) {
+                if (CL == 1)
+                    bar_arrive(empty + s * 8);
+                else
+                    bar_arrive_at(empty + s * 8, lane);
+            }
+        };
+        /* what ldmatrix and stmatrix want of each lane: four 8 x 8 blocks of 16 x 16, rows 0-7, 8-15, then to the
+         * right */
+        int mrow = lane % 16, mpiece = lane / 16;
+        for (int i = first; i < total; i += step) {
+            tile_at t = find_tile<BN, CL>(a, i, rank);
+            tail_size tail = tail_of<BACK, CL>(a, t);
+            float acc[BN / 8][4];
+            int last = -1; /* slot that the matrix unit may still read */
+            for (int c = 0; c < chunks; c++) {
+                bar_wait(full + slot * 8, phase);
+                const unsigned char *p = smem + slot * G::SLOT;
+                uint64_t da = k_major(p + half * 8192),
+                         db = BACK ? n_major(p + A_BYTES, INNER * 128) : k_major(p + A_BYTES);
+                wg_fence();
+#pragma unroll
+                for (int k = 0; k < INNER / 16; k++)
+                    wg_tiles<BN, BACK>(acc, da + k * 2, db + k * (BACK ? 128 : 2), c + k > 0);
+                wg_commit();
+                wg_wait<1>();
+                if (last >= 0)
+                    release(last);
+                last = slot;
+                advance();
+            }
+            for (int j = 0; j < tail.slots; j++) {
+                bar_wait(full + slot * 8, phase);
+                const unsigned char *p = smem + slot * G::SLOT;
+                uint64_t da = k_major(p + half * 8192),
+                         db = BACK ? n_major(p + A_BYTES, INNER * 128) : k_major(p + A_BYTES);
+                int n = min(4, tail.groups - j * 4);
+#pragma unroll 1
+                for (int k = 0; k < n; k++) {
+                    wg_fence();
+                    wg_tiles<BN, BACK>(acc, da + k * 2, db + k * (BACK ? 128 : 2), 1);
+                    wg_commit();
+                    wg_wait<1>();
+                    if (k == 0)
+                        release(last);
+                }
+                if (n <= 0) {
+                    wg_wait<0>();
+                    release(last);
+                }
+                last = slot;
+                advance();
+            }
+            wg_wait<0>();
+            release(last);
+            for (int w = 0; w < 2 && tail.any_add; w++) {
+                bar_wait(full + slot * 8, phase);
+                if (w == half && tail.add) {
+                    uint32_t from = slots + slot * G::SLOT + A_BYTES + (warp * 16 + mrow) * 128;
+#pragma unroll
+                    for (int n = 0; n < BN / 16; n++) {
+                        uint32_t r[4];
+                        ldmatrix4(r, from + n / 4 * 8192 + ((n % 4 * 2 + mpiece) ^ mrow % 8) * 16);
+#pragma unroll
+                        for (int e = 0; e < 4; e++) {
+                            acc[n * 2 + e / 2][e % 2 * 2] += __uint_as_float(r[e] << 16);
+                            acc[n * 2 + e / 2][e % 2 * 2 + 1] += __uint_as_float(r[e] & 0xffff0000u);
+                        }
+                    }
+                    __syncwarp();
+                }
+                release(slot);
+                advance();
+            }
+            if (a.bias) {
+                const bf16 *b = a.bias + a.out0[t.part] + t.column;
+#pragma unroll
+                for (int n = 0; n < BN / 8; n++) {
+                    int c = n * 8 + lane % 4 * 2;
+                    if (t.column + c < a.n[t.part]) {
+                        float b0 = __bfloat162float(b[c]), b1 = __bfloat162float(b[c + 1]);
+                        acc[n][0] += b0;
+                        acc[n][1] += b1;
+                        acc[n][2] += b0;
+                        acc[n][3] += b1;
+                    }
+                }
+            }
+            int row0 = t.row_tile * TILE_ROWS + half * 64 + warp * 16;
+#pragma unroll
+            for (int s = 0; s < BN / 64; s++) {
+                uint32_t to = mine + buffer * STORE_BYTES;
+                if (lane == 0)
+                    store_wait<1>();
+                __syncwarp();
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    float *v = acc[s * 8 + n * 2], *u = acc[s * 8 + n * 2 + 1];
+                    uint32_t r[4] = {pack(v[0], v[1]), pack(v[2], v[3]), pack(u[0], u[1]), pack(u[2], u[3])};
+                    stmatrix4(to + mrow * 128 + ((n * 2 + mpiece) ^ mrow % 8) * 16, r);
+                }
+                shared_for_matrix_unit();
+                __syncwarp();
+                if (lane == 0) {
+                    tma_store(&a.y[t.part], t.column + s * 64, row0, to);
+                    store_commit();
+                }
+                buffer ^= 1;
+            }
+        }
+        if (lane == 0)
+            asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+        __syncwarp();
+    }
+    if (CL > 1) { /* the other block may still write here, or release slots here */
+        __syncwarp();
+        cluster_sync();
+    }
+#endif
+}
+
+/* ---- launches ---- */
+
+typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                              const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/* bf16 [rows, columns], a row every `stride` elements; boxes of 64 columns, swizzled as wgmma.cuh says. */
+static void make_map(op_dev *d, CUtensorMap *m, const bf16 *p, int columns, int rows, size_t stride, int box_rows)
+{
+    cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, strides[1] = {stride * sizeof(bf16)};
+    cuuint32_t box[2] = {64, (cuuint32_t)box_rows}, ones[2] = {1, 1};
+    CUresult rc = ((encode_fn)d->encode_map)(m, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, size, strides, box,
+                                             ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (rc != CUDA_SUCCESS)
+        dev_fail(d, cudaErrorInvalidValue, "tensor map");
+}
+
+static void make_maps(op_dev *d, gemm_args *a, const hopper_shape &s, bool back, const op_linear *l, const bf16 *x,
+                      const bf16 *add, bf16 *y)
+{
+    const bf16 *W = (const bf16 *)l->W;
+    int ld = back ? l->in : l->out;
+    make_map(d, &a->x, x, a->inner, a->rows, a->inner, TILE_ROWS);
+    for (int p = 0; p < a->parts; p++) {
+        if (back)
+            make_map(d, &a->W[p], W, l->in, l->out, l->in, INNER);
+        else
+            make_map(d, &a->W[p], W + (size_t)a->out0[p] * l->in, l->in, a->n[p], l->in, s.columns / s.cluster);
+        make_map(d, &a->y[p], y + a->out0[p], a->n[p], a->rows, ld, 16);
+        if (add)
+            make_map(d, &a->add[p], add + a->out0[p], a->n[p], a->rows, ld, 64);
+    }
+}
+
+template <int BN, int CL, int BACK> static cudaError_t setup_kernel(int *blocks)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute[1];
+    int clusters = 0;
+    cudaError_t rc =
+        cudaFuncSetAttribute(gemm_kernel<BN, CL, BACK>, cudaFuncAttributeMaxDynamicSharedMemorySize, ring<BN>::BYTES);
+    attribute[0].id = cudaLaunchAttributeClusterDimension;
+    attribute[0].val.clusterDim.x = CL;
+    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+    config.gridDim = dim3(CL);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = ring<BN>::BYTES;
+    config.attrs = attribute;
+    config.numAttrs = 1;
+    if (rc == cudaSuccess)
+        rc = cudaOccupancyMaxActiveClusters(&clusters, gemm_kernel<BN, CL, BACK>, &config);
+    if (rc == cudaSuccess && (*blocks == 0 || clusters * CL < *blocks))
+        *blocks = clusters * CL;
+    return rc == cudaSuccess && clusters == 0 ? cudaErrorNotSupported : rc;
+}
+
+template <int BN, int CL, int BACK> static void launch_kernel(op_dev *d, const gemm_args &a)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute[2];
+    int tiles = 0, blocks = d->gemm_blocks[CL - 1];
+    for (int p = 0; p < a.parts; p++)
+        tiles += div_up(a.n[p], BN);
+    tiles *= div_up(a.rows, TILE_ROWS * CL);
+    if (tiles == 0)
+        return;
+    attribute[0].id = cudaLaunchAttributeClusterDimension;
+    attribute[0].val.clusterDim.x = CL;
+    attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
+    attribute[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[1].val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3(tiles * CL < blocks ? tiles * CL : blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = ring<BN>::BYTES;
+    config.stream = d->stream;
+    config.attrs = attribute;
+    config.numAttrs = d->overlap ? 2 : 1;
+    DEV_CHECK(d, cudaLaunchKernelEx(&config, gemm_kernel<BN, CL, BACK>, a));
+}
+
+template <int BACK> static void launch(op_dev *d, const hopper_shape &s, const gemm_args &a)
+{
+    if (s.columns == 256 && s.cluster == 2)
+        launch_kernel<256, 2, BACK>(d, a);
+    else if (s.columns == 256)
+        launch_kernel<256, 1, BACK>(d, a);
+    else if (s.columns == 128 && s.cluster == 2)
+        launch_kernel<128, 2, BACK>(d, a);
+    else if (s.columns == 128)
+        launch_kernel<128, 1, BACK>(d, a);
+    else if (s.cluster == 2)
+        launch_kernel<64, 2, BACK>(d, a);
+    else
+        launch_kernel<64, 1, BACK>(d, a);
+}
+
+template <int BACK> static cudaError_t setup_all(op_dev *d)
+{
+    cudaError_t rc;
+    if ((rc = setup_kernel<256, 1, BACK>(&d->gemm_blocks[0])) ||
+        (rc = setup_kernel<128, 1, BACK>(&d->gemm_blocks[0])) || (rc = setup_kernel<64, 1, BACK>(&d->gemm_blocks[0])) ||
+        (rc = setup_kernel<256, 2, BACK>(&d->gemm_blocks[1])) || (rc = setup_kernel<128, 2, BACK>(&d->gemm_blocks[1])))
+        return rc;
+    return setup_kernel<64, 2, BACK>(&d->gemm_blocks[1]);
+}
+
+cudaError_t hopper_gemm_setup(op_dev *d)
+{
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t rc =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &d->encode_map, 12000, cudaEnableDefault, &found);
+    if (rc == cudaSuccess && found != cudaDriverEntryPointSuccess)
+        rc = cudaErrorNotSupported;
+    if (rc == cudaSuccess)
+        rc = setup_all<0>(d);
+    return rc == cudaSuccess ? setup_all<1>(d) : rc;
+}
+
+bool hopper_gemm_fits(const op_dev *d, const op_linear *l)
+{
+    bool fits = d->hopper && l->in % 8 == 0 && l->out % 8 == 0 && ((uintptr_t)l->W & 15) == 0;
+    for (int p = 0; p < l->n_parts; p++)
+        fits = fits && l->part[p].out0 % 8 == 0 && l->part[p].n % 8 == 0;
+    return fits;
+}
+
+/* ---- the size of tiles: all give the same bits, so the fastest is taken, by measurement ---- */
+
+enum { LARGE = 3, CANDIDATES = 7 }; /* for more than 1024 rows the first LARGE of them */
+
+static const hopper_shape candidates[CANDIDATES] = {{256, 2, 8},  {256, 2, 16}, {256, 1, 16}, {128, 2, 8},
+                                                    {128, 1, 16}, {64, 2, 8},   {64, 1, 16}};
+
+struct hopper_choice {
+    bool back;
+    int32_t in, out, n_parts, size; /* size: log2 of the rows */
+    hopper_shape shape;
+    hopper_choice *next;
+};
+
+static void run(op_dev *d, bool back, const hopper_shape &s, const op_linear *l, const bf16 *x, const bf16 *add,
+                bf16 *y, gemm_args *a)
+{
+    a->group = s.group;
+    make_maps(d, a, s, back, l, x, add, y);
+    if (back)
+        launch<1>(d, s, *a);
+    else
+        launch<0>(d, s, *a);
+}
+
+/* Of the product alone, into scratch memory. */
+static int fastest(op_dev *d, bool back, const op_linear *l, const bf16 *x, const gemm_args &args, int n)
+{
+    enum { ROUNDS = 2, RUNS = 3 };
+    gemm_args a = args;
+    cudaEvent_t begin = NULL, end = NULL;
+    void *y = NULL;
+    float least[CANDIDATES];
+    int pick = 0;
+
+    if (cudaMallocAsync(&y, (size_t)a.rows * (back ? l->in : l->out) * sizeof(bf16), d->stream) != cudaSuccess) {
+        (void)cudaGetLastError(); /* no memory to spare: not an error */
+        return 0;
+    }
+    a.has_add = a.dropped_add = false;
+    a.blocks = NULL;
+    DEV_CHECK(d, cudaEventCreate(&begin));
+    DEV_CHECK(d, cudaEventCreate(&end));
+    for (int i = 0; i < ROUNDS * n && d->status == cudaSuccess; i++) {
+        float ms = INFINITY;
+        run(d, back, candidates[i % n], l, x, NULL, (bf16 *)y, &a);
+        DEV_CHECK(d, cudaEventRecord(begin, d->stream));
+        for (int k = 0; k < RUNS; k++)
+            run(d, back, candidates[i % n], l, x, NULL, (bf16 *)y, &a);
+        DEV_CHECK(d, cudaEventRecord(end, d->stream));
+        DEV_CHECK(d, cudaEventSynchronize(end));
+        DEV_CHECK(d, cudaEventElapsedTime(&ms, begin, end));
+        least[i % n] = i < n || ms < least[i % n] ? ms : least[i % n];
+    }
+    for (int i = 1; i < n && d->status == cudaSuccess; i++)
+        if (least[i] < least[pick] * 0.99f)
+            pick = i;
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    dev_free(d, y);
+    return pick;
+}
+
+/* Waits for the device, once for each size of each matrix shape.  (H200, 7B, 4096 rows: 256 columns in clusters of two,
+ * a step 2% shorter than with blocks alone.) */
+static hopper_shape choose_shape(op_dev *d, bool back, const op_linear *l, const bf16 *x, const gemm_args &a)
+{
+    int size = 7; /* 128 rows or fewer are one case */
+    hopper_choice *c;
+
+    while (a.rows > 1 << size)
+        size++;
+    for (c = d->hopper_choices; c; c = c->next)
+        if (c->back == back && c->in == l->in && c->out == l->out && c->n_parts == l->n_parts && c->size == size)
+            return c->shape;
+    c = (hopper_choice *)calloc(1, sizeof(*c));
+    if (!c)
+        return candidates[0];
+    *c = {back, l->in, l->out, l->n_parts, size, {}, d->hopper_choices};
+    c->shape = candidates[fastest(d, back, l, x, a, size > 10 ? (int)LARGE : (int)CANDIDATES)];
+    d->hopper_choices = c;
+    return c->shape;
+}
+
+void hopper_gemm_close(op_dev *d)
+{
+    while (d->hopper_choices) {
+        hopper_choice *c = d->hopper_choices;
+        d->hopper_choices = c->next;
+        free(c);
+    }
+}
+
+static void tail_args(gemm_args *a, const op_pack *p, const op_linear *l, const bf16 *h)
+{
+    const cuda_pack *c = pack_dev(p);
+    a->targets = l->n_parts;
+    a->in = l->in;
+    a->layer = l->layer;
+    a->hr = h_columns(p);
+    for (int i = 0; i < l->n_parts; i++)
+        a->target[i] = l->part[i].target;
+    if (!h)
+        return;
+    a->h = h;
+    a->blocks = c->blocks;
+    a->adapters = c->adapters;
+}
+
+void hopper_linear(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, const bf16 *add, bf16 *y,
+                   const bf16 *h)
+{
+    TRACE(d, "hopper y %d -> %d R %d", l->in, l->out, p->rows);
+    gemm_args a = {};
+    a.rows = p->rows;
+    a.inner = l->in;
+    a.parts = l->n_parts;
+    for (int i = 0; i < l->n_parts; i++) {
+        a.n[i] = l->part[i].n;
+        a.out0[i] = l->part[i].out0;
+    }
+    a.bias = (const bf16 *)l->bias;
+    a.has_add = add != NULL;
+    tail_args(&a, p, l, h);
+    run(d, false, choose_shape(d, false, l, x, a), l, x, add, y, &a);
+}
+
+void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh, bf16 *dx)
+{
+    TRACE(d, "hopper dx %d -> %d R %d", l->in, l->out, p->rows);
+    gemm_args a = {};
+    a.rows = p->rows;
+    a.inner = l->out;
+    a.parts = 1;
+    a.n[0] = l->in;
+    a.dropped_add = dh && pack_dev(p)->dropout;
+    tail_args(&a, p, l, dh);
+    run(d, true, choose_shape(d, true, l, dy, a), l, dy, a.dropped_add ? dx : NULL, dx, &a);
+}

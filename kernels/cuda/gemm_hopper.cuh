@@ -1,0 +1,21 @@
+/* Products with frozen matrices on Hopper, the LoRA part within (gemm_hopper.cu). */
+#ifndef DTX_CUDA_GEMM_HOPPER_CUH
+#define DTX_CUDA_GEMM_HOPPER_CUH
+
+#include "kernels/cuda/cuda.h"
+
+struct hopper_shape {
+    int columns, cluster, group; /* of a tile; blocks that share W; clusters whose rows go together */
+};
+
+cudaError_t hopper_gemm_setup(op_dev *d);
+void hopper_gemm_close(op_dev *d);
+/* By the base's shape alone. */
+bool hopper_gemm_fits(const op_dev *d, const op_linear *l);
+/* y = add + x W^T + bias + LoRA from h (NULL: none); add may be y. */
+void hopper_linear(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, const bf16 *add, bf16 *y,
+                   const bf16 *h);
+/* dx = dy W + LoRA from dh (NULL: none); adapters with dropout: their part is in dx already. */
+void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh, bf16 *dx);
+
+#endif
