@@ -436,12 +436,15 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
     bf16 *dh = NULL;
 
     if (lora) {
-        dh = (bf16 *)dev_alloc(d, cu_linear_h_floats(p, l->n_parts) * sizeof(float));
+        size_t bytes = cu_linear_h_floats(p, l->n_parts) * sizeof(float);
+        bool drops = dx && pack_dev(p)->dropout;
+        dh = (bf16 *)dev_alloc(d, bytes + (drops ? lora_kept_bytes(p->rows, l->in, l->n_parts) : 0));
         if (!dh)
             return;
-        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
-        if (dx && (!hopper || pack_dev(p)->dropout))
-            lora_up_back(d, p, l, dh, (bf16 *)dx, hopper);
+        uint32_t *kept = drops ? (uint32_t *)((char *)dh + bytes) : NULL;
+        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh, kept);
+        if (dx && (!hopper || drops))
+            lora_up_back(d, p, l, dh, kept, (bf16 *)dx, hopper);
     }
     if (dx && hopper)
         hopper_linear_back(d, p, l, (const bf16 *)dy, dh, (bf16 *)dx);
@@ -471,7 +474,7 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
                back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
         size_t choice = rows ? gemm_scratch(rows, in > out ? in : out, sizeof(bf16)) : 0;
         size_t lora = forward > back ? forward : back;
-        size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
+        size_t bytes = q.n * R * hr * sizeof(bf16) + lora_kept_bytes(R, in, q.n) + (lora > choice ? lora : choice);
         most = bytes > most ? bytes : most;
     }
     head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, div_up(vocab, 8) * 8, sizeof(float)) : 0;

@@ -10,8 +10,8 @@
  *
  * A and B enter the products rounded to bf16 (dev_adapter.shadow), h and dh are kept in bf16; sums are float32.
  * All are bound by memory: each reads x or dy once and writes y or dx once.  Dropout masks are made where the elements
- * pass through registers, from (sequence, token, layer, target, element): never stored.
- * h: bf16 [parts][R][h_columns], columns from a job's rank up to h_columns are zeros.
+ * pass through registers, from (sequence, token, layer, target, element); what was drawn for dA is kept, a bit each,
+ * for dx of the same product. h: bf16 [parts][R][h_columns], columns from a job's rank up to h_columns are zeros.
  */
 #include "kernels/cuda/lora.cuh"
 
@@ -268,15 +268,45 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
     store_short(y + at, add ? add + at : NULL, a.out, cols, acc, smem);
 }
 
+/* What 128 columns of the two rows of a lane kept: the elements that it has of mma's accumulators. */
+struct kept_rows {
+    uint32_t word[2][4]; /* [row, row + 8][32 columns], shifted to the lane's first column */
+    /* from: the first of 16 rows, stride words apart */
+    __device__ __forceinline__ void load(const uint32_t *from, size_t stride)
+    {
+        int lane = threadIdx.x % 32, shift = lane % 4 * 2;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint4 w = *(const uint4 *)(from + (lane / 4 + half * 8) * stride);
+            word[half][0] = w.x >> shift;
+            word[half][1] = w.y >> shift;
+            word[half][2] = w.z >> shift;
+            word[half][3] = w.w >> shift;
+        }
+    }
+    /* sum[2][4] += keep * acc[2][4], columns n .. n + 15, rounded once: whichever kernel it runs in depends on the
+     * neighbours' ranks. */
+    __device__ __forceinline__ void add(float (*sum)[4], const float (*acc)[4], int n, float keep) const
+    {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (word[j / 2][n / 32] >> (n % 32 + i * 8 + j % 2) & 1)
+                    sum[i][j] = __fmaf_rn(keep, acc[i][j], sum[i][j]);
+    }
+};
+
 /* Backward: grid (blocks of 128 rows, 128-column tiles of `in`); the parts are summed in order, each under its own
  * mask. DROP: some adapter of the pack has dropout; others are computed the same either way. */
 template <int KC, bool DROP>
-__global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, const bf16 *dh, bf16 *dx)
+__global__ void __launch_bounds__(THREADS)
+    lora_up_back_kernel(lora_args a, const bf16 *dh, const uint32_t *kept, bf16 *dx)
 {
     __shared__ __align__(16) bf16 smem[short_shape<KC>::ALL];
     const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
     int c0 = blockIdx.x * UP_COLS, cols = min(a.in - c0, (int)UP_COLS);
-    int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
+    int wrow = threadIdx.x / 32 * 16;
     float sum[UP_COLS / 8][4] = {};
     if (a.dropped_only && (t.adapter < 0 || !a.adapters[t.adapter].threshold))
         return;
@@ -292,17 +322,12 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
             continue;
         }
         float acc[UP_COLS / 8][4] = {};
+        kept_rows bits;
+        bits.load(kept + kept_at(a, part, t.row0 + wrow, c0), kept_row(a.in));
         short_product<KC, true>(acc, dhg, a.hr, A, a.in, ad.rank, cols, smem);
-        uint64_t keys[2] = {row_key(a, t.row0 + wrow + lane / 4, target),
-                            row_key(a, t.row0 + wrow + lane / 4 + 8, target)};
 #pragma unroll
-        for (int n = 0; n < UP_COLS / 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int col = c0 + n * 8 + lane % 4 * 2 + j % 2;
-                if (rng_dropout(keys[j / 2], (uint32_t)col) >= ad.threshold)
-                    sum[n][j] = __fmaf_rn(ad.keep, acc[n][j], sum[n][j]);
-            }
+        for (int n = 0; n < UP_COLS; n += 16)
+            bits.add(sum + n / 8, acc + n / 8, n, ad.keep);
     }
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, smem);
 }
@@ -311,10 +336,11 @@ __global__ void __launch_bounds__(THREADS) lora_up_back_kernel(lora_args a, cons
  * or A and its rows of `add` on their way meanwhile ---- */
 
 struct narrow_shape {
-    static constexpr int LD = 16 + 8, H = UP_ROWS * LD, M = UP_COLS * LD, OUT = UP_ROWS * OUT_LD;
-    static constexpr int bytes(int parts)
+    static constexpr int LD = 16 + 8, H = UP_ROWS * LD, M = UP_COLS * LD, OUT = UP_ROWS * OUT_LD,
+                         KEPT_LD = UP_COLS / 32, KEPT = UP_ROWS * KEPT_LD; /* words */
+    static constexpr int bytes(int parts, bool drop = false)
     {
-        return (parts * H + 2 * parts * M + OUT) * (int)sizeof(bf16);
+        return (parts * H + 2 * parts * M + OUT) * (int)sizeof(bf16) + drop * parts * KEPT * (int)sizeof(uint32_t);
     }
 };
 
@@ -326,7 +352,8 @@ __host__ __device__ __forceinline__ int narrow_groups(int columns)
 /* BACK: dx from dh and A, parts summed in order, each under its own mask; else y of one part from h and B.
  * grid (groups of column tiles, of all parts if forward; 128 rows); a warp has 16 rows. */
 template <bool BACK, bool DROP>
-__global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, const bf16 *h, const bf16 *add, bf16 *y)
+__global__ void __launch_bounds__(THREADS, 2)
+    lora_narrow_kernel(lora_args a, const bf16 *h, const uint32_t *kept, const bf16 *add, bf16 *y)
 {
     typedef narrow_shape S;
     extern __shared__ __align__(16) bf16 smem[];
@@ -340,7 +367,6 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
     size_t ld = BACK ? a.in : a.out, at = (size_t)t.row0 * ld + (BACK ? 0 : a.out0[first]);
     bf16 *hs = smem, *ms = hs + parts * S::H, *os = ms + 2 * parts * S::M;
     const bf16 *m[3] = {};
-    uint64_t key[3][2] = {};
     dev_adapter ad = {};
     if (t.adapter >= 0)
         ad = a.adapters[t.adapter];
@@ -354,9 +380,6 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                    (BACK ? 0 : (size_t)ad.rank * a.in);
             load_tile<16>(hs + q * S::H, h + ((size_t)(first + q) * a.rows + t.row0) * a.hr, a.hr, UP_ROWS, UP_ROWS,
                           16);
-            if (DROP && ad.threshold)
-                for (int i = 0; i < 2; i++)
-                    key[q][i] = row_key(a, t.row0 + wrow + lane / 4 + i * 8, target);
         }
     auto load_m = [&](int c0, int buffer) {
 #pragma unroll
@@ -371,6 +394,19 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
         copy_commit();
     };
     load_m(begin, 0);
+    /* A warp has what its own rows kept to itself: its part of the next tile is on its way when this one's is used. */
+    uint32_t *my_kept = (uint32_t *)(os + S::OUT) + wrow * S::KEPT_LD;
+    auto load_kept = [&](int c0) {
+        if (!DROP || !ad.threshold)
+            return;
+        __syncwarp();
+#pragma unroll
+        for (int q = 0; q < 3; q++)
+            if (m[q] && lane < 16 && c0 < end)
+                copy16(my_kept + q * S::KEPT + lane * S::KEPT_LD, kept + kept_at(a, q, t.row0 + wrow + lane, c0), true);
+        copy_commit();
+    };
+    load_kept(begin);
     bool wide = ld % 8 == 0 && width % 8 == 0 && ((uintptr_t)(y + at) & 15) == 0 &&
                 ((uintptr_t)(add ? add + at : y + at) & 15) == 0;
     /* as rows of `add` and y are read and written: 16 lanes a row, 8 elements each, every second row */
@@ -389,10 +425,13 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
         }
         load_m(c0 + UP_COLS, (i + 1) % 2);
         float sum[UP_COLS / 8][4] = {};
+        kept_rows bits[DROP ? 3 : 1];
 #pragma unroll
         for (int q = 0; q < 3; q++) {
             if (!m[q])
                 continue;
+            if (DROP && ad.threshold)
+                bits[q].load(my_kept + q * S::KEPT, S::KEPT_LD);
             const bf16 *tile = ms + (i % 2 * parts + q) * S::M;
             uint32_t fa[4];
             frag_a<S::LD>(fa, hs + q * S::H, wrow, 0);
@@ -411,17 +450,10 @@ __global__ void __launch_bounds__(THREADS, 2) lora_narrow_kernel(lora_args a, co
                 float acc[2][4] = {};
                 mma(acc[0], fa, fb[0], fb[1]);
                 mma(acc[1], fa, fb[2], fb[3]);
-#pragma unroll
-                for (int e = 0; e < 4; e++) { /* pairs of columns */
-                    float *to = &sum[n / 8 + e / 2][e % 2 * 2], *from = &acc[e / 2][e % 2 * 2];
-                    uint32_t bits = rng_u32(key[q][e % 2], (uint32_t)(c0 + n + e / 2 * 8 + lane % 4 * 2) >> 1);
-                    /* rounded once, as in lora_up_back_kernel: which of the two runs depends on the neighbours' ranks
-                     */
-                    to[0] = (bits & 0xffff) >= ad.threshold ? __fmaf_rn(ad.keep, from[0], to[0]) : to[0];
-                    to[1] = bits >> 16 >= ad.threshold ? __fmaf_rn(ad.keep, from[1], to[1]) : to[1];
-                }
+                bits[q].add(sum + n / 8, acc, n, ad.keep);
             }
         }
+        load_kept(c0 + UP_COLS);
         if (!wide) {
             for (int n = 0; n < UP_COLS / 8; n++)
                 for (int j = 0; j < 4; j++) {
@@ -506,7 +538,7 @@ void lora_setup(op_dev *d)
     down_by_parts<32>(d, NULL, NULL, NULL, NULL);
     allow_smem(d, lora_narrow_kernel<false, false>, narrow_shape::bytes(1));
     allow_smem(d, lora_narrow_kernel<true, false>, narrow_shape::bytes(3));
-    allow_smem(d, lora_narrow_kernel<true, true>, narrow_shape::bytes(3));
+    allow_smem(d, lora_narrow_kernel<true, true>, narrow_shape::bytes(3, true));
     lora_back_setup(d);
 }
 
@@ -544,28 +576,29 @@ void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, con
         cols += narrow ? narrow_groups(a.n[i]) : div_up(a.n[i], UP_COLS);
     dim3 grid(cols, p->rows / UP_ROWS);
     if (narrow)
-        lora_narrow_kernel<false, false><<<grid, THREADS, narrow_shape::bytes(1), d->stream>>>(a, h, add, y);
+        lora_narrow_kernel<false, false><<<grid, THREADS, narrow_shape::bytes(1), d->stream>>>(a, h, NULL, add, y);
     else
         lora_up_kernel<64><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
     DEV_LAUNCHED(d, "lora_up");
 }
 
-void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, bf16 *dx, bool dropped_only)
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, const uint32_t *kept, bf16 *dx,
+                  bool dropped_only)
 {
     TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
     a.dropped_only = dropped_only;
     bool narrow = a.hr <= 16, drop = pack_dev(p)->dropout;
-    int bytes = narrow ? narrow_shape::bytes(a.n_parts) : 0;
+    int bytes = narrow ? narrow_shape::bytes(a.n_parts, drop) : 0;
     dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);
     if (narrow && drop)
-        lora_narrow_kernel<true, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
+        lora_narrow_kernel<true, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, kept, NULL, dx);
     else if (narrow)
-        lora_narrow_kernel<true, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
+        lora_narrow_kernel<true, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, NULL, dx);
     else if (drop)
-        lora_up_back_kernel<64, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, kept, dx);
     else
-        lora_up_back_kernel<64, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, dx);
+        lora_up_back_kernel<64, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
     DEV_LAUNCHED(d, "lora_up_back");
 }
 

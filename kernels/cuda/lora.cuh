@@ -141,6 +141,18 @@ __device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, u
     return v;
 }
 
+/* What lora_da drew for dx to take up again: a bit for each element of x, 1 where it is kept.  [part][row][kept_row],
+ * bit i % 32 of word i / 32 for column i; rows of whole 16 bytes. */
+__host__ __device__ __forceinline__ int kept_row(int in)
+{
+    return (in + 127) / 128 * 4;
+}
+
+__device__ __forceinline__ size_t kept_at(const lora_args &a, int part, int row, int column)
+{
+    return ((size_t)part * a.rows + row) * kept_row(a.in) + column / 32;
+}
+
 template <typename K> static inline void allow_smem(op_dev *d, K kernel, int bytes)
 {
     DEV_CHECK(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

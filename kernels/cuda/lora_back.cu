@@ -174,33 +174,40 @@ template <int BN, int PARTS> struct da_shape {
     static constexpr int XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD, STAGE = XT + PARTS * VT,
                          STAGES = 4 * STAGE * (int)sizeof(bf16) <= SMALL_SHARED ? 4 : 3,
                          BYTES = STAGES * STAGE * (int)sizeof(bf16);
-    static_assert(BYTES <= SMALL_SHARED, "shared memory");
+    static_assert(BYTES + PARTS * CHUNK * (DA_COLS / 8) <= SMALL_SHARED, "shared memory");
 };
 
-/* Elements of two rows in one column, as frag_a_t has them: the lanes of columns 2i and 2i + 1 (4 apart) each draw for
- * one of the rows and exchange. */
-__device__ __forceinline__ uint32_t drop_rows(uint32_t v, const uint64_t *key, int column, uint32_t threshold)
+/* 32 elements of a row from column i on, a multiple of 32: a bit each, 1 where it is kept. */
+__device__ __forceinline__ uint32_t draw_word(uint64_t key, int i, uint32_t threshold)
 {
-    bool odd = column & 1;
-    uint32_t mine = rng_u32(key[odd], (uint32_t)column >> 1), other = __shfl_xor_sync(~0u, mine, 4);
-    uint32_t shift = odd ? 16 : 0, first = (odd ? other : mine) >> shift & 0xffff,
-             next = (odd ? mine : other) >> shift & 0xffff;
-    if (first < threshold)
-        v &= 0xffff0000u;
-    if (next < threshold)
-        v &= 0x0000ffffu;
-    return v;
+    uint32_t word = 0;
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        uint32_t bits = rng_u32(key, (uint32_t)(i / 2 + k));
+        word |= ((bits & 0xffff) >= threshold ? 1u << 2 * k : 0) | (bits >> 16 >= threshold ? 2u << 2 * k : 0);
+    }
+    return word;
 }
 
-/* DROP: some adapter of the pack has dropout; others are computed the same either way.
+/* Elements of two rows in one column, as frag_a_t has them: those whose bit `at` of their row's word is 1. */
+__device__ __forceinline__ uint32_t keep_rows(uint32_t v, uint32_t word0, uint32_t word1, int at)
+{
+    uint32_t first = (uint32_t)((int32_t)(word0 << (31 - at)) >> 31),
+             next = (uint32_t)((int32_t)(word1 << (31 - at)) >> 31);
+    return v & __byte_perm(first, next, 0x5410);
+}
+
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.  kept (or NULL): see
+ * kept_row.
  * grid (DA_COLS columns of x, slices, blocks of BN); a warp has 16 columns. */
 template <int BN, int PARTS, bool DROP>
-__global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial)
+__global__ void __launch_bounds__(THREADS, 2)
+    lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial, uint32_t *kept)
 {
     typedef da_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES;
     extern __shared__ __align__(16) bf16 smem[];
-    __shared__ uint64_t keys[PARTS][DROP ? CHUNK : 1];
+    __shared__ uint32_t words[DROP ? PARTS : 1][CHUNK][DA_COLS / 32];
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
     int r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -236,10 +243,18 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
         __syncthreads();
         load_stage(c + STAGES - 1);
         if (DROP && ad.threshold) {
-            for (int i = threadIdx.x; i < PARTS * CHUNK; i += THREADS) {
-                int row = c * CHUNK + i % CHUNK;
-                keys[i / CHUNK][i % CHUNK] = row < sl.rows ? row_key(a, row0 + row, a.target[i / CHUNK]) : 0;
-            }
+            int r = threadIdx.x / (DA_COLS / 32), w = threadIdx.x % (DA_COLS / 32), row = c * CHUNK + r;
+            static_assert(THREADS == CHUNK * DA_COLS / 32, "a word a thread");
+            if (row < sl.rows)
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) {
+                    if (!(ad.targets >> a.target[p] & 1))
+                        continue;
+                    uint64_t key = row_key(a, row0 + row, a.target[p]);
+                    words[p][r][w] = draw_word(key, c0 + w * 32, ad.threshold);
+                    if (kept && blockIdx.z == 0)
+                        kept[kept_at(a, p, row0 + row, c0) + w] = words[p][r][w];
+                }
             __syncthreads();
         }
         const bf16 *xt = smem + c % STAGES * G::STAGE;
@@ -253,12 +268,13 @@ __global__ void __launch_bounds__(THREADS, 2) lora_da_kernel(lora_args a, const 
                     continue;
                 uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
                 if (DROP && ad.threshold) {
-                    const uint64_t *key = keys[p] + k + lane % 4 * 2;
-                    int col = c0 + wcol + lane / 4;
-                    fa[0] = drop_rows(fa[0], key, col, ad.threshold);
-                    fa[1] = drop_rows(fa[1], key, col + 8, ad.threshold);
-                    fa[2] = drop_rows(fa[2], key + 8, col, ad.threshold);
-                    fa[3] = drop_rows(fa[3], key + 8, col + 8, ad.threshold);
+                    const uint32_t(*word)[DA_COLS / 32] = words[p] + k + lane % 4 * 2;
+                    int w = wcol / 32, at = wcol % 32 + lane / 4;
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const uint32_t(*rows)[DA_COLS / 32] = word + j / 2 * 8;
+                        fa[j] = keep_rows(fa[j], rows[0][w], rows[1][w], at + j % 2 * 8);
+                    }
                 }
 #pragma unroll
                 for (int n = 0; n < BN; n += 16) {
@@ -335,6 +351,7 @@ struct back_args {
     float *parts, *partial;
     dim3 grid;
     bool drop; /* some adapter of the pack has dropout */
+    uint32_t *kept;
 };
 
 template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
@@ -353,9 +370,9 @@ template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b
         allow_smem(d, lora_da_kernel<BN, PARTS, false>, bytes);
         allow_smem(d, lora_da_kernel<BN, PARTS, true>, bytes);
     } else if (b.drop) {
-        lora_da_kernel<BN, PARTS, true><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+        lora_da_kernel<BN, PARTS, true><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial, b.kept);
     } else {
-        lora_da_kernel<BN, PARTS, false><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial);
+        lora_da_kernel<BN, PARTS, false><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial, NULL);
     }
 }
 
@@ -385,6 +402,11 @@ void lora_back_setup(op_dev *d)
 static size_t grad_floats(const op_pack *p, const lora_args &a)
 {
     return (size_t)pack_dev(p)->n_slots * grad_columns(a) * a.hr;
+}
+
+size_t lora_kept_bytes(size_t R, int in, int n_parts)
+{
+    return (size_t)n_parts * R * kept_row(in) * sizeof(uint32_t);
 }
 
 /* The most bytes that lora_back allocates for R rows, `slots` of them partial sums, of a linear with parts of n[]
@@ -430,7 +452,8 @@ static void back_da(op_dev *d, const op_pack *p, back_args b)
     DEV_LAUNCHED(d, "lora dA");
 }
 
-void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh)
+void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh,
+               uint32_t *kept)
 {
     TRACE(d, "lora_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
@@ -449,7 +472,8 @@ void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, 
                    scratch,
                    floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL,
                    dim3(),
-                   pack_dev(p)->dropout};
+                   pack_dev(p)->dropout,
+                   kept};
     int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
     back_dy(d, p, b, cols, tiles);
     lora_join(d, p, a, n, true, scratch, dh);
