@@ -596,7 +596,10 @@ int control_job(struct sched *s, struct job *j, const char *word);
 bool control_word_known(enum layout_writer w, const char *word);
 
 /* best.c */
-struct job *best_job(const struct experiment *x);
+struct job *best_job(const struct experiment *x); /* NULL: none */
+/* EXP.best: the best one whose model was not removed, NULL: none.  Mutex held. */
+struct job *best_model(struct sched *s, const struct experiment *x);
+bool tuned_ready(struct sched *s, const struct job *j); /* the model that it made is there */
 bool job_has_score(const struct job *j, double *score);
 int job_rank_order(const void *a, const void *b); /* qsort of struct job * : best first */
 

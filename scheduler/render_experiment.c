@@ -262,7 +262,7 @@ int render_exp_progress(struct sched *s, const struct layout_match *m, struct bu
 int render_exp_best(struct sched *s, const struct layout_match *m, struct buf *out)
 {
     struct experiment *x = experiment_find(s, m->arg[0]);
-    struct job *best = best_job(x);
+    struct job *best = best_job(x), *model = best_model(s, x);
 
     if (!best) {
         buf_adds(out, "none\n");
@@ -278,7 +278,12 @@ int render_exp_best(struct sched *s, const struct layout_match *m, struct buf *o
     add_number(out, json_object_get(best->result, "eval_loss"), "%.4f");
     buf_adds(out, "\nperplexity: ");
     add_number(out, json_object_get(best->result, "perplexity"), "%.4f");
-    buf_addf(out, "\nmodel: models/tuned/%s.%s\nlink: models/tuned/%s.best\n", x->name, best->name, x->name);
+    if (model == best)
+        buf_addf(out, "\nmodel: models/tuned/%s.%s\n", x->name, best->name);
+    else
+        buf_adds(out, "\nmodel: removed\n");
+    if (model)
+        buf_addf(out, "link: models/tuned/%s.best -> %s.%s\n", x->name, x->name, model->name);
     return 0;
 }
 

@@ -192,6 +192,50 @@ START_TEST(rm_r_of_an_experiment)
 }
 END_TEST
 
+static void count_best(void *arg, const char *name)
+{
+    *(int *)arg += strcmp(name, "e.best") == 0;
+}
+
+static int listed_best(void)
+{
+    struct layout_match m;
+    int n = 0;
+
+    ck_assert_int_eq(layout_lookup("models/tuned", &m), 0);
+    ck_assert_int_eq(sched_list(fake_sched, &m, count_best, &n), 0);
+    return n;
+}
+
+/* The winner's model may be removed: EXP.best is never a link to nothing. */
+START_TEST(best_of_what_is_there)
+{
+    struct layout_match m;
+    struct sched_attr attr;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/e.json", EXPERIMENT("tiny", "\"good-a\",\"good-b\"", ""));
+    wait_text("experiments/e.status", "SUCCESS\n", 10);
+    ck_assert(text_has("models/tuned/e.best", "e.02-good-b"));
+    ck_assert(text_has("experiments/e/best", "model: models/tuned/e.02-good-b\n"));
+    ck_assert_int_eq(remove_dir("models/tuned/e.02-good-b"), 0);
+    ck_assert(text_has("models/tuned/e.best", "e.01-good-a"));
+    ck_assert(text_has("experiments/e/best", "02-good-b\n")); /* the results stay what they are */
+    ck_assert(text_has("experiments/e/best", "model: removed\nlink: models/tuned/e.best -> e.01-good-a\n"));
+    ck_assert_int_eq(listed_best(), 1);
+    put("experiments/on.json", EXPERIMENT("tuned/e.best", "\"good-a\"", ""));
+    wait_text("experiments/on.status", "SUCCESS\n", 10);
+    ck_assert(text_has("models/tuned/LIST.tsv", "on.01-good-a\tREADY"));
+    ck_assert_int_eq(remove_dir("models/tuned/e.01-good-a"), 0);
+    ck_assert_int_eq(layout_lookup("models/tuned/e.best", &m), 0);
+    ck_assert_int_eq(sched_stat(fake_sched, &m, &attr), -ENOENT);
+    ck_assert_ptr_null(text_of("models/tuned/e.best"));
+    ck_assert_int_eq(listed_best(), 0);
+    ck_assert(!text_has("experiments/e/best", "link:"));
+}
+END_TEST
+
 START_TEST(a_thousand_jobs)
 {
     struct buf b = BUF_INIT;
@@ -437,6 +481,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, admins);
     tcase_add_test(t, nobody_is_root_over_nfs);
     tcase_add_test(t, rm_r_of_an_experiment);
+    tcase_add_test(t, best_of_what_is_there);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
     tcase_add_test(t, hung_worker_is_killed);
