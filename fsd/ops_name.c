@@ -53,7 +53,8 @@ static void spot_end(fuse_req_t req, struct spot *s, int rc)
 }
 
 /* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file
- * system has seen to that).  Giving away clears set-id bits: they are put back.  What has no name yet: fd, "". */
+ * system has seen to that).  Giving away clears set-id bits: they are put back.  What has no name yet: fd,
+ * "". */
 static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, int fd, const char *name, mode_t mode)
 {
     struct caller who = fs_caller(req);

@@ -68,8 +68,8 @@ static struct job *best_of(struct sched *s, const struct experiment *x)
 
     for (int i = 0; i < x->njobs; i++) {
         struct job *j = x->jobs[i];
-        if (j->state == ST_SUCCESSFUL && number_of(j, key, &value) &&
-            (!best || compare_jobs(j, best) < 0) && (!s || tuned_ready(s, j)))
+        if (j->state == ST_SUCCESSFUL && number_of(j, key, &value) && (!best || compare_jobs(j, best) < 0) &&
+            (!s || tuned_ready(s, j)))
             best = j;
     }
     return best;

@@ -1,6 +1,8 @@
 /* When a drop is complete, with a clock that the test turns: no threads, loop_round is called by hand. */
 #include "tests/unit/sched_fake.h"
 
+#include <sched.h>
+
 #include "scheduler/internal.h"
 
 static int64_t now; /* what the scheduler is told */
@@ -107,6 +109,7 @@ END_TEST
 
 struct rewrite {
     const char *path;
+    atomic_bool waits;
     bool in_round, amid;
 };
 
@@ -116,7 +119,9 @@ static void *rewrite_amid(void *arg)
     struct caller me = fake_me();
     struct intake *i;
 
-    pthread_mutex_lock(&fake_sched->mutex);
+    atomic_store(&r->waits, true);
+    while (pthread_mutex_trylock(&fake_sched->mutex)) /* awake: the loop lets go of it for moments */
+        sched_yield();
     i = intake_find(fake_sched, r->path);
     r->amid =
         r->in_round && i && i->dirty && !i->wait_long && !i->gone; /* the round is not through with it */
@@ -148,7 +153,8 @@ static bool try_amid(int n, bool there)
     pthread_mutex_lock(&fake_sched->mutex);
     r.in_round = true;
     ck_assert_int_eq(pthread_create(&thread, NULL, rewrite_amid, &r), 0);
-    usleep(2000); /* it waits for the mutex */
+    while (!atomic_load(&r.waits))
+        sched_yield();
     loop_round(fake_sched, now);
     r.in_round = false;
     pthread_mutex_unlock(&fake_sched->mutex);
@@ -162,9 +168,10 @@ static bool try_amid(int n, bool there)
 START_TEST(written_while_it_is_taken)
 {
     enum { TRIES = 12 };
+    int64_t until = clock_mono_ns() + (int64_t)(20 * slow() * 1e9); /* a bound for busy machines */
     int amid = 0;
 
-    for (int n = 0; amid < TRIES && n < 20 * TRIES; n++)
+    for (int n = 0; amid < TRIES && clock_mono_ns() < until; n++)
         amid += try_amid(n, _i == 0);
     ck_assert_msg(amid == TRIES, "%d tries came in the middle", amid);
 }
