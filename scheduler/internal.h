@@ -685,6 +685,7 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
 int render_service_stats(struct sched *s, const struct layout_match *m, struct buf *out);
 int render_service_endpoint(struct sched *s, const struct layout_match *m, struct buf *out);
 json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; new reference */
+json_t *experiment_summary(const struct experiment *x);         /* the same without its jobs */
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
 /* render_space.c: who uses what; mutex held */

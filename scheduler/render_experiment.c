@@ -216,7 +216,7 @@ int render_exp_status(struct sched *s, const struct layout_match *m, struct buf 
     return 0;
 }
 
-json_t *experiment_json(struct sched *s, struct experiment *x)
+json_t *experiment_summary(const struct experiment *x)
 {
     struct job *best = best_job(x);
     json_t *v = json_pack("{ss ss so so so so so so so si}", "name", x->name, "state", state_name(x->state),
@@ -225,7 +225,20 @@ json_t *experiment_json(struct sched *s, struct experiment *x)
                           "finished", time_or_null(x->finished), "evaluation",
                           text_or_null(json_str(x->spec, "evaluation", NULL)), "spec_refused",
                           text_or_null(x->spec_reason), "priority", x->priority);
-    json_t *jobs = json_array();
+    json_t *counts = json_object();
+
+    for (int i = 0; v && i < x->njobs; i++) {
+        const char *state = state_name(x->jobs[i]->state);
+        json_object_set_new(counts, state,
+                            json_integer(json_integer_value(json_object_get(counts, state)) + 1));
+    }
+    json_object_set_new(v, "job_states", counts);
+    return v;
+}
+
+json_t *experiment_json(struct sched *s, struct experiment *x)
+{
+    json_t *v = experiment_summary(x), *jobs = json_array();
 
     for (int i = 0; i < x->njobs; i++)
         json_array_append_new(jobs, job_json(x->jobs[i]));

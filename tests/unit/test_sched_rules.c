@@ -236,6 +236,47 @@ START_TEST(best_of_what_is_there)
 }
 END_TEST
 
+static json_t *status_json(void)
+{
+    char *t = text_of("status.json");
+    json_t *v = json_loads(t ? t : "", 0, NULL);
+
+    free(t);
+    ck_assert_ptr_nonnull(v);
+    return v;
+}
+
+/* status.json stays readable: of older experiments it counts the jobs only; who runs is told whatever it is
+ * of. */
+static void check_bounds(void)
+{
+    json_t *v, *list, *big, *last;
+
+    put("experiments/new.json", EXPERIMENT("tiny", "\"good-a\"", ""));
+    wait_text("experiments/new/jobs/LIST.tsv", "01-good-a", 20);
+    v = status_json();
+    list = json_object_get(v, "experiments");
+    ck_assert_uint_eq(json_array_size(list), 2);
+    big = json_array_get(list, 0);
+    last = json_array_get(list, 1);
+    ck_assert_str_eq(json_str(big, "name", ""), "big");
+    ck_assert(json_is_null(json_object_get(big, "jobs")) &&
+              json_is_null(json_object_get(big, "leaderboard")));
+    ck_assert_int_eq(json_int(json_object_get(big, "job_states"), "PENDING", 0) +
+                         json_int(json_object_get(big, "job_states"), "FINETUNE", 0),
+                     1000);
+    ck_assert_str_eq(json_str(last, "name", ""), "new");
+    ck_assert_uint_eq(json_array_size(json_object_get(last, "jobs")), 1);
+    list = json_object_get(v, "running");
+    ck_assert_uint_ge(json_array_size(list), 512);
+    ck_assert_str_eq(json_str(json_array_get(list, 0), "experiment", ""), "big");
+    ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "paramgroups"), "READY", 0), 4);
+    ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PROCESSING", 0) +
+                         json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PENDING", 0),
+                     2);
+    json_decref(v);
+}
+
 START_TEST(a_thousand_jobs)
 {
     struct buf b = BUF_INIT;
@@ -253,6 +294,7 @@ START_TEST(a_thousand_jobs)
     wait_text("experiments/big/jobs/1000-slow-s999/status", "waits for a device: cpu0 has 256 jobs on tiny",
               5);
     ck_assert(text_has("experiments/big/jobs/LIST.tsv", "1000-slow-s999\tPENDING"));
+    check_bounds();
     ck_assert_int_eq(word("experiments/big/control", "cancel"), 6);
     ck_assert(text_has("experiments/big.status", "CANCELLED"));
     buf_release(&b);
