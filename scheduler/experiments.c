@@ -116,32 +116,6 @@ static int write_accepted(struct sched *s, struct experiment *x)
     return rc;
 }
 
-int gone_note(struct sched *s, const char *name, const char *stamp)
-{
-    struct gone *g = s->gone;
-
-    while (g && strcmp(g->name, name) != 0)
-        g = g->next;
-    if (!g) {
-        g = calloc(1, sizeof(*g));
-        if (!g)
-            return -ENOMEM;
-        snprintf(g->name, sizeof(g->name), "%s", name);
-        g->next = s->gone;
-        s->gone = g;
-    }
-    snprintf(g->stamp, sizeof(g->stamp), "%s", stamp);
-    return 0;
-}
-
-const char *gone_stamp(const struct sched *s, const char *name)
-{
-    for (const struct gone *g = s->gone; g; g = g->next)
-        if (strcmp(g->name, name) == 0)
-            return g->stamp;
-    return NULL;
-}
-
 int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp)
 {
     struct dtx_err e = {0};
@@ -160,17 +134,8 @@ int experiment_restamp(struct sched *s, struct experiment *x, const char *name, 
     return rc;
 }
 
-void gone_free(struct sched *s)
-{
-    while (s->gone) {
-        struct gone *g = s->gone;
-        s->gone = g->next;
-        free(g);
-    }
-}
-
 /* A folder left from an experiment of this name that was deleted. */
-static void trash(struct sched *s, const char *name)
+void experiment_trash(struct sched *s, const char *name)
 {
     static unsigned counter;
     char from[PATH_MAX], to[PATH_MAX];
@@ -244,7 +209,7 @@ static int accept_spec(struct sched *s, struct experiment *x)
 
     pin(s, x);
     x->priority = (int)json_int(x->spec, "priority", 0);
-    trash(s, x->name); /* before: its jobs must never go on from the files of a deleted one */
+    experiment_trash(s, x->name); /* before: its jobs must never go on from the files of a deleted one */
     rc = write_accepted(s, x);
     if (rc) {
         forget(x);
@@ -632,9 +597,7 @@ static void sweep_answers(struct sched *s)
 
 void experiments_sweep(struct sched *s)
 {
-    for (struct gone *g = s->gone; g; g = g->next)
-        if (!experiment_find(s, g->name) && !experiment_find_deleted(s, g->name))
-            trash(s, g->name);
+    gone_sweep(s);
     for (int i = 0; i < s->nexps; i++)
         for (int k = 0; k < s->exps[i]->njobs; k++) {
             struct job *j = s->exps[i]->jobs[k];
@@ -657,7 +620,7 @@ void experiments_round(struct sched *s, int64_t now)
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         if (x->deleted && !x->on_workers) {
-            trash(s, x->name);
+            experiment_trash(s, x->name);
             experiment_drop(s, x);
             i--;
             continue;

@@ -55,7 +55,7 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
-enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096 };
+enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096, GONE_BUCKETS = 4096 };
 
 struct object {
     int64_t id; /* catalog row */
@@ -326,7 +326,7 @@ struct sched {
     struct intake_list resting;                    /* nothing is; remembered for a while, the oldest first */
     struct intake *intake_by_path[INTAKE_BUCKETS]; /* both */
     struct hidden *hidden;
-    struct gone *gone;
+    struct gone *gone[GONE_BUCKETS]; /* loop thread only; by hash of name */
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
@@ -391,6 +391,7 @@ int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err
 int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
                            struct dtx_err *e);
 int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e);
+int catalog_del_gone(struct catalog *c, const char *name, struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -399,6 +400,7 @@ int catalog_event(struct catalog *c, const char *machine, const char *name, enum
 
 /* objects.c */
 enum machine object_machine(enum object_kind kind);
+uint64_t name_hash(enum object_kind kind, const char *name); /* the same for names that are equal */
 struct object *object_find(struct sched *s, enum object_kind kind, const char *name);
 struct object *object_ready(struct sched *s, enum object_kind kind,
                             const char *name); /* READY, settled; or NULL */
@@ -541,16 +543,21 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
 void experiments_round(struct sched *s, int64_t now);
 int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e);
 int experiment_delete(struct sched *s, struct experiment *x);
-/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new
- * one. */
-int gone_note(struct sched *s, const char *name, const char *stamp);
-const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
 /* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
 int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
-void gone_free(struct sched *s);
+/* A folder left from a deleted experiment of this name. */
+void experiment_trash(struct sched *s, const char *name);
 /* Once no worker of an earlier dtxd is left: files of deleted experiments, cancelled and successful jobs that
  * a crash left. */
 void experiments_sweep(struct sched *s);
+
+/* gone.c: experiments that were deleted, with the stamp that their spec file had: what still lies there is
+ * not a new one */
+int gone_note(struct sched *s, const char *name, const char *stamp);
+const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+/* Remove what a crash left of them, and forget those whose spec is gone too. */
+void gone_sweep(struct sched *s);
+void gone_free(struct sched *s);
 
 /* jobs.c */
 int jobs_expand(struct experiment *x, struct dtx_err *e); /* fills x->jobs from x->spec; in memory */

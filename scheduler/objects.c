@@ -40,7 +40,7 @@ static bool same_name(const char *a, const char *b)
 
 /* ---- finding and making ---- */
 
-static uint64_t name_hash(enum object_kind kind, const char *name)
+uint64_t name_hash(enum object_kind kind, const char *name)
 {
     uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)kind;
     char nfc[2 * NAME_CAP];
