@@ -17,6 +17,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "scheduler/base/fdio.h"
+
 /* Sanitizers take terabytes of addresses, threads to look for leaks, and read /proc. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED true
@@ -165,7 +167,7 @@ static int reach(int tree, const char *dir, const char *model, struct dtx_err *e
 static uint64_t bytes_in(int tree, const char *dir)
 {
     int fd = openat(tree, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    DIR *d = fd_look_into(fd);
     uint64_t bytes = 0;
     struct dirent *ent;
     struct stat st;
