@@ -96,6 +96,7 @@ static int refuse(struct sched *s, struct experiment *x, const char *words)
 static int write_accepted(struct sched *s, struct experiment *x)
 {
     struct dtx_err e = {0};
+    int64_t id = x->id;
     int rc;
 
     slow_begin(s);
@@ -111,8 +112,10 @@ static int write_accepted(struct sched *s, struct experiment *x)
     else
         catalog_rollback(s->catalog);
     slow_end(s);
-    if (rc)
+    if (rc) {
         catalog_trouble(s, &e);
+        x->id = id; /* one that was rolled back will be another's */
+    }
     return rc;
 }
 

@@ -376,7 +376,7 @@ static void announce(struct sched *s, struct intake *i)
     if (i->kind == OBJ_SERVICE || i->kind == OBJ_TUNED)
         return; /* a service is taken whole */
     o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
-    if (!o || (o->state == ST_RECEIVING && o->id))
+    if (!o || o->state == ST_RECEIVING)
         return;
     o->closed |= i->closed;
     check_cancel(s, o);

@@ -211,7 +211,9 @@ START_TEST(spec_went_while_away)
     sched_close(fake_sched);
     open_sched("cpu:0");
     wait_text("experiments/e.status", "PROCESSING", 5);
-    for (int i = 0; i < 200 && text_has("experiments/LIST.tsv", "half"); i++)
+    for (int i = 0;
+         i < 200 && (text_has("experiments/LIST.tsv", "half") || text_has("experiments/LIST.tsv", "wrong"));
+         i++)
         usleep(10000);
     ck_assert_ptr_null(text_of("experiments/wrong.status"));
     ck_assert_ptr_null(text_of("experiments/half.status"));
@@ -405,8 +407,10 @@ START_TEST(history_is_bounded)
                                   "(100998,0,'m','new','a','b','c')",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
-    put("paramgroups/a.json", "{}"); /* two events */
+    put("paramgroups/a.json", "{}");
     wait_text("paramgroups/a.status", "READY", 5);
+    put("paramgroups/b.json", "{}"); /* an event each */
+    wait_text("paramgroups/b.status", "READY", 5);
     sqlite3_stmt *st;
     ck_assert_int_eq(sqlite3_prepare_v2(db, "SELECT count(*), min(id) FROM event", -1, &st, NULL), SQLITE_OK);
     ck_assert_int_eq(sqlite3_step(st), SQLITE_ROW);
