@@ -114,7 +114,8 @@ const struct layout_entry layout_table[] = {
               "EXPERIMENT.JOB: adapter_model.safetensors, adapter_config.json, info.json; "
               "rm -r removes it"),
     STORE_ANY("models/tuned/{name}/**", "its files"),
-    LINK("models/tuned/{exp}.best", LR_BEST_LINK, "link to the best model of an experiment, of those that are there"),
+    LINK("models/tuned/{exp}.best", LR_BEST_LINK,
+         "link to the best model of an experiment, of those that are there"),
 
     CATEGORY("models/by-base", "tuned models by the base they were made from", "models of this base"),
     CATEGORY("models/by-dataset", "tuned models by the dataset they were trained on",
