@@ -82,7 +82,7 @@ static int set_groups(uid_t uid, gid_t gid)
         if (getgrouplist(pw.pw_name, gid, groups, &n) < 0)
             n = MAX_GROUPS; /* as many as there was room for */
     }
-    return setgroups((size_t)n, groups) || setresgid(gid, gid, gid) ? -errno : 0;
+    return setgroups((size_t)n, groups) || setresgid(gid, gid, gid) ? -1 : 0; /* errno says why */
 }
 
 /* The owner of what is checked, with no capability.  Root's files are read by nobody, who may read all. */
@@ -107,8 +107,12 @@ static int become_owner(int tree, const char *dir, struct dtx_err *e)
     rc = bound_capabilities(keep, e);
     if (rc)
         return rc;
-    if (set_groups(uid, gid) || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) || setresuid(uid, uid, uid))
-        return dtx_fail_errno(e, "the check cannot give up root's rights");
+    if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) || set_groups(uid, gid) || setresuid(uid, uid, uid)) {
+        /* A user namespace of one user, a container without CAP_SETUID: there is nobody else to be. */
+        if (errno != EPERM && errno != EINVAL)
+            return dtx_fail_errno(e, "the check cannot give up root's rights");
+        keep = BIT(CAP_DAC_READ_SEARCH);
+    }
     return keep_capabilities(keep, e);
 }
 
@@ -221,9 +225,10 @@ int confine_check(int tree, const char *dir, const char *model, struct dtx_err *
 
 int confine_worker(bool gpu, struct dtx_err *e)
 {
-    /* Users' files, whatever their modes; what it makes of them belongs to their owners. */
-    uint64_t keep =
-        BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) | BIT(CAP_FOWNER) | BIT(CAP_FSETID);
+    /* Users' files, whatever their modes; what it makes of them belongs to their owners, also where a disk
+     * quota of theirs is used up meanwhile. */
+    uint64_t keep = BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) | BIT(CAP_FOWNER) |
+                    BIT(CAP_FSETID) | BIT(CAP_SYS_RESOURCE);
     int rc;
 
     /* The driver's nodes are made by the first who opens CUDA, in nvidia-modprobe. */

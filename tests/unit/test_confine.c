@@ -190,7 +190,7 @@ static const char *as_worker(void)
     struct dtx_err e = {0};
     uint64_t before = permitted(), keep = UINT64_C(1) << CAP_CHOWN | UINT64_C(1) << CAP_DAC_OVERRIDE |
                                           UINT64_C(1) << CAP_DAC_READ_SEARCH | UINT64_C(1) << CAP_FOWNER |
-                                          UINT64_C(1) << CAP_FSETID;
+                                          UINT64_C(1) << CAP_FSETID | UINT64_C(1) << CAP_SYS_RESOURCE;
 
     MUST(confine_worker(false, &e) == 0);
     MUST(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1);
