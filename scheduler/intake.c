@@ -385,6 +385,12 @@ static void announce(struct sched *s, struct intake *i)
         object_drop_unsaved(s, o);
 }
 
+void intake_found(struct sched *s, struct intake *i)
+{
+    if (!taken_stamp(s, i))
+        announce(s, i);
+}
+
 /* NAME.json went, NAME/ is there: the link in it counts now, or it waits for one. */
 static bool service_without_spec(struct sched *s, struct object *o, const char *path)
 {

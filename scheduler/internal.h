@@ -491,6 +491,8 @@ void experiment_close_folder(struct sched *s, const struct experiment *x);
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
                  int64_t now);
 bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
+/* By the scan: what nobody knows yet is RECEIVING before anybody asks, as it was before a crash. */
+void intake_found(struct sched *s, struct intake *i);
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 int64_t intake_next(const struct sched *s); /* mono: when intake_round has something to do */

@@ -109,6 +109,10 @@ START_TEST(killed_while_receiving)
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
     open_sched("cpu:0");
+    ck_assert(text_has("experiments/again.status", "\n")); /* at once: who looks all the time sees no gap */
+    ck_assert(text_has("experiments/new.status", "\n"));
+    ck_assert(text_has("paramgroups/new.status", "\n"));
+    ck_assert(text_has("datasets/new.status", "RECEIVING"));
     wait_text("experiments/again.status", "PENDING", 10);
     wait_text("experiments/new.status", "PENDING", 10);
     wait_text("paramgroups/new.status", "READY", 10);
