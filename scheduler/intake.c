@@ -94,6 +94,13 @@ static void note_release(struct intake *i, const char *rest, int64_t now)
         i->complete = i->success = true;
 }
 
+static void note_meta(struct intake *i, int64_t now)
+{
+    i->meta = !i->maybe || i->meta;
+    i->maybe = true;
+    i->maybe_at = now;
+}
+
 static void note(struct intake *i, enum drop_event ev, const struct place *p, int64_t now)
 {
     switch (ev) {
@@ -116,13 +123,11 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
     case DROP_FSYNC:
         break;
     case DROP_SETATTR: /* mode, owner or times, not the size */
+        i->modes++;
         if (i->dirty)
             i->last = now;
-        else {
-            i->meta = !i->maybe || i->meta;
-            i->maybe = true;
-            i->maybe_at = now;
-        }
+        else
+            note_meta(i, now);
         break;
     case DROP_RENAMED_IN:
         note_renamed_in(i, p->is_root, now);
@@ -442,7 +447,7 @@ static bool ripe(struct sched *s, struct intake *i, int64_t now)
 
 static void settle(struct sched *s, struct intake *i, int64_t now)
 {
-    unsigned gen = i->gen;
+    unsigned gen = i->gen, modes;
     int rc;
 
     if (i->gone) {
@@ -455,6 +460,7 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     announce(s, i);
     if (!ripe(s, i, now))
         return;
+    modes = i->modes;
     rc = take_drop(s, i, i->wait_long || i->complete);
     if (rc == -EAGAIN && gen == i->gen) /* what came while it was taken is looked at for itself */
         i->wait_long = true;
@@ -468,6 +474,8 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     i->dirty = i->complete = i->success = i->wait_long = i->has_who = i->owner_known = false;
     set_text(&i->no_space, NULL);
     set_text(&i->cut_off, NULL);
+    if (modes != i->modes) /* closed to others while it was taken, maybe after that was looked at */
+        note_meta(i, now);
 }
 
 /* Taking one costs a synced write or two, and thousands may be dropped at once: of each owner a round takes

@@ -179,6 +179,7 @@ struct intake {
     enum drop_event behind; /* with maybe: what inotify saw */
     int64_t found_age;      /* by the scan: how long its newest change was ago, ns */
     unsigned gen;           /* counts changes */
+    unsigned modes;         /* the same of modes, owners and times */
     unsigned announced;     /* gen at which the loop last looked */
     int64_t retry_at;       /* mono: the catalog could not be written */
     int writers;            /* local ones that have it open */
