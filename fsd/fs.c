@@ -318,6 +318,17 @@ int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, 
     return rc;
 }
 
+bool fs_is_gone(struct fs *f, uint64_t id)
+{
+    struct sched_attr attr;
+    struct place p;
+    bool gone = place_of_node(f, id, &p) == 0 && p.owner == NODE_GENERATED &&
+                sched_stat(f->sched, &p.m, &attr) == -ENOENT;
+
+    place_release(&p);
+    return gone;
+}
+
 /* ---- listing ---- */
 
 static void add_literal(void *arg, const struct layout_entry *child, const char *name)

@@ -121,6 +121,8 @@ void fs_reply_err(fuse_req_t req, int rc); /* rc: 0 or negative errno */
 /* The node of a path (which is cut up), as far as lookups have bound it.  *parent and *name (in path) are
  * those of the last component; when one before that is not bound, *parent is 0 and the result -ENOTDIR. */
 int fs_find_path(struct fs *f, char *path, uint64_t *parent, const char **name, struct node_info *node);
+/* Is it a generated file or folder of something that is not there any more? */
+bool fs_is_gone(struct fs *f, uint64_t id);
 /* Names in a folder, as a caller sees them. */
 int fs_list(struct fs *f, uint64_t id, struct listing *l);
 

@@ -1,6 +1,8 @@
 #include "fsd/notify.h"
 #include "fsd/touch.h"
 
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,17 +30,6 @@ static struct timespec in_ms(int64_t ms)
     int64_t at = clock_mono_ns() + ms * 1000000;
 
     return (struct timespec){at / 1000000000, at % 1000000000};
-}
-
-static bool is_gone(struct fs *f, uint64_t id)
-{
-    struct sched_attr attr;
-    struct place p;
-    bool gone = place_of_node(f, id, &p) == 0 && p.owner == NODE_GENERATED &&
-                sched_stat(f->sched, &p.m, &attr) == -ENOENT;
-
-    place_release(&p);
-    return gone;
 }
 
 /* What shows the whole appliance changes with anything (a device that says once a second that it is there is
@@ -83,7 +74,9 @@ static void tell_children(struct notify *n, const struct node_info *folder)
     }
 }
 
-/* Who watches a file that goes is told that it went (IN_DELETE_SELF). */
+/* Who watches a file that goes is told that it went (IN_DELETE_SELF).  Nobody may look it up between its end
+ * and this: to the kernel it would be no file any more, and nothing would go.  So it is not touched either.
+ */
 static void tell_gone(struct notify *n, uint64_t parent, const struct node_info *node, const char *name)
 {
     if (node->is_dir || fuse_lowlevel_notify_delete(n->se, parent, node->id, name, strlen(name)))
@@ -96,18 +89,22 @@ static void tell_one(struct notify *n, char *path)
     struct node_info node;
     const char *name = "";
     size_t len = strlen(path);
-    bool listed = len && path[len - 1] == '/';
+    bool listed = len && path[len - 1] == '/', gone;
+    char copy[PATH_MAX];
     int rc;
 
     if (listed)
         path[len - 1] = '\0';
-    touch_changed(n->touch, path, listed);
-    rc = fs_find_path(n->f, path, &parent, &name, &node); /* cuts path up */
+    snprintf(copy, sizeof(copy), "%s", path);
+    rc = fs_find_path(n->f, copy, &parent, &name, &node); /* cuts it up */
+    gone = !rc && parent && fs_is_gone(n->f, node.id);
+    if (!gone)
+        touch_changed(n->touch, path, listed);
     if (rc)
         return; /* never looked up */
     if (nodes_known(n->f->nodes, node.id))
         fuse_lowlevel_notify_inval_inode(n->se, node.id, -1, 0);
-    if (parent && is_gone(n->f, node.id))
+    if (gone)
         tell_gone(n, parent, &node, name);
     else if (node.is_dir && !is_collection(n->f, node.id))
         tell_children(n, &node);

@@ -53,8 +53,9 @@ static void spot_end(fuse_req_t req, struct spot *s, int rc)
 }
 
 /* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file
- * system has seen to that).  Giving away clears set-id bits: they are put back. */
-static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *name, mode_t mode)
+ * system has seen to that).  Giving away clears set-id bits: they are put back.  What has no name yet: fd,
+ * "". */
+static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, int fd, const char *name, mode_t mode)
 {
     struct caller who = fs_caller(req);
     struct stat dir;
@@ -65,12 +66,12 @@ static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, const char *n
     if (fstat(dirfd, &dir))
         return -errno;
     gid = dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid;
-    if (fchownat(dirfd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW))
+    if (fchownat(fd, name, who.uid, gid, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH))
         return -errno;
-    if (!S_ISDIR(mode) && !S_ISLNK(mode) && (mode & (S_ISUID | S_ISGID)) &&
-        fchmodat(dirfd, name, mode & 07777, 0))
-        return -errno;
-    return 0;
+    if (S_ISDIR(mode) || S_ISLNK(mode) || !(mode & (S_ISUID | S_ISGID)))
+        return 0;
+    /* fchmodat takes no AT_EMPTY_PATH before Linux 6.6 */
+    return (*name ? fchmodat(fd, name, mode & 07777, 0) : fchmod(fd, mode & 07777)) ? -errno : 0;
 }
 
 /* What was just made: owner, node, attributes. On failure it is removed again. */
@@ -78,7 +79,7 @@ static int adopt(struct fs *f, fuse_req_t req, struct spot *s, const char *name,
                  struct fuse_entry_param *e, struct node_info *node)
 {
     struct fs_attr a;
-    int rc = give_to_caller(f, req, s->dir.fd, name, mode);
+    int rc = give_to_caller(f, req, s->dir.fd, s->dir.fd, name, mode);
 
     if (!rc)
         rc = fs_bind_new(f, s->parent, s->dir.fd, name, node, &a);
@@ -354,17 +355,12 @@ static void reply_created_before(fuse_req_t req, const struct handle *h, struct 
 
 static int open_unnamed(fuse_req_t req, const struct spot *s, mode_t mode, int flags)
 {
-    int keep = flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_EXCL), rc = 0;
+    int keep = flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_EXCL), rc;
     int fd = openat(s->dir.fd, ".", keep | O_TMPFILE | O_CLOEXEC, mode & 07777);
-    struct caller who = fs_caller(req);
-    struct stat dir;
 
     if (fd < 0)
         return -errno;
-    if (fs_of(req)->root &&
-        (fstat(s->dir.fd, &dir) || fchown(fd, who.uid, dir.st_mode & S_ISGID ? (gid_t)-1 : who.gid) ||
-         ((mode & (S_ISUID | S_ISGID)) && fchmod(fd, mode & 07777))))
-        rc = -errno;
+    rc = give_to_caller(fs_of(req), req, s->dir.fd, fd, "", mode | S_IFREG);
     if (rc)
         close(fd);
     return rc ? rc : fd;

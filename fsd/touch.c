@@ -272,7 +272,7 @@ static bool watchable(struct fs *f, const char *path, bool listed)
     if (rc == 0 && (node.is_dir ? !listed : node.owner == NODE_USER))
         return false;
     if (rc == 0 && nodes_known(f->nodes, node.id))
-        return true;
+        return !fs_is_gone(f, node.id); /* else its end is about to be told: notify.c */
     /* what shows the whole appliance takes long to make: only when somebody has looked at it */
     return rc != -ENOTDIR && parent && (parent != NODE_ROOT ? nodes_known(f->nodes, parent) : listed);
 }

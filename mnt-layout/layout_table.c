@@ -58,7 +58,7 @@ const struct layout_entry layout_table[] = {
     DIR("", 0755, LR_NONE, OBJ_NONE, "the fine-tuning appliance"),
     TEXT("README.md", LR_README, "what to do first; every folder has one"),
     TEXT("status", LR_STATUS, "the whole appliance on one screen"),
-    TEXT("status.json", LR_STATUS_JSON, "the same for programs"),
+    TEXT("status.json", LR_STATUS_JSON, "the same for programs: how many there are, and the newest of each"),
     TEXT("index.html", LR_CONSOLE, "the same as a page for a browser"),
     TEXT("metrics.prom", LR_METRICS, "the same as Prometheus metrics"),
     /* LK_STORE_FILE: it grows, so the scheduler appends to tree/log in the store. */
@@ -114,7 +114,8 @@ const struct layout_entry layout_table[] = {
               "EXPERIMENT.JOB: adapter_model.safetensors, adapter_config.json, info.json; "
               "rm -r removes it"),
     STORE_ANY("models/tuned/{name}/**", "its files"),
-    LINK("models/tuned/{exp}.best", LR_BEST_LINK, "link to the best model of an experiment"),
+    LINK("models/tuned/{exp}.best", LR_BEST_LINK,
+         "link to the best model of an experiment, of those that are there"),
 
     CATEGORY("models/by-base", "tuned models by the base they were made from", "models of this base"),
     CATEGORY("models/by-dataset", "tuned models by the dataset they were trained on",

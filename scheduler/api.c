@@ -69,7 +69,7 @@ bool subject_of(struct sched *s, const struct layout_match *m, struct subject *o
     }
     if (begins(p, "models/tuned/{exp}.best")) {
         out->exp = experiment_find(s, m->arg[0]);
-        out->job = out->exp ? best_job(out->exp) : NULL;
+        out->job = out->exp ? best_model(s, out->exp) : NULL;
         return out->job != NULL;
     }
     if (begins(p, "services/{name}")) {

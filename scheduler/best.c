@@ -1,5 +1,7 @@
 /* Who is best: the highest score; without an evaluation the lowest eval_loss; ties by perplexity, then by
  * number. */
+#include <stdio.h>
+
 #include "scheduler/base/json.h"
 #include "scheduler/internal.h"
 
@@ -47,7 +49,18 @@ int job_rank_order(const void *a, const void *b)
     return compare_jobs(*(struct job *const *)a, *(struct job *const *)b);
 }
 
-struct job *best_job(const struct experiment *x)
+bool tuned_ready(struct sched *s, const struct job *j)
+{
+    char name[2 * NAME_CAP];
+    const struct object *o;
+
+    snprintf(name, sizeof(name), "%s.%s", j->exp->name, j->name);
+    o = object_find(s, OBJ_TUNED, name);
+    return o && o->state == ST_READY;
+}
+
+/* with s: of those whose models are there */
+static struct job *best_of(struct sched *s, const struct experiment *x)
 {
     const char *key = json_is_object(json_object_get(x->pins, "evaluation")) ? "score" : "eval_loss";
     struct job *best = NULL;
@@ -55,8 +68,19 @@ struct job *best_job(const struct experiment *x)
 
     for (int i = 0; i < x->njobs; i++) {
         struct job *j = x->jobs[i];
-        if (j->state == ST_SUCCESSFUL && number_of(j, key, &value) && (!best || compare_jobs(j, best) < 0))
+        if (j->state == ST_SUCCESSFUL && number_of(j, key, &value) && (!best || compare_jobs(j, best) < 0) &&
+            (!s || tuned_ready(s, j)))
             best = j;
     }
     return best;
+}
+
+struct job *best_job(const struct experiment *x)
+{
+    return best_of(NULL, x);
+}
+
+struct job *best_model(struct sched *s, const struct experiment *x)
+{
+    return best_of(s, x);
 }

@@ -22,6 +22,7 @@ enum statement {
     Q_PUT_EXPERIMENT,
     Q_DEL_EXPERIMENT,
     Q_PUT_GONE,
+    Q_DEL_GONE,
     Q_PUT_JOB,
     Q_EVENT,
     Q_FORGET,
@@ -47,6 +48,7 @@ static const char *const queries[Q_COUNT] = {
         "finished=?10,changed=?11,priority=?12,text=?13,sha=?14,stamp=?15,spec=?16,pins=?17",
     [Q_DEL_EXPERIMENT] = "DELETE FROM experiment WHERE id=?1",
     [Q_PUT_GONE] = "INSERT OR REPLACE INTO gone(name,stamp) VALUES(?1,?2)",
+    [Q_DEL_GONE] = "DELETE FROM gone WHERE name=?1",
     [Q_PUT_JOB] =
         "INSERT INTO job(id,experiment,number,name,state,finetune,reason,fields,params,result,created,"
         "started,finished,changed) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)"
@@ -285,6 +287,12 @@ int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, str
     bind_text(c->q[Q_PUT_GONE], 1, name);
     bind_text(c->q[Q_PUT_GONE], 2, stamp);
     return step(c, Q_PUT_GONE, e);
+}
+
+int catalog_del_gone(struct catalog *c, const char *name, struct dtx_err *e)
+{
+    bind_text(c->q[Q_DEL_GONE], 1, name);
+    return step(c, Q_DEL_GONE, e);
 }
 
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e)

@@ -18,6 +18,8 @@ void object_changed(struct sched *s, const struct object *o, bool listed)
     sched_changed(s, "%s/LIST.tsv", folder);
     if (listed)
         sched_changed(s, "%s/", folder);
+    if (o->kind == OBJ_TUNED) /* an experiment's name has no dot */
+        sched_changed(s, "models/tuned/%.*s.best", (int)strcspn(o->name, "."), o->name);
 }
 
 void experiment_changed(struct sched *s, const struct experiment *x, bool listed)
@@ -35,6 +37,8 @@ void job_changed(struct sched *s, const struct job *j, bool listed)
         sched_changed(s, "experiments/%s/jobs/%s%s", j->exp->name, j->name, listed ? "/" : "");
         sched_changed(s, "experiments/%s/jobs/%s.status", j->exp->name, j->name);
         sched_changed(s, "experiments/%s/jobs/LIST.tsv", j->exp->name);
+        if (listed)
+            sched_changed(s, "models/tuned/%s.best", j->exp->name);
     }
     experiment_changed(s, j->exp, false);
 }

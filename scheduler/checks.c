@@ -82,27 +82,29 @@ static int start(struct check *c, char *const argv[])
     return 0;
 }
 
-/* A tokenizer to count tokens with: any model that is there. */
-static const struct object *any_base(const struct sched *s)
+/* A tokenizer to count tokens with: any model that is there, and that the check, as who owns the dataset, may
+ * read. */
+static const struct object *any_base(const struct sched *s, const struct object *dataset)
 {
     for (int i = 0; i < s->nobjects; i++)
-        if (s->objects[i]->kind == OBJ_BASE && s->objects[i]->state == ST_READY)
+        if (s->objects[i]->kind == OBJ_BASE && s->objects[i]->state == ST_READY &&
+            object_readable(s->objects[i], dataset->uid, dataset->gid))
             return s->objects[i];
     return NULL;
 }
 
 static void begin(struct sched *s, struct object *o, int64_t now)
 {
-    const struct object *base = o->kind == OBJ_DATASET ? any_base(s) : NULL;
+    const struct object *base = o->kind == OBJ_DATASET ? any_base(s, o) : NULL;
     char dir[PATH_MAX], model[PATH_MAX];
     char *argv[8] = {s->worker_path, (char *)"--store", s->store,
                      (char *)(o->kind == OBJ_BASE ? "--check-model" : "--check-dataset"), dir};
     struct check *c = calloc(1, sizeof(*c));
     int rc = c ? 0 : -ENOMEM;
 
-    snprintf(dir, sizeof(dir), "tree/%s/%s", object_kind_collection(o->kind), o->name);
+    snprintf(dir, sizeof(dir), "%s/%s", object_kind_collection(o->kind), o->name);
     if (base) {
-        snprintf(model, sizeof(model), "tree/models/base/%s", base->name);
+        snprintf(model, sizeof(model), "models/base/%s", base->name);
         argv[5] = (char *)"--model";
         argv[6] = model;
     }

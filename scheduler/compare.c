@@ -111,7 +111,7 @@ static void add_all(struct sched *s, struct choice *a, const struct object *prom
             add_model(s, a, name, NULL, prompt, NULL);
         }
     for (int i = 0; i < s->nexps; i++)
-        if (!s->exps[i]->deleted && best_job(s->exps[i])) {
+        if (!s->exps[i]->deleted && best_model(s, s->exps[i])) {
             a->nobody = false;
             snprintf(name, sizeof(name), "tuned/%.250s.best", s->exps[i]->name);
             add_model(s, a, name, NULL, prompt, NULL);

@@ -96,6 +96,7 @@ static int refuse(struct sched *s, struct experiment *x, const char *words)
 static int write_accepted(struct sched *s, struct experiment *x)
 {
     struct dtx_err e = {0};
+    int64_t id = x->id;
     int rc;
 
     slow_begin(s);
@@ -111,35 +112,11 @@ static int write_accepted(struct sched *s, struct experiment *x)
     else
         catalog_rollback(s->catalog);
     slow_end(s);
-    if (rc)
+    if (rc) {
         catalog_trouble(s, &e);
-    return rc;
-}
-
-int gone_note(struct sched *s, const char *name, const char *stamp)
-{
-    struct gone *g = s->gone;
-
-    while (g && strcmp(g->name, name) != 0)
-        g = g->next;
-    if (!g) {
-        g = calloc(1, sizeof(*g));
-        if (!g)
-            return -ENOMEM;
-        snprintf(g->name, sizeof(g->name), "%s", name);
-        g->next = s->gone;
-        s->gone = g;
+        x->id = id; /* one that was rolled back will be another's */
     }
-    snprintf(g->stamp, sizeof(g->stamp), "%s", stamp);
-    return 0;
-}
-
-const char *gone_stamp(const struct sched *s, const char *name)
-{
-    for (const struct gone *g = s->gone; g; g = g->next)
-        if (strcmp(g->name, name) == 0)
-            return g->stamp;
-    return NULL;
+    return rc;
 }
 
 int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp)
@@ -160,17 +137,8 @@ int experiment_restamp(struct sched *s, struct experiment *x, const char *name, 
     return rc;
 }
 
-void gone_free(struct sched *s)
-{
-    while (s->gone) {
-        struct gone *g = s->gone;
-        s->gone = g->next;
-        free(g);
-    }
-}
-
 /* A folder left from an experiment of this name that was deleted. */
-static void trash(struct sched *s, const char *name)
+void experiment_trash(struct sched *s, const char *name)
 {
     static unsigned counter;
     char from[PATH_MAX], to[PATH_MAX];
@@ -244,7 +212,7 @@ static int accept_spec(struct sched *s, struct experiment *x)
 
     pin(s, x);
     x->priority = (int)json_int(x->spec, "priority", 0);
-    trash(s, x->name); /* before: its jobs must never go on from the files of a deleted one */
+    experiment_trash(s, x->name); /* before: its jobs must never go on from the files of a deleted one */
     rc = write_accepted(s, x);
     if (rc) {
         forget(x);
@@ -632,9 +600,7 @@ static void sweep_answers(struct sched *s)
 
 void experiments_sweep(struct sched *s)
 {
-    for (struct gone *g = s->gone; g; g = g->next)
-        if (!experiment_find(s, g->name) && !experiment_find_deleted(s, g->name))
-            trash(s, g->name);
+    gone_sweep(s);
     for (int i = 0; i < s->nexps; i++)
         for (int k = 0; k < s->exps[i]->njobs; k++) {
             struct job *j = s->exps[i]->jobs[k];
@@ -657,7 +623,7 @@ void experiments_round(struct sched *s, int64_t now)
     for (int i = 0; i < s->nexps; i++) {
         struct experiment *x = s->exps[i];
         if (x->deleted && !x->on_workers) {
-            trash(s, x->name);
+            experiment_trash(s, x->name);
             experiment_drop(s, x);
             i--;
             continue;

@@ -94,6 +94,13 @@ static void note_release(struct intake *i, const char *rest, int64_t now)
         i->complete = i->success = true;
 }
 
+static void note_meta(struct intake *i, int64_t now)
+{
+    i->meta = !i->maybe || i->meta;
+    i->maybe = true;
+    i->maybe_at = now;
+}
+
 static void note(struct intake *i, enum drop_event ev, const struct place *p, int64_t now)
 {
     switch (ev) {
@@ -116,13 +123,11 @@ static void note(struct intake *i, enum drop_event ev, const struct place *p, in
     case DROP_FSYNC:
         break;
     case DROP_SETATTR: /* mode, owner or times, not the size */
+        i->modes++;
         if (i->dirty)
             i->last = now;
-        else {
-            i->meta = !i->maybe || i->meta;
-            i->maybe = true;
-            i->maybe_at = now;
-        }
+        else
+            note_meta(i, now);
         break;
     case DROP_RENAMED_IN:
         note_renamed_in(i, p->is_root, now);
@@ -376,13 +381,19 @@ static void announce(struct sched *s, struct intake *i)
     if (i->kind == OBJ_SERVICE || i->kind == OBJ_TUNED)
         return; /* a service is taken whole */
     o = object_get(s, i->kind, i->name, i->has_who ? &i->who : NULL);
-    if (!o || (o->state == ST_RECEIVING && o->id))
+    if (!o || o->state == ST_RECEIVING)
         return;
     o->closed |= i->closed;
     check_cancel(s, o);
     asking_cancel(s, o);
     if (object_event(s, o, i->complete ? EV_RENAME : EV_WRITE, NULL))
         object_drop_unsaved(s, o);
+}
+
+void intake_found(struct sched *s, struct intake *i)
+{
+    if (!taken_stamp(s, i))
+        announce(s, i);
 }
 
 /* NAME.json went, NAME/ is there: the link in it counts now, or it waits for one. */
@@ -436,7 +447,7 @@ static bool ripe(struct sched *s, struct intake *i, int64_t now)
 
 static void settle(struct sched *s, struct intake *i, int64_t now)
 {
-    unsigned gen = i->gen;
+    unsigned gen = i->gen, modes;
     int rc;
 
     if (i->gone) {
@@ -449,6 +460,7 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     announce(s, i);
     if (!ripe(s, i, now))
         return;
+    modes = i->modes;
     rc = take_drop(s, i, i->wait_long || i->complete);
     if (rc == -EAGAIN && gen == i->gen) /* what came while it was taken is looked at for itself */
         i->wait_long = true;
@@ -462,6 +474,8 @@ static void settle(struct sched *s, struct intake *i, int64_t now)
     i->dirty = i->complete = i->success = i->wait_long = i->has_who = i->owner_known = false;
     set_text(&i->no_space, NULL);
     set_text(&i->cut_off, NULL);
+    if (modes != i->modes) /* closed to others while it was taken, maybe after that was looked at */
+        note_meta(i, now);
 }
 
 /* Taking one costs a synced write or two, and thousands may be dropped at once: of each owner a round takes

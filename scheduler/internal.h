@@ -55,7 +55,7 @@ struct watcher;
 
 /* Datasets, parameter groups, evaluations, plugins, base and tuned models, services, compare and service
  * prompts. Everything protected by s->mutex. */
-enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096 };
+enum { OBJECT_BUCKETS = 8192, INTAKE_BUCKETS = 4096, EXPERIMENT_BUCKETS = 4096, GONE_BUCKETS = 4096 };
 
 struct object {
     int64_t id; /* catalog row */
@@ -179,6 +179,7 @@ struct intake {
     enum drop_event behind; /* with maybe: what inotify saw */
     int64_t found_age;      /* by the scan: how long its newest change was ago, ns */
     unsigned gen;           /* counts changes */
+    unsigned modes;         /* the same of modes, owners and times */
     unsigned announced;     /* gen at which the loop last looked */
     int64_t retry_at;       /* mono: the catalog could not be written */
     int writers;            /* local ones that have it open */
@@ -326,7 +327,7 @@ struct sched {
     struct intake_list resting;                    /* nothing is; remembered for a while, the oldest first */
     struct intake *intake_by_path[INTAKE_BUCKETS]; /* both */
     struct hidden *hidden;
-    struct gone *gone;
+    struct gone *gone[GONE_BUCKETS]; /* loop thread only; by hash of name */
     struct command *commands;
     struct check *checks; /* loop thread only */
     struct watcher *watcher;
@@ -391,6 +392,7 @@ int catalog_del_object(struct catalog *c, const struct object *o, struct dtx_err
 int catalog_put_experiment(struct catalog *c, struct experiment *x, enum state to, const char *reason,
                            struct dtx_err *e);
 int catalog_put_gone(struct catalog *c, const char *name, const char *stamp, struct dtx_err *e);
+int catalog_del_gone(struct catalog *c, const char *name, struct dtx_err *e);
 int catalog_del_experiment(struct catalog *c, const struct experiment *x, struct dtx_err *e);
 int catalog_put_job(struct catalog *c, struct job *j, enum state to, enum state finetune, const char *reason,
                     struct dtx_err *e);
@@ -399,6 +401,7 @@ int catalog_event(struct catalog *c, const char *machine, const char *name, enum
 
 /* objects.c */
 enum machine object_machine(enum object_kind kind);
+uint64_t name_hash(enum object_kind kind, const char *name); /* the same for names that are equal */
 struct object *object_find(struct sched *s, enum object_kind kind, const char *name);
 struct object *object_ready(struct sched *s, enum object_kind kind,
                             const char *name); /* READY, settled; or NULL */
@@ -489,6 +492,8 @@ void experiment_close_folder(struct sched *s, const struct experiment *x);
 bool intake_note(struct sched *s, enum drop_event ev, const char *path, const struct caller *who,
                  int64_t now);
 bool intake_receiving(struct sched *s, const char *path); /* mutex held; as sched_receiving */
+/* By the scan: what nobody knows yet is RECEIVING before anybody asks, as it was before a crash. */
+void intake_found(struct sched *s, struct intake *i);
 void intake_round(struct sched *s, int64_t now);
 int64_t intake_due(const struct intake *i); /* mono time at which it is complete if nothing more comes */
 int64_t intake_next(const struct sched *s); /* mono: when intake_round has something to do */
@@ -541,16 +546,21 @@ int experiment_take(struct sched *s, const char *name, const struct buf *text, c
 void experiments_round(struct sched *s, int64_t now);
 int experiment_refusal(struct sched *s, const char *name, const char *text, size_t n, struct dtx_err *e);
 int experiment_delete(struct sched *s, struct experiment *x);
-/* Experiments that were deleted, with the stamp that their spec file had: what still lies there is not a new
- * one. */
-int gone_note(struct sched *s, const char *name, const char *stamp);
-const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
 /* The spec's file has other times or modes, and the same content; x NULL: it is a deleted experiment's. */
 int experiment_restamp(struct sched *s, struct experiment *x, const char *name, const char *stamp);
-void gone_free(struct sched *s);
+/* A folder left from a deleted experiment of this name. */
+void experiment_trash(struct sched *s, const char *name);
 /* Once no worker of an earlier dtxd is left: files of deleted experiments, cancelled and successful jobs that
  * a crash left. */
 void experiments_sweep(struct sched *s);
+
+/* gone.c: experiments that were deleted, with the stamp that their spec file had: what still lies there is
+ * not a new one */
+int gone_note(struct sched *s, const char *name, const char *stamp);
+const char *gone_stamp(const struct sched *s, const char *name); /* or NULL */
+/* Remove what a crash left of them, and forget those whose spec is gone too. */
+void gone_sweep(struct sched *s);
+void gone_free(struct sched *s);
 
 /* jobs.c */
 int jobs_expand(struct experiment *x, struct dtx_err *e); /* fills x->jobs from x->spec; in memory */
@@ -596,7 +606,10 @@ int control_job(struct sched *s, struct job *j, const char *word);
 bool control_word_known(enum layout_writer w, const char *word);
 
 /* best.c */
-struct job *best_job(const struct experiment *x);
+struct job *best_job(const struct experiment *x); /* NULL: none */
+/* EXP.best: the best one whose model was not removed, NULL: none.  Mutex held. */
+struct job *best_model(struct sched *s, const struct experiment *x);
+bool tuned_ready(struct sched *s, const struct job *j); /* the model that it made is there */
 bool job_has_score(const struct job *j, double *score);
 int job_rank_order(const void *a, const void *b); /* qsort of struct job * : best first */
 
@@ -682,6 +695,7 @@ int render_device(struct sched *s, const struct layout_match *m, struct buf *out
 int render_service_stats(struct sched *s, const struct layout_match *m, struct buf *out);
 int render_service_endpoint(struct sched *s, const struct layout_match *m, struct buf *out);
 json_t *experiment_json(struct sched *s, struct experiment *x); /* status.json; new reference */
+json_t *experiment_summary(const struct experiment *x);         /* the same without its jobs */
 json_t *leaderboard_json(struct experiment *x);
 json_t *job_json(struct job *j);
 /* render_space.c: who uses what; mutex held */

@@ -40,7 +40,7 @@ static bool same_name(const char *a, const char *b)
 
 /* ---- finding and making ---- */
 
-static uint64_t name_hash(enum object_kind kind, const char *name)
+uint64_t name_hash(enum object_kind kind, const char *name)
 {
     uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)kind;
     char nfc[2 * NAME_CAP];
@@ -145,7 +145,7 @@ static void object_remove(struct sched *s, struct object *o)
 
 void object_drop_unsaved(struct sched *s, struct object *o)
 {
-    if (o->id == 0)
+    if (o->id == 0 && o->state == ST_NONE)
         object_remove(s, o);
 }
 
@@ -355,6 +355,27 @@ static void log_transition(const char *what, const char *name, enum state from, 
              reason ? reason : "");
 }
 
+/* RECEIVING of something new is not written down, so that taking it costs one synced write: after a crash its
+ * files are as new as they were.  Nor is that such a thing went. */
+static bool in_memory_only(int64_t id, enum state to)
+{
+    return id == 0 && (to == ST_RECEIVING || to == ST_GONE);
+}
+
+static int write_object(struct sched *s, struct object *o, enum event ev, enum state to, const char *reason,
+                        struct dtx_err *e)
+{
+    int rc = catalog_begin(s->catalog, e);
+
+    if (rc == 0)
+        rc = to == ST_GONE ? catalog_del_object(s->catalog, o, e)
+                           : catalog_put_object(s->catalog, o, to, reason, e);
+    if (rc == 0)
+        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, o->state, ev, to,
+                           public_words(o, reason), e);
+    return finish(s, rc, e);
+}
+
 int object_event(struct sched *s, struct object *o, enum event ev, const char *reason)
 {
     enum machine m = object_machine(o->kind);
@@ -367,19 +388,16 @@ int object_event(struct sched *s, struct object *o, enum event ev, const char *r
         return refuse(m, o->name, from, ev);
     if ((enum state)to == from && same_text(o->reason, reason))
         return 0;
-    slow_begin(s);
-    rc = catalog_begin(s->catalog, &e);
-    if (rc == 0)
-        rc = to == ST_GONE ? catalog_del_object(s->catalog, o, &e)
-                           : catalog_put_object(s->catalog, o, (enum state)to, reason, &e);
-    if (rc == 0)
-        rc = catalog_event(s->catalog, object_kind_name(o->kind), o->name, from, ev, (enum state)to,
-                           public_words(o, reason), &e);
-    rc = finish(s, rc, &e);
-    slow_end(s);
-    if (settle_trouble(s, rc, &e, &o->retry_at)) {
-        o->id = id;
-        return rc;
+    if (in_memory_only(o->id, (enum state)to)) {
+        s->transitions++;
+    } else {
+        slow_begin(s);
+        rc = write_object(s, o, ev, (enum state)to, reason, &e);
+        slow_end(s);
+        if (settle_trouble(s, rc, &e, &o->retry_at)) {
+            o->id = id;
+            return rc;
+        }
     }
     if ((enum state)to != from || reason)
         log_transition(object_kind_name(o->kind), o->name, from, (enum state)to, public_words(o, reason));
@@ -453,6 +471,19 @@ static void job_log(struct sched *s, struct job *j, const char *text)
     slow_end(s);
 }
 
+static int write_experiment(struct sched *s, struct experiment *x, enum event ev, enum state to,
+                            const char *reason, struct dtx_err *e)
+{
+    int rc = catalog_begin(s->catalog, e);
+
+    if (rc == 0)
+        rc = to == ST_GONE ? catalog_del_experiment(s->catalog, x, e)
+                           : catalog_put_experiment(s->catalog, x, to, reason, e);
+    if (rc == 0)
+        rc = catalog_event(s->catalog, "experiment", x->name, x->state, ev, to, reason, e);
+    return finish(s, rc, e);
+}
+
 int experiment_event(struct sched *s, struct experiment *x, enum event ev, const char *reason)
 {
     enum state from = x->state;
@@ -467,20 +498,20 @@ int experiment_event(struct sched *s, struct experiment *x, enum event ev, const
     if (to == ST_PROCESSING && !x->started)
         x->started = clock_wall_ns();
     x->finished = state_is_end((enum state)to) ? clock_wall_ns() : 0;
-    slow_begin(s);
-    rc = catalog_begin(s->catalog, &e);
-    if (rc == 0)
-        rc = to == ST_GONE ? catalog_del_experiment(s->catalog, x, &e)
-                           : catalog_put_experiment(s->catalog, x, (enum state)to, reason, &e);
-    if (rc == 0)
-        rc = catalog_event(s->catalog, "experiment", x->name, from, ev, (enum state)to, reason, &e);
-    rc = finish(s, rc, &e);
-    slow_end(s);
-    if (settle_trouble(s, rc, &e, &x->retry_at)) {
-        x->id = id; /* one that was rolled back will be another's */
-        x->started = started;
-        x->finished = finished;
-        return rc;
+    /* One that was deleted, and whose spec comes with the same stamp, is a new one only as long as that is
+     * known. */
+    if (in_memory_only(x->id, (enum state)to) && !gone_stamp(s, x->name)) {
+        s->transitions++;
+    } else {
+        slow_begin(s);
+        rc = write_experiment(s, x, ev, (enum state)to, reason, &e);
+        slow_end(s);
+        if (settle_trouble(s, rc, &e, &x->retry_at)) {
+            x->id = id; /* one that was rolled back will be another's */
+            x->started = started;
+            x->finished = finished;
+            return rc;
+        }
     }
     x->state = (enum state)to;
     x->changed = clock_wall_ns();

@@ -121,7 +121,7 @@ static int list_collection(struct sched *s, const struct layout_match *m,
         }
     }
     for (int i = 0; m->entry->lists == OBJ_TUNED && i < s->nexps; i++)
-        if (!s->exps[i]->deleted && best_job(s->exps[i]))
+        if (!s->exps[i]->deleted && best_model(s, s->exps[i]))
             add_suffixed(&l, s->exps[i]->name, ".best");
     return 0;
 }
@@ -159,7 +159,7 @@ static int list_devices(struct sched *s, const struct layout_match *m,
 static int render_best_link(struct sched *s, const struct layout_match *m, struct buf *out)
 {
     struct experiment *x = experiment_find(s, m->arg[0]);
-    struct job *best = x ? best_job(x) : NULL;
+    struct job *best = x ? best_model(s, x) : NULL;
 
     if (!best)
         return -ENOENT;

@@ -216,7 +216,7 @@ int render_exp_status(struct sched *s, const struct layout_match *m, struct buf 
     return 0;
 }
 
-json_t *experiment_json(struct sched *s, struct experiment *x)
+json_t *experiment_summary(const struct experiment *x)
 {
     struct job *best = best_job(x);
     json_t *v = json_pack("{ss ss so so so so so so so si}", "name", x->name, "state", state_name(x->state),
@@ -225,7 +225,20 @@ json_t *experiment_json(struct sched *s, struct experiment *x)
                           "finished", time_or_null(x->finished), "evaluation",
                           text_or_null(json_str(x->spec, "evaluation", NULL)), "spec_refused",
                           text_or_null(x->spec_reason), "priority", x->priority);
-    json_t *jobs = json_array();
+    json_t *counts = json_object();
+
+    for (int i = 0; v && i < x->njobs; i++) {
+        const char *state = state_name(x->jobs[i]->state);
+        json_object_set_new(counts, state,
+                            json_integer(json_integer_value(json_object_get(counts, state)) + 1));
+    }
+    json_object_set_new(v, "job_states", counts);
+    return v;
+}
+
+json_t *experiment_json(struct sched *s, struct experiment *x)
+{
+    json_t *v = experiment_summary(x), *jobs = json_array();
 
     for (int i = 0; i < x->njobs; i++)
         json_array_append_new(jobs, job_json(x->jobs[i]));
@@ -262,7 +275,7 @@ int render_exp_progress(struct sched *s, const struct layout_match *m, struct bu
 int render_exp_best(struct sched *s, const struct layout_match *m, struct buf *out)
 {
     struct experiment *x = experiment_find(s, m->arg[0]);
-    struct job *best = best_job(x);
+    struct job *best = best_job(x), *model = best_model(s, x);
 
     if (!best) {
         buf_adds(out, "none\n");
@@ -278,7 +291,12 @@ int render_exp_best(struct sched *s, const struct layout_match *m, struct buf *o
     add_number(out, json_object_get(best->result, "eval_loss"), "%.4f");
     buf_adds(out, "\nperplexity: ");
     add_number(out, json_object_get(best->result, "perplexity"), "%.4f");
-    buf_addf(out, "\nmodel: models/tuned/%s.%s\nlink: models/tuned/%s.best\n", x->name, best->name, x->name);
+    if (model == best)
+        buf_addf(out, "\nmodel: models/tuned/%s.%s\n", x->name, best->name);
+    else
+        buf_adds(out, "\nmodel: removed\n");
+    if (model)
+        buf_addf(out, "link: models/tuned/%s.best -> %s.%s\n", x->name, x->name, model->name);
     return 0;
 }
 

@@ -9,7 +9,11 @@
 #include "scheduler/internal.h"
 #include "scheduler/report/report.h"
 
-enum { SHOWN = 20 /* lines of each kind on one screen */, JOBS_AT_ONCE = 100 };
+enum {
+    SHOWN = 20,         /* lines of each kind on one screen */
+    LISTED = 1000,      /* of each kind in status.json, and jobs in all */
+    JOBS_AT_ONCE = 100, /* looked at before others get the mutex */
+};
 
 static const enum object_kind shown_kinds[] = {OBJ_DATASET,     OBJ_PARAMGROUP,     OBJ_EVALUATION,
                                                OBJ_DATA_PLUGIN, OBJ_SCORING_PLUGIN, OBJ_BASE,
@@ -134,66 +138,169 @@ static json_t *device_json(const struct worker *w)
                      w->trouble ? json_string(w->trouble) : json_null());
 }
 
-static json_t *objects_json(struct sched *s, enum object_kind kind)
+/* How many there are by state. */
+static json_t *counts_json(const int by_state[ST_COUNT])
 {
-    json_t *list = json_array();
+    json_t *v = json_object();
+
+    for (int st = 0; st < ST_COUNT; st++)
+        if (by_state[st])
+            json_object_set_new(v, state_name((enum state)st), json_integer(by_state[st]));
+    return v;
+}
+
+static void count_experiments(const struct sched *s, json_t *counts)
+{
+    int experiments[ST_COUNT] = {0}, jobs[ST_COUNT] = {0};
+
+    for (int i = 0; i < s->nexps; i++) {
+        const struct experiment *x = s->exps[i];
+        experiments[x->state] += !x->deleted;
+        for (int k = 0; !x->deleted && k < x->njobs; k++)
+            jobs[x->jobs[k]->state]++;
+    }
+    json_object_set_new(counts, "experiments", counts_json(experiments));
+    json_object_set_new(counts, "jobs", counts_json(jobs));
+}
+
+static int newest_first(const void *a, const void *b)
+{
+    const struct object *x = *(const struct object *const *)a, *y = *(const struct object *const *)b;
+
+    return (x->created < y->created) - (x->created > y->created);
+}
+
+static json_t *object_json(const struct object *o)
+{
     char created[32];
 
-    for (int i = 0; i < s->nobjects; i++) {
-        const struct object *o = s->objects[i];
-        if (o->kind == kind)
-            json_array_append_new(
-                list,
-                json_pack("{ss ss so sI ss}", "name", o->name, "state", state_name(o->state), "reason",
-                          public_reason(o) ? json_string(public_reason(o)) : json_null(), "size",
-                          (json_int_t)o->size, "created", clock_iso(o->created, created, sizeof(created))));
-    }
-    return list;
+    return json_pack("{ss ss so sI ss}", "name", o->name, "state", state_name(o->state), "reason",
+                     public_reason(o) ? json_string(public_reason(o)) : json_null(), "size",
+                     (json_int_t)o->size, "created", clock_iso(o->created, created, sizeof(created)));
+}
+
+/* The list of a kind, the newest last, and their counts. */
+static void add_objects(struct sched *s, enum object_kind kind, json_t *into, json_t *counts)
+{
+    const struct object **v = calloc((size_t)s->nobjects + 1, sizeof(*v));
+    int by_state[ST_COUNT] = {0}, n = 0;
+    json_t *list = json_array();
+
+    for (int i = 0; v && i < s->nobjects; i++)
+        if (s->objects[i]->kind == kind) {
+            by_state[s->objects[i]->state]++;
+            v[n++] = s->objects[i];
+        }
+    if (n)
+        qsort(v, (size_t)n, sizeof(*v), newest_first);
+    for (int i = (n < LISTED ? n : LISTED) - 1; i >= 0; i--)
+        json_array_append_new(list, object_json(v[i]));
+    free(v);
+    json_object_set_new(into, object_kind_collection(kind), list);
+    json_object_set_new(counts, object_kind_collection(kind), counts_json(by_state));
 }
 
 /* Everybody reads this: of a private experiment it says that it is there. */
-static json_t *public_experiment(struct sched *s, struct experiment *x)
+static json_t *public_experiment(struct sched *s, struct experiment *x, int *jobs)
 {
-    if (!(experiment_closed(s, x) & 07))
+    json_t *v;
+
+    if (experiment_closed(s, x) & 07)
+        return json_pack("{ss ss so ss s[] s[]}", "name", x->name, "state", state_name(x->state), "best",
+                         json_null(), "reason", experiment_words(s, x, ""), "jobs", "leaderboard");
+    if (x->njobs <= *jobs) {
+        *jobs -= x->njobs;
         return experiment_json(s, x);
-    return json_pack("{ss ss so ss s[] s[]}", "name", x->name, "state", state_name(x->state), "best",
-                     json_null(), "reason", experiment_words(s, x, ""), "jobs", "leaderboard");
+    }
+    *jobs = 0; /* no smaller one that is older either */
+    v = experiment_summary(x);
+    json_object_set_new(v, "jobs", json_null());
+    json_object_set_new(v, "leaderboard", json_null());
+    return v;
 }
 
-/* Thousands of jobs take seconds: others get the mutex in between.  An experiment that is deleted just then
- * may take the place of one that is missing until the next rendering. */
+/* Many jobs take a while: others get the mutex in between. */
+static void pause_for_others(struct sched *s, int *seen, int more)
+{
+    if ((*seen += more) < JOBS_AT_ONCE)
+        return;
+    *seen = 0;
+    pthread_mutex_unlock(&s->mutex);
+    usleep(1); /* long enough for those who wait to take it */
+    pthread_mutex_lock(&s->mutex);
+}
+
+/* The newest, by their names: they may go while they are written down.  The caller frees. */
+static char (*newest_experiments(const struct sched *s, int *n))[NAME_CAP]
+{
+    char(*names)[NAME_CAP] = malloc(LISTED * sizeof(*names));
+
+    *n = 0;
+    for (int i = s->nexps - 1; names && i >= 0 && *n < LISTED; i--)
+        if (!s->exps[i]->deleted)
+            snprintf(names[(*n)++], NAME_CAP, "%s", s->exps[i]->name);
+    return names;
+}
+
+/* The newest last; of them the newest with all of their jobs. */
 static json_t *experiments_json(struct sched *s)
 {
-    json_t *list = json_array();
+    int n, jobs = LISTED, seen = 0;
+    char(*names)[NAME_CAP] = newest_experiments(s, &n);
+    json_t **v = calloc(LISTED, sizeof(json_t *)), *list = json_array();
 
-    for (int i = 0, jobs = 0; i < s->nexps; i++) {
-        if (!s->exps[i]->deleted)
-            json_array_append_new(list, public_experiment(s, s->exps[i]));
-        if ((jobs += s->exps[i]->njobs) < JOBS_AT_ONCE)
+    for (int i = 0; v && i < n; i++) {
+        struct experiment *x = experiment_find(s, names[i]);
+        if (!x)
             continue;
-        jobs = 0;
-        pthread_mutex_unlock(&s->mutex);
-        usleep(1); /* long enough for those who wait to take it */
-        pthread_mutex_lock(&s->mutex);
+        v[i] = public_experiment(s, x, &jobs);
+        pause_for_others(s, &seen, x->njobs);
+    }
+    for (int i = n - 1; v && i >= 0; i--)
+        if (v[i])
+            json_array_append_new(list, v[i]);
+    free(v);
+    free(names);
+    return list;
+}
+
+/* Jobs that workers have, of whatever experiment. */
+static json_t *running_json(struct sched *s)
+{
+    json_t *list = json_array(), *v;
+
+    for (int i = 0; i < s->nexps; i++) {
+        struct experiment *x = s->exps[i];
+        if (!x->on_workers || x->deleted || (experiment_closed(s, x) & 07))
+            continue;
+        for (int k = 0; k < x->njobs && json_array_size(list) < LISTED; k++) {
+            if (!x->jobs[k]->worker)
+                continue;
+            v = job_json(x->jobs[k]);
+            json_object_set_new(v, "experiment", json_string(x->name));
+            json_array_append_new(list, v);
+        }
     }
     return list;
 }
 
-/* Mutex held, but given up now and then. */
+/* Mutex held, but given up now and then.  However much there is, it stays a file that one can read. */
 static json_t *appliance_json(struct sched *s)
 {
-    json_t *v, *exps = experiments_json(s), *devices = json_array();
+    json_t *v, *exps = experiments_json(s), *devices = json_array(), *counts = json_object();
     char started[32];
 
     for (int i = 0; i < s->nworkers; i++)
         json_array_append_new(devices, device_json(&s->workers[i]));
-    v = json_pack("{ss ss so ss so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version", s->version,
-                  "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
-                  clock_iso(s->started, started, sizeof(started)), "devices", devices, "experiments", exps);
+    count_experiments(s, counts);
+    v = json_pack("{ss ss so ss so so so so}", "state", s->trouble ? "TROUBLE" : "RUNNING", "version",
+                  s->version, "reason", s->trouble ? json_string(s->trouble) : json_null(), "started",
+                  clock_iso(s->started, started, sizeof(started)), "counts", counts, "devices", devices,
+                  "running", running_json(s), "experiments", exps);
     if (v)
         owners_json(s, v);
     for (int i = 0; v && i < KINDS; i++)
-        json_object_set_new(v, object_kind_collection(shown_kinds[i]), objects_json(s, shown_kinds[i]));
+        add_objects(s, shown_kinds[i], v, counts);
     return v;
 }
 

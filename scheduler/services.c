@@ -22,7 +22,7 @@ static int resolve_base(struct sched *s, const char *name, struct model_ref *out
     return 0;
 }
 
-/* The winner's own name for EXP.best. */
+/* The own name of what EXP.best is now. */
 static bool follow_best(struct sched *s, const char *name, char *out, size_t n)
 {
     char exp[NAME_CAP];
@@ -34,7 +34,7 @@ static bool follow_best(struct sched *s, const char *name, char *out, size_t n)
         return false;
     snprintf(exp, sizeof(exp), "%.*s", (int)(len - 5), name);
     x = experiment_find(s, exp);
-    best = x ? best_job(x) : NULL;
+    best = x ? best_model(s, x) : NULL;
     if (best)
         snprintf(out, n, "%s.%s", exp, best->name);
     return best != NULL;

@@ -218,6 +218,7 @@ static void found(struct sched *s, const char *path, int64_t now)
     i->meta = false;
     i->behind = st.success ? DROP_RENAMED_IN : DROP_WRITE;
     i->found_age = age > 0 ? age : 0;
+    intake_found(s, i);
 }
 
 static void scan_collection(struct sched *s, const char *collection, int64_t now)

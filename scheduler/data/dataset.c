@@ -33,6 +33,8 @@ static int read_spec(struct dataset *d, const json_t *given, struct dtx_err *e)
         fd = fd_open_file(d->fd, "dataset.json", e);
         if (fd < 0 && fd != -ENOENT)
             return fd;
+        if (fd < 0) /* it need not be there: that is no error to be told of */
+            dtx_err_clear(e);
     }
     if (fd >= 0) {
         rc = read_spec_file(d, fd, e);

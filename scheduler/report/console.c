@@ -8,14 +8,29 @@
 
 enum { CONSOLE_REFRESH_S = 5, CONSOLE_ROWS = 40 };
 
-static bool state_is(const json_t *object, const char *const *states)
+static bool is_one_of(const char *state, const char *const *states)
 {
-    const char *state = json_str(object, "state", "");
-
     for (; *states; states++)
         if (strcmp(state, *states) == 0)
             return true;
     return false;
+}
+
+static bool state_is(const json_t *object, const char *const *states)
+{
+    return is_one_of(json_str(object, "state", ""), states);
+}
+
+/* Of {"STATE": how many}, those in one of these states; NULL: all. */
+static double counted(const json_t *counts, const char *const *states)
+{
+    const char *state;
+    double n = 0;
+    json_t *v;
+
+    json_object_foreach((json_t *)counts, state, v) if (!states || is_one_of(state, states)) n +=
+        json_number_value(v);
+    return n;
 }
 
 static const char *const ended[] = {"SUCCESSFUL", "SUCCESS", "FAILED", "CANCELLED", NULL};
@@ -82,20 +97,17 @@ static json_t *best_score(const json_t *experiment)
 static json_t *experiment_row(const json_t *x)
 {
     static const char *const own[] = {"name", "state", "best", "created", "reason"};
-    json_t *row = json_object(), *job, *score = best_score(x);
-    size_t i, n = json_array_size(json_object_get(x, "jobs")), done = 0;
-    double progress = 0;
+    json_t *row = json_object(), *job, *score = best_score(x), *states = json_object_get(x, "job_states");
+    double n = counted(states, NULL), done = counted(states, ended), progress = done;
+    size_t i;
 
     for (size_t k = 0; k < sizeof(own) / sizeof(own[0]); k++)
         copy(row, own[k], x);
-    json_array_foreach(json_object_get(x, "jobs"), i, job)
-    {
-        progress += job_progress(job);
-        done += state_is(job, ended);
-    }
-    if (n) {
-        json_object_set_new(row, "jobs", json_sprintf("%zu of %zu", done, n));
-        json_object_set_new(row, "progress", json_real(progress / (double)n));
+    json_array_foreach(json_object_get(x, "jobs"), i, job) if (!state_is(job, ended)) progress +=
+        job_progress(job);
+    if (n > 0) {
+        json_object_set_new(row, "jobs", json_sprintf("%.0f of %.0f", done, n));
+        json_object_set_new(row, "progress", json_real(progress / n));
     }
     if (score)
         json_object_set(row, "score", score);
@@ -113,14 +125,14 @@ static json_t *experiment_rows(const json_t *status)
     return rows;
 }
 
-static json_t *job_row(const json_t *experiment, const json_t *job)
+static json_t *job_row(const json_t *job)
 {
     static const char *const own[] = {"state", "device"};
     static const char *const measured[] = {"step",      "total",        "epoch", "loss",
                                            "eval_loss", "tokens_per_s", "eta_s"};
     json_t *row = json_object();
 
-    json_object_set_new(row, "experiment", json_string(json_str(experiment, "name", "?")));
+    json_object_set_new(row, "experiment", json_string(json_str(job, "experiment", "?")));
     json_object_set_new(row, "job", json_string(json_str(job, "name", "?")));
     json_object_set_new(row, "progress", json_real(job_progress(job)));
     for (size_t k = 0; k < sizeof(own) / sizeof(own[0]); k++)
@@ -132,17 +144,12 @@ static json_t *job_row(const json_t *experiment, const json_t *job)
 
 static json_t *job_rows(const json_t *status)
 {
-    json_t *rows = json_array(), *x, *job;
-    size_t i, k;
+    json_t *rows = json_array(), *job;
+    size_t i;
 
-    json_array_foreach(json_object_get(status, "experiments"), i, x)
-    {
-        json_array_foreach(json_object_get(x, "jobs"), k, job)
-        {
-            if (state_is(job, working) && json_array_size(rows) < CONSOLE_ROWS)
-                json_array_append_new(rows, job_row(x, job));
-        }
-    }
+    json_array_foreach(json_object_get(status, "running"), i,
+                       job) if (state_is(job, working) && json_array_size(rows) < CONSOLE_ROWS)
+        json_array_append_new(rows, job_row(job));
     return rows;
 }
 
@@ -163,6 +170,8 @@ static json_t *problem_rows(const json_t *status)
 
     json_object_foreach((json_t *)status, key, list)
     {
+        if (strcmp(key, "running") == 0)
+            continue;
         json_array_foreach(list, i, o)
         {
             const char *name = json_str(o, "name", "?");
@@ -181,20 +190,15 @@ static json_t *problem_rows(const json_t *status)
 /* How many of each kind there are, and how many of them can be used. */
 static json_t *object_rows(const json_t *status)
 {
-    json_t *rows = json_array(), *list, *o;
+    json_t *rows = json_array(), *states;
     const char *key;
-    size_t i;
 
-    json_object_foreach((json_t *)status, key, list)
-    {
-        json_int_t usable = 0;
-        if (!json_is_object(json_array_get(list, 0)) || !strcmp(key, "devices") ||
-            !strcmp(key, "experiments"))
-            continue;
-        json_array_foreach(list, i, o) usable += state_is(o, ready);
+    json_object_foreach(json_object_get(status, "counts"), key, states) if (strcmp(key, "experiments") != 0 &&
+                                                                            strcmp(key, "jobs") != 0 &&
+                                                                            json_object_size(states))
         json_array_append_new(rows, json_pack("{s:s,s:I,s:I}", "name", key, "objects",
-                                              (json_int_t)json_array_size(list), "ready", usable));
-    }
+                                              (json_int_t)counted(states, NULL), "ready",
+                                              (json_int_t)counted(states, ready)));
     return rows;
 }
 
@@ -228,26 +232,17 @@ static void add_tile(struct buf *out, const char *what, double n)
 
 static void add_tiles(struct buf *out, const json_t *status)
 {
-    size_t jobs = 0, running = 0, waiting = 0, done = 0, i, k;
-    double tokens = 0;
-    json_t *x, *job;
+    const json_t *jobs = json_object_get(json_object_get(status, "counts"), "jobs");
+    double running = counted(jobs, working), done = counted(jobs, ended), tokens = 0;
+    json_t *x;
+    size_t i;
 
     json_array_foreach(json_object_get(status, "devices"), i, x) tokens +=
         json_num(json_object_get(x, "stats"), "tokens_per_s", 0);
-    json_array_foreach(json_object_get(status, "experiments"), i, x)
-    {
-        json_array_foreach(json_object_get(x, "jobs"), k, job)
-        {
-            jobs++;
-            running += state_is(job, working);
-            done += state_is(job, ended);
-        }
-    }
-    waiting = jobs - running - done;
     buf_adds(out, "<div class=\"tiles\">");
-    add_tile(out, "jobs running", (double)running);
-    add_tile(out, "jobs waiting", (double)waiting);
-    add_tile(out, "jobs ended", (double)done);
+    add_tile(out, "jobs running", running);
+    add_tile(out, "jobs waiting", counted(jobs, NULL) - running - done);
+    add_tile(out, "jobs ended", done);
     add_tile(out, "tokens/s", tokens);
     add_tile(out, "devices", (double)json_array_size(json_object_get(status, "devices")));
     buf_adds(out, "</div>\n");

@@ -39,11 +39,12 @@ void compare_markdown(struct buf *out, const json_t *comparison);
 void compare_stats_tsv(struct buf *out, const json_t *comparison);
 
 /* index.html of the appliance from status.json:
- * {"state","version","started","reason","devices":[{"name","state","base",
- * "jobs","asks","hello":{},"stats":{}}],"experiments":[{"name","state","reason","best","created","jobs":[{"name",
- * "state","reason","device","progress":{}}],"leaderboard":[{"job","score"}]}], and by collection ("datasets",
- * ...)
- * [{"name","state","reason","size","created"}]}. */
+ * {"state","version","started","reason","counts":{"experiments":{"STATE":n},"jobs":{},"datasets":{}, ...},
+ * "devices":[{"name","state","base","jobs","asks","hello":{},"stats":{}}],
+ * "running":[{"experiment","name","state","reason","device","progress":{}}],
+ * "experiments":[{"name","state","reason","best","created","job_states":{"STATE":n},"jobs":[as in running] or
+ * null, "leaderboard":[{"job","score"}] or null}], and by collection ("datasets", ...)
+ * [{"name","state","reason","size","created"}]}: of each the newest. */
 void console_html(struct buf *out, const json_t *status);
 
 #endif

@@ -23,17 +23,24 @@ static int print_verdict(struct buf *out, int rc, json_t *report, const struct d
     return out->failed ? 1 : 0;
 }
 
-int check_dataset(int store, const char *dataset, const char *model, struct buf *out)
+int check_failed(const struct dtx_err *e, struct buf *out)
+{
+    return print_verdict(out, e->code, NULL, e);
+}
+
+int check_dataset(int tree, const char *dataset, const char *model, struct buf *out)
 {
     struct dtx_tokenizer *t = NULL;
     json_t *report = NULL;
     struct dtx_err e = {0};
-    int rc = model ? dtx_tokenizer_load(store, model, &t, &e) : 0;
+    int rc;
 
-    if (rc == 0)
-        rc = dataset_check(store, dataset, t, &report, &e);
+    if (model) /* it only counts tokens: that it went away or was closed meanwhile is nothing the dataset can
+                  help */
+        (void)!dtx_tokenizer_load(tree, model, &t, NULL);
+    rc = dataset_check(tree, dataset, t, &report, &e);
     if (rc == 0) /* what is READY is on the disk */
-        rc = fd_sync_tree(store, dataset, &e);
+        rc = fd_sync_tree(tree, dataset, &e);
     dtx_tokenizer_free(t);
     return print_verdict(out, rc, report, &e);
 }
@@ -53,21 +60,21 @@ static json_t *config_json(const struct dtx_model_config *c)
     return v;
 }
 
-int check_model(int store, const char *model, struct buf *out)
+int check_model(int tree, const char *model, struct buf *out)
 {
     struct dtx_model_config c;
     struct dtx_tokenizer *t = NULL;
     json_t *report = NULL;
     struct dtx_err e = {0};
-    int rc = dtx_model_check(store, model, &c, &e);
+    int rc = dtx_model_check(tree, model, &c, &e);
 
     if (rc == 0)
-        rc = dtx_tokenizer_load(store, model, &t, &e);
+        rc = dtx_tokenizer_load(tree, model, &t, &e);
     if (rc == 0) {
         report = config_json(&c);
         json_object_set_new(report, "tokenizer_size", json_integer(dtx_tokenizer_size(t)));
         json_object_set_new(report, "tokenizer_sha256", json_string(dtx_tokenizer_sha256(t)));
-        rc = fd_sync_tree(store, model, &e);
+        rc = fd_sync_tree(tree, model, &e);
     }
     dtx_tokenizer_free(t);
     return print_verdict(out, rc, report, &e);

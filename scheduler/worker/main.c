@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "scheduler/base/fdio.h"
+#include "scheduler/worker/confine.h"
 #include "scheduler/worker/gen.h"
 #include "scheduler/worker/job.h"
 
@@ -22,9 +23,9 @@ struct arguments {
 static const char usage[] =
     "usage: dtx-worker --store DIR --device cpu[:N]|cuda:N [--threads T]    (socket to dtxd on descriptor "
     "3)\n"
-    "       dtx-worker --store DIR --check-dataset tree/datasets/NAME [--model tree/models/base/NAME]\n"
-    "       dtx-worker --store DIR --check-model tree/models/base/NAME\n"
-    "dtxd starts it; paths after --store are relative to the store.\n";
+    "       dtx-worker --store DIR --check-dataset datasets/NAME [--model models/base/NAME]\n"
+    "       dtx-worker --store DIR --check-model models/base/NAME\n"
+    "dtxd starts it; paths of what is checked are relative to the store's tree.\n";
 
 static int parse_arguments(int argc, char **argv, struct arguments *a)
 {
@@ -105,6 +106,10 @@ static int run_worker(int store, const struct arguments *a)
         return 2;
     }
     set_signals();
+    if (confine_worker(strncmp(a->device, "cuda", 4) == 0, &e)) {
+        fprintf(stderr, "dtx-worker: %s\n", e.msg);
+        return 1;
+    }
     w.terminated = &terminated;
     w.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (w.wake < 0) {
@@ -133,10 +138,23 @@ static int run_worker(int store, const struct arguments *a)
 
 static int run_check(int store, const struct arguments *a)
 {
+    const char *what = a->check_model ? a->check_model : a->check_dataset;
+    int tree = openat(store, "tree", O_RDONLY | O_DIRECTORY | O_CLOEXEC), status;
     struct buf out = BUF_INIT;
-    int status = a->check_model ? check_model(store, a->check_model, &out)
-                                : check_dataset(store, a->check_dataset, a->model, &out);
+    struct dtx_err e = {0};
 
+    close(store); /* it may be root's alone */
+    if (tree < 0) {
+        fprintf(stderr, "dtx-worker: cannot open tree/ in the store: %s\n", strerror(errno));
+        return 2;
+    }
+    if (confine_check(tree, what, a->model, &e))
+        status = check_failed(&e, &out);
+    else if (a->check_model)
+        status = check_model(tree, a->check_model, &out);
+    else
+        status = check_dataset(tree, a->check_dataset, a->model, &out);
+    close(tree);
     if (status == 0 && fd_write_all(STDOUT_FILENO, out.p, out.len))
         status = 1;
     buf_release(&out);
@@ -157,7 +175,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "dtx-worker: cannot open the store %s: %s\n", a.store, strerror(errno));
         return 2;
     }
-    status = a.check_dataset || a.check_model ? run_check(store, &a) : run_worker(store, &a);
+    if (a.check_dataset || a.check_model)
+        return run_check(store, &a);
+    status = run_worker(store, &a);
     close(store);
     return status;
 }

@@ -100,7 +100,9 @@ void room_wait(const struct worker *w, uint64_t need, const char *what, struct d
  */
 bool room_make(struct worker *w, uint64_t need, const struct base_entry *keep);
 
-int check_dataset(int store, const char *dataset, const char *model, struct buf *out);
-int check_model(int store, const char *model, struct buf *out);
+/* check.c: one JSON object in *out (see scheduler/checks.c); the exit status.  Paths relative to tree. */
+int check_dataset(int tree, const char *dataset, const char *model, struct buf *out);
+int check_model(int tree, const char *model, struct buf *out);
+int check_failed(const struct dtx_err *e, struct buf *out); /* the verdict where nothing could be checked */
 
 #endif

@@ -28,6 +28,14 @@ for o in datasets/priv datasets/open evaluations/priv evaluations/privdata param
     check "$o" wait_state 30 "$M/$o.status" READY
 done
 
+# ---- a worker as root: what it needs for the store's files, and no more (what a check may: test_confine.c) ----
+worker=/proc/$(sed -n 's/^pid: //p' "$M/devices/cpu0/status")/status
+check "a worker gets no new privileges" grep -q '^NoNewPrivs:.1$' "$worker"
+for c in CapPrm CapEff CapBnd; do # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SYS_RESOURCE
+    caps=$(sed -n "s/^$c:.//p" "$worker")
+    if [ -n "$caps" ] && [ $((0x$caps & ~0x100001f)) = 0 ] && [ $((0x$caps & 3)) = 3 ]; then ok "a worker's $c"; else fail "a worker's $c" "$caps"; fi
+done
+
 # ---- another's private things in one's own experiment ----
 spec() { printf '{"models":["lantern-2m"],"datasets":["%s"],"paramgroups":["%s"]%s}' "$1" "$2" "${3:+,\"evaluation\":\"$3\"}"; }
 as_nobody sh -c "echo '$(spec open p priv)' >'$M/experiments/t1.json'; echo '$(spec open priv)' >'$M/experiments/t2.json'; echo '$(spec priv p)' >'$M/experiments/t3.json'; echo '$(spec open p privdata)' >'$M/experiments/t4.json'"

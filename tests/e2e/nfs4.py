@@ -467,6 +467,8 @@ def wait(m, path, words, seconds):
             if e.status != 2:
                 raise
             first = "(not there)"
+        except OSError as e: # a second or more between GETATTR and READ, on a busy machine: it may have another text then
+            first = str(e)
         time.sleep(0.2)
     sys.exit("%s: waited %s s for %s, it says %s" % (path, seconds, " ".join(words), first))
 

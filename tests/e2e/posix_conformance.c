@@ -888,6 +888,10 @@ static void unnamed_by_user(void)
        fd >= 0 && link_fd(fd, "setgid/u") == 0 && get("setgid/u").st_uid == 1002 &&
            get("setgid/u").st_gid == 3000 && mode_of("setgid/u") == 0640);
     close(fd);
+    fd = open("setgid", O_TMPFILE | O_WRONLY, 04750);
+    OK("with its set-id bit", fd >= 0 && link_fd(fd, "setgid/s") == 0 && get("setgid/s").st_uid == 1002 &&
+                                  mode_of("setgid/s") == 04750);
+    close(fd);
     FAILS("in a folder without w", EACCES, open("readonly", O_TMPFILE | O_RDWR, 0600));
 }
 

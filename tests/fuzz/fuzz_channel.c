@@ -45,14 +45,20 @@ static void request(int kernel, int ours, const uint8_t *data, size_t n)
 {
     const struct fuse_in_header *h = (const void *)data;
     void *buf = exact(data, n);
+    struct fuse_in_header *is = buf;
     ssize_t got;
 
     FUZZ_ASSERT(send(kernel, data, n, 0) == (ssize_t)n);
     got = io.read(ours, buf, n, NULL);
-    FUZZ_ASSERT(got == (ssize_t)n && memcmp(buf, data, n) == 0);
-    if (n >= sizeof(*h))
+    if (n >= sizeof(*h)) {
         FUZZ_ASSERT(kept_unique() == (h->unique & ~((uint64_t)1 << 63)) &&
                     (!channel_kills_setid() || may_kill(h->opcode)));
+        FUZZ_ASSERT(channel_unnamed() == (h->opcode == FUSE_TMPFILE));
+        if (channel_unnamed() &&
+            is->opcode == FUSE_CREATE) /* as which libfuse knows it; nothing else changes */
+            is->opcode = FUSE_TMPFILE;
+    }
+    FUZZ_ASSERT(got == (ssize_t)n && memcmp(buf, data, n) == 0);
     free(buf);
 }
 

@@ -37,6 +37,8 @@ static int make_list(const uint8_t *data, size_t n, bool torn, int shared)
         data += take;
         n -= take;
     }
+    if (torn && items[count - 1].fd >= 0) /* nobody will know of it */
+        close(items[count - 1].fd);
     return memory(items, count * sizeof(items[0]), count * sizeof(items[0]) - (torn ? 5 : 0));
 }
 
@@ -67,6 +69,15 @@ static void use(struct kept *k)
     }
 }
 
+/* The lowest number that is free. */
+static int next_fd(void)
+{
+    int fd = dup(0);
+
+    close(fd);
+    return fd;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     size_t whole = sizeof(struct kept_shared), head, list_n;
@@ -74,7 +85,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct kept *k = NULL;
     struct dtx_err e = {0};
     char arg[64];
-    int pair[2], shared, list, rc;
+    int pair[2], shared, list, rc, before = next_fd();
 
     if (size < 10)
         return 0;
@@ -93,8 +104,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     FUZZ_ASSERT(rc == 0 || (rc == e.code && e.msg[0]));
     if (rc == 0) {
         use(k);
+        if (k->mount_fd >= 0) /* the session's, which closes it */
+            close(k->mount_fd);
         kept_close(k);
     }
     close(pair[1]);
+    FUZZ_ASSERT(next_fd() == before);
     return 0;
 }

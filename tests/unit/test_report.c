@@ -374,9 +374,10 @@ END_TEST
 static json_t *hostile(int depth)
 {
     static const char *const keys[] = {
-        "name",    "state",     "best",    "job",     "rows",     "samples", "question", "answers",
-        "devices", "score",     "reason",  "prompt",  "model",    "text",    "error",    "experiments",
-        "metrics", "reference", "<k&\"'>", "seconds", "progress", "created"};
+        "name",       "state",       "best",    "job",       "rows",     "samples", "question",
+        "answers",    "devices",     "score",   "reason",    "prompt",   "model",   "text",
+        "error",      "experiments", "metrics", "reference", "counts",   "running", "jobs",
+        "job_states", "leaderboard", "<k&\"'>", "seconds",   "progress", "created"};
     json_t *o = json_object(), *list;
 
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
@@ -428,7 +429,16 @@ START_TEST(console_page)
         "{\"device\":"
         "\"NVIDIA "
         "H100\",\"mem_total\":85899345920},\"stats\":{\"mem_used\":5368709120,\"tokens_per_s\":18244.5}}],"
-        "\"experiments\":[{\"name\":\"first\",\"state\":\"PROCESSING\",\"best\":\"01-a\",\"jobs\":[{\"name\":"
+        "\"counts\":{\"experiments\":{\"PROCESSING\":1},\"jobs\":{\"SUCCESSFUL\":1,\"FINETUNE\":1,\"FAILED\":"
+        "1,"
+        "\"PENDING\":1},\"datasets\":{\"READY\":7001,\"REJECTED\":9}},"
+        "\"running\":[{\"experiment\":\"first\",\"name\":\"02-b\",\"state\":\"FINETUNE\",\"device\":\"gpu0\","
+        "\"progress\":{\"step\":50,\"total\":100,\"loss\":1.25,\"eta_s\":75}}],"
+        "\"experiments\":[{\"name\":\"old\",\"state\":\"SUCCESS\",\"job_states\":{\"SUCCESSFUL\":30,"
+        "\"FAILED\":1},"
+        "\"jobs\":null,\"leaderboard\":null},"
+        "{\"name\":\"first\",\"state\":\"PROCESSING\",\"best\":\"01-a\",\"job_states\":{\"SUCCESSFUL\":1,"
+        "\"FINETUNE\":1,\"FAILED\":1,\"PENDING\":1},\"jobs\":[{\"name\":"
         "\"01-a\","
         "\"state\":\"SUCCESSFUL\"},{\"name\":\"02-b\",\"state\":\"FINETUNE\",\"device\":\"gpu0\","
         "\"progress\":{\"step\":50,"
@@ -452,6 +462,9 @@ START_TEST(console_page)
     ck_assert(has(&b, "<em>49%</em>") && has(&b, "1m15s") && has(&b, "1.2500")); /* of the job */
     ck_assert(has(&b, "2 of 4") && has(&b, "<em>62%</em>") &&
               has(&b, "<em>61.5</em>")); /* of the experiment */
+    ck_assert(has(&b, "31 of 31") &&
+              has(&b, "<em>100%</em>"));           /* of one of which the counts are all there is */
+    ck_assert(has(&b, "7010") && has(&b, "7001")); /* more than are listed */
     ck_assert(has(&b, "NVIDIA H100") && has(&b, "80.0 GiB") && has(&b, "5.0 GiB"));
     ck_assert(has(&b, "state run\">PROCESSING") && has(&b, "state bad\">REJECTED"));
     ck_assert(!has(&b, "src=") && !has(&b, "<script") && !has(&b, "Services"));

@@ -211,7 +211,9 @@ START_TEST(spec_went_while_away)
     sched_close(fake_sched);
     open_sched("cpu:0");
     wait_text("experiments/e.status", "PROCESSING", 5);
-    for (int i = 0; i < 200 && text_has("experiments/LIST.tsv", "half"); i++)
+    for (int i = 0;
+         i < 200 && (text_has("experiments/LIST.tsv", "half") || text_has("experiments/LIST.tsv", "wrong"));
+         i++)
         usleep(10000);
     ck_assert_ptr_null(text_of("experiments/wrong.status"));
     ck_assert_ptr_null(text_of("experiments/half.status"));
@@ -405,8 +407,10 @@ START_TEST(history_is_bounded)
                                   "(100998,0,'m','new','a','b','c')",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
-    put("paramgroups/a.json", "{}"); /* two events */
+    put("paramgroups/a.json", "{}");
     wait_text("paramgroups/a.status", "READY", 5);
+    put("paramgroups/b.json", "{}"); /* an event each */
+    wait_text("paramgroups/b.status", "READY", 5);
     sqlite3_stmt *st;
     ck_assert_int_eq(sqlite3_prepare_v2(db, "SELECT count(*), min(id) FROM event", -1, &st, NULL), SQLITE_OK);
     ck_assert_int_eq(sqlite3_step(st), SQLITE_ROW);
@@ -414,6 +418,63 @@ START_TEST(history_is_bounded)
     ck_assert_int_eq(sqlite3_column_int(st, 1), 1001);
     sqlite3_finalize(st);
     sqlite3_close(db);
+}
+END_TEST
+
+/* Names in the catalog's table `gone`, one a line. */
+static void expect_gone(const char *want, double seconds)
+{
+    int64_t until = clock_mono_ns() + (int64_t)(seconds * slow() * 1e9);
+    char path[128], have[256];
+    sqlite3_stmt *st;
+    sqlite3 *db;
+
+    snprintf(path, sizeof(path), "%s/catalog.db", fake_store);
+    ck_assert_int_eq(sqlite3_open(path, &db), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_prepare_v2(db, "SELECT name FROM gone ORDER BY name", -1, &st, NULL), SQLITE_OK);
+    do {
+        usleep(10000);
+        have[0] = '\0';
+        while (sqlite3_step(st) == SQLITE_ROW && strlen(have) < 200)
+            sprintf(have + strlen(have), "%.50s\n", (const char *)sqlite3_column_text(st, 0));
+        sqlite3_reset(st);
+    } while (strcmp(have, want) != 0 && clock_mono_ns() < until);
+    sqlite3_finalize(st);
+    sqlite3_close(db);
+    ck_assert_str_eq(have, want);
+}
+
+/* A deleted experiment is remembered as long as its spec may be taken for a new one. */
+START_TEST(gone_until_the_spec_goes)
+{
+    char path[64];
+
+    open_sched("cpu:0");
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof(path), "experiments/e%d.json", i);
+        put(path, EXPERIMENT("none", ""));
+        snprintf(path, sizeof(path), "experiments/e%d.status", i);
+        wait_text(path, "PENDING", 5);
+        snprintf(path, sizeof(path), "experiments/e%d", i);
+        ck_assert_int_eq(remove_dir(path), 0);
+    }
+    ck_assert_int_eq(unlinkat(sched_tree_fd(fake_sched), "experiments/e0.json", 0), 0);
+    sched_close(fake_sched);
+    expect_gone("e0\ne1\ne2\n", 0);
+    open_sched("cpu:0");
+    expect_gone("e1\ne2\n", 5);
+    usleep(700000); /* longer than a spec waits */
+    ck_assert_ptr_null(text_of("experiments/e1.status"));
+    remove_file("experiments/e1.json");
+    put("experiments/e0.json", EXPERIMENT("none", "")); /* a new one of that name */
+    wait_text("experiments/e0.status", "PENDING", 5);
+    put("experiments/e2.json", EXPERIMENT("none", ",\"priority\":1"));
+    wait_text("experiments/e2.status", "PENDING", 5);
+    sched_close(fake_sched);
+    open_sched("cpu:0");
+    expect_gone("e2\n", 5);
+    ck_assert(text_has("experiments/e0.status", "PENDING"));
+    ck_assert(text_has("experiments/e2.status", "PENDING"));
 }
 END_TEST
 
@@ -491,6 +552,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, control_words_get_through);
     tcase_add_test(t, prompts_wait_for_a_model);
     tcase_add_test(t, history_is_bounded);
+    tcase_add_test(t, gone_until_the_spec_goes);
     tcase_add_test(t, deaths_where_no_other_device_will_do);
     tcase_add_test(t, no_descriptors_just_now);
     suite_add_tcase(suite, t);

@@ -59,6 +59,69 @@ START_TEST(killed_again_and_again)
 END_TEST
 
 /* Every acknowledged transition is in the catalog's history, in order. */
+#define WAITS "{\"models\":[\"m\"],\"datasets\":[\"d\"],\"paramgroups\":[\"p\"]}"
+
+/* Written whole, and still open: RECEIVING. */
+static void half_dropped(const char *path, const char *text)
+{
+    fd_replace_file(sched_tree_fd(fake_sched), path, text, strlen(text), 0644, NULL);
+    event(DROP_OPEN_WRITE, path);
+    event(DROP_CREATE, path);
+}
+
+static void receiving_process(int ready)
+{
+    open_sched("cpu:0");
+    put("experiments/again.json", WAITS);
+    wait_text("experiments/again.status", "PENDING", 5);
+    ck_assert_int_eq(remove_dir("experiments/again"), 0);
+    event(DROP_OPEN_WRITE, "experiments/again.json"); /* dropped again, every byte and time the same */
+    event(DROP_WRITE, "experiments/again.json");
+    half_dropped("paramgroups/new.json", "{\"lora_r\":4}");
+    half_dropped("experiments/new.json", WAITS);
+    make_dir("datasets/new");
+    half_dropped("datasets/new/train.jsonl", "{\"text\":\"a\"}");
+    wait_text("experiments/again.status", "RECEIVING", 5);
+    wait_text("experiments/new.status", "RECEIVING", 5);
+    wait_text("paramgroups/new.status", "RECEIVING", 5);
+    wait_text("datasets/new.status", "RECEIVING", 5);
+    (void)!write(ready, "", 1);
+    for (;;)
+        pause();
+}
+
+/* What was being received is taken after a crash, whether that was written down (a deleted one's spec) or
+ * not. */
+START_TEST(killed_while_receiving)
+{
+    int ready[2];
+    char byte;
+    pid_t pid;
+
+    ck_assert_int_eq(pipe(ready), 0);
+    pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0)
+        receiving_process(ready[1]);
+    close(ready[1]);
+    ck_assert_int_eq(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    open_sched("cpu:0");
+    ck_assert(text_has("experiments/again.status", "\n")); /* at once: who looks all the time sees no gap */
+    ck_assert(text_has("experiments/new.status", "\n"));
+    ck_assert(text_has("paramgroups/new.status", "\n"));
+    ck_assert(text_has("datasets/new.status", "RECEIVING"));
+    wait_text("experiments/again.status", "PENDING", 10);
+    wait_text("experiments/new.status", "PENDING", 10);
+    wait_text("paramgroups/new.status", "READY", 10);
+    event(DROP_RELEASE, "datasets/new/train.jsonl");
+    wait_text("datasets/new.status", "READY", 50);
+    sched_close(fake_sched);
+}
+END_TEST
+
 START_TEST(history_is_whole)
 {
     char path[128];
@@ -184,6 +247,7 @@ int main(int argc, char **argv)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 90);
     tcase_add_test(t, killed_again_and_again);
+    tcase_add_test(t, killed_while_receiving);
     tcase_add_test(t, history_is_whole);
     tcase_add_test(t, changed_while_away);
     tcase_add_test(t, store_full);

@@ -192,6 +192,91 @@ START_TEST(rm_r_of_an_experiment)
 }
 END_TEST
 
+static void count_best(void *arg, const char *name)
+{
+    *(int *)arg += strcmp(name, "e.best") == 0;
+}
+
+static int listed_best(void)
+{
+    struct layout_match m;
+    int n = 0;
+
+    ck_assert_int_eq(layout_lookup("models/tuned", &m), 0);
+    ck_assert_int_eq(sched_list(fake_sched, &m, count_best, &n), 0);
+    return n;
+}
+
+/* The winner's model may be removed: EXP.best is never a link to nothing. */
+START_TEST(best_of_what_is_there)
+{
+    struct layout_match m;
+    struct sched_attr attr;
+
+    open_sched("cpu:1");
+    put_basics(groups);
+    put("experiments/e.json", EXPERIMENT("tiny", "\"good-a\",\"good-b\"", ""));
+    wait_text("experiments/e.status", "SUCCESS\n", 10);
+    ck_assert(text_has("models/tuned/e.best", "e.02-good-b"));
+    ck_assert(text_has("experiments/e/best", "model: models/tuned/e.02-good-b\n"));
+    ck_assert_int_eq(remove_dir("models/tuned/e.02-good-b"), 0);
+    ck_assert(text_has("models/tuned/e.best", "e.01-good-a"));
+    ck_assert(text_has("experiments/e/best", "02-good-b\n")); /* the results stay what they are */
+    ck_assert(text_has("experiments/e/best", "model: removed\nlink: models/tuned/e.best -> e.01-good-a\n"));
+    ck_assert_int_eq(listed_best(), 1);
+    put("experiments/on.json", EXPERIMENT("tuned/e.best", "\"good-a\"", ""));
+    wait_text("experiments/on.status", "SUCCESS\n", 10);
+    ck_assert(text_has("models/tuned/LIST.tsv", "on.01-good-a\tREADY"));
+    ck_assert_int_eq(remove_dir("models/tuned/e.01-good-a"), 0);
+    ck_assert_int_eq(layout_lookup("models/tuned/e.best", &m), 0);
+    ck_assert_int_eq(sched_stat(fake_sched, &m, &attr), -ENOENT);
+    ck_assert_ptr_null(text_of("models/tuned/e.best"));
+    ck_assert_int_eq(listed_best(), 0);
+    ck_assert(!text_has("experiments/e/best", "link:"));
+}
+END_TEST
+
+static json_t *status_json(void)
+{
+    char *t = text_of("status.json");
+    json_t *v = json_loads(t ? t : "", 0, NULL);
+
+    free(t);
+    ck_assert_ptr_nonnull(v);
+    return v;
+}
+
+/* status.json stays readable: of older experiments it counts the jobs only; who runs is told whatever it is
+ * of. */
+static void check_bounds(void)
+{
+    json_t *v, *list, *big, *last;
+
+    put("experiments/new.json", EXPERIMENT("tiny", "\"good-a\"", ""));
+    wait_text("experiments/new/jobs/LIST.tsv", "01-good-a", 20);
+    v = status_json();
+    list = json_object_get(v, "experiments");
+    ck_assert_uint_eq(json_array_size(list), 2);
+    big = json_array_get(list, 0);
+    last = json_array_get(list, 1);
+    ck_assert_str_eq(json_str(big, "name", ""), "big");
+    ck_assert(json_is_null(json_object_get(big, "jobs")) &&
+              json_is_null(json_object_get(big, "leaderboard")));
+    ck_assert_int_eq(json_int(json_object_get(big, "job_states"), "PENDING", 0) +
+                         json_int(json_object_get(big, "job_states"), "FINETUNE", 0),
+                     1000);
+    ck_assert_str_eq(json_str(last, "name", ""), "new");
+    ck_assert_uint_eq(json_array_size(json_object_get(last, "jobs")), 1);
+    list = json_object_get(v, "running");
+    ck_assert_uint_ge(json_array_size(list), 512);
+    ck_assert_str_eq(json_str(json_array_get(list, 0), "experiment", ""), "big");
+    ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "paramgroups"), "READY", 0), 4);
+    ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PROCESSING", 0) +
+                         json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PENDING", 0),
+                     2);
+    json_decref(v);
+}
+
 START_TEST(a_thousand_jobs)
 {
     struct buf b = BUF_INIT;
@@ -209,6 +294,7 @@ START_TEST(a_thousand_jobs)
     wait_text("experiments/big/jobs/1000-slow-s999/status", "waits for a device: cpu0 has 256 jobs on tiny",
               5);
     ck_assert(text_has("experiments/big/jobs/LIST.tsv", "1000-slow-s999\tPENDING"));
+    check_bounds();
     ck_assert_int_eq(word("experiments/big/control", "cancel"), 6);
     ck_assert(text_has("experiments/big.status", "CANCELLED"));
     buf_release(&b);
@@ -437,6 +523,7 @@ int main(int argc, char **argv)
     tcase_add_test(t, admins);
     tcase_add_test(t, nobody_is_root_over_nfs);
     tcase_add_test(t, rm_r_of_an_experiment);
+    tcase_add_test(t, best_of_what_is_there);
     tcase_add_test(t, a_thousand_jobs);
     tcase_add_test(t, suspects_one_by_one);
     tcase_add_test(t, hung_worker_is_killed);

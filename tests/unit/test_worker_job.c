@@ -292,7 +292,7 @@ static json_t *one_shot(const char *a, const char *b, const char *c, const char 
 START_TEST(one_shot_checks)
 {
     struct buf config = BUF_INIT;
-    json_t *v = one_shot("--check-model", "tree/models/base/tiny", NULL, NULL);
+    json_t *v = one_shot("--check-model", "models/base/tiny", NULL, NULL);
     const json_t *report = json_object_get(v, "report");
 
     ck_assert(json_flag(v, "ok", 0));
@@ -301,7 +301,7 @@ START_TEST(one_shot_checks)
     ck_assert_str_eq(json_str(report, "dtype", ""), "F32");
     json_decref(v);
 
-    v = one_shot("--check-dataset", "tree/datasets/words", "--model", "tree/models/base/tiny");
+    v = one_shot("--check-dataset", "datasets/words", "--model", "models/base/tiny");
     ck_assert(json_flag(v, "ok", 0));
     report = json_object_get(v, "report");
     ck_assert_int_eq(json_int(json_object_get(report, "rows"), "train", 0), 24);
@@ -310,11 +310,11 @@ START_TEST(one_shot_checks)
 
     buf_adds(&config, "{\"architectures\":[\"GPT\"]}");
     ck_assert_int_eq(tiny_put(h.store, "tree/models/base/tiny", "config.json", &config), 0);
-    v = one_shot("--check-model", "tree/models/base/tiny", NULL, NULL);
+    v = one_shot("--check-model", "models/base/tiny", NULL, NULL);
     ck_assert(!json_flag(v, "ok", 1));
     ck_assert_str_ne(json_str(v, "reason", ""), "");
     json_decref(v);
-    v = one_shot("--check-dataset", "tree/datasets/none", NULL, NULL);
+    v = one_shot("--check-dataset", "datasets/none", NULL, NULL);
     ck_assert(!json_flag(v, "ok", 1));
     ck_assert_str_ne(json_str(v, "reason", ""), "");
     json_decref(v);
