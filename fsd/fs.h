@@ -111,6 +111,9 @@ int fs_kill_setid(fuse_req_t req, uint64_t id, int fd);
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
 void fs_forget(struct fs *f, uint64_t id, uint64_t count);
+/* A name of the node is about to go, until nodes_stay: from here on a process after this one finds its open
+ * files without it.  True: there are some. */
+bool fs_leave(struct fs *f, uint64_t id);
 void fs_lock_name(struct fs *f, uint64_t parent);
 void fs_unlock_name(struct fs *f, uint64_t parent);
 void fs_lock_names(struct fs *f, uint64_t a, uint64_t b);

@@ -39,6 +39,7 @@ struct node {
     struct name *children;
     uint64_t lookups; /* the kernel's, as far as this process counted them */
     uint64_t uses;    /* open handles */
+    unsigned leaving; /* names that are about to go */
     bool maybe_known; /* the kernel may have looked it up before this process began */
     bool stored;      /* in the database, or queued for it */
 };
@@ -978,6 +979,43 @@ bool nodes_is_open(struct nodes *n, uint64_t id)
     open = node && node->uses;
     pthread_mutex_unlock(&n->mu);
     return open;
+}
+
+bool nodes_leave(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool open;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    open = node && node->uses;
+    if (node)
+        node->leaving++;
+    pthread_mutex_unlock(&n->mu);
+    return open;
+}
+
+void nodes_stay(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    if (node && node->leaving)
+        node->leaving--;
+    pthread_mutex_unlock(&n->mu);
+}
+
+bool nodes_stays(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool stays;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    stays = node && node->names && !node->leaving;
+    pthread_mutex_unlock(&n->mu);
+    return stays;
 }
 
 bool nodes_known(struct nodes *n, uint64_t id)

@@ -33,6 +33,7 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
     struct handle_spec spec = {.kind = HANDLE_FILE,
                                .node = *node,
                                .fd = fd,
+                               .flags = fi->flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME),
                                .writer = writes(fi->flags),
                                .remote = writes(fi->flags) && caller_is_remote(&who),
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,

@@ -157,7 +157,7 @@ static void add_lingering(struct fs *f, struct lingering *l)
     pthread_mutex_unlock(&f->linger->mu);
 }
 
-/* Whether it is written is seen at the next round only: here, the keeper and we have it open ourselves. */
+/* Whether it is written is seen at the next round only: here we have it open ourselves. */
 bool fs_pass_lingers(fuse_req_t req, const struct handle *h, const char *path)
 {
     struct lingering *l;
