@@ -41,6 +41,8 @@ struct handle {
     bool judged;     /* a spec's writer: FLUSH says whether it is right */
     bool inside;     /* a writer's file lies in an object's folder, where DTX reads no single file at once */
     bool wrote;      /* atomic */
+    bool small;      /* just made, and like those before it probably small */
+    uint64_t family; /* of a file that was just made: ops_pass.c; else 0 */
     bool restored;   /* opened by a process before this one */
     uint64_t unique; /* the request that opened it */
     char *path; /* of a writer, as it was opened or renamed since; owned; NULL: none; protected by the table's
