@@ -1,6 +1,6 @@
 /*
- * Open files that a dead dtxd left with the keeper (fsd/handles.c), with damage: taken over, found, moved,
- * closed once each, whatever kind, node and numbers they claim.
+ * Open files that a dead dtxd left with the keeper or in the shared memory (fsd/handles.c), with damage:
+ * taken over, found, moved, closed once each, whatever kind, node and numbers they claim.
  *
  * The input: items of a byte of flags (read_item), 8 bytes (of the handle's number: so that some meet) and
  * what was kept of it.
