@@ -131,11 +131,11 @@ static int stat_child(struct fs *f, uint64_t parent, const struct place *p, cons
     return rc;
 }
 
-int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node,
+int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, int fd, struct node_info *node,
                 struct fs_attr *a)
 {
     struct node_info what = {.owner = NODE_USER};
-    int rc = backing_stat(f->backing, dirfd, name, &a->st, &what.key);
+    int rc = backing_stat(f->backing, fd >= 0 ? fd : dirfd, fd >= 0 ? "" : name, &a->st, &what.key);
 
     if (rc)
         return rc;

@@ -45,6 +45,11 @@ struct open_reply {
 
 /* ---- mounting ---- */
 
+/* One READ asks for so much at most: as much as the kernel reads ahead.  For what is read past its cache
+ * (generated files) it gets hold of each page of the reader's buffer, so a buffer of 1 MiB costs more than
+ * the reading. */
+#define MAX_READ "max_read=131072"
+
 static int mount_as_root(const char *mountpoint, struct dtx_err *e)
 {
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -55,7 +60,7 @@ static int mount_as_root(const char *mountpoint, struct dtx_err *e)
     if (fd < 0)
         return dtx_fail_errno(e, "cannot open /dev/fuse (modprobe fuse?)");
     snprintf(options, sizeof(options),
-             "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other", fd,
+             "fd=%d,rootmode=40000,user_id=%u,group_id=%u,default_permissions,allow_other," MAX_READ, fd,
              (unsigned)getuid(), (unsigned)getgid());
     device_number_reserve(&number, mountpoint);
     if (mount("dtx", mountpoint, "fuse.dtx", MS_NOSUID | MS_NODEV, options))
@@ -107,7 +112,7 @@ static int receive_fd(int sock)
 /* fusermount3 mounts for us and sends the descriptor over the socket that _FUSE_COMMFD names. */
 static int spawn_fusermount(const char *mountpoint, int sock, pid_t *pid)
 {
-    char options[] = "fsname=dtx,subtype=dtx,default_permissions,allow_other", comm[32];
+    char options[] = "fsname=dtx,subtype=dtx,default_permissions," MAX_READ ",allow_other", comm[32];
     char *argv[] = {"fusermount3", "-o", options, "--", (char *)mountpoint, NULL};
 
     if (!others_allowed())

@@ -73,7 +73,7 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
     if (rc)
         return dtx_fail(e, rc, "cannot look at tree/ in the store: %s", strerror(-rc));
     f->renders = render_cache_new();
-    f->handles = handles_new(f->nodes, f->kept);
+    f->handles = handles_new(f->nodes, f->kept, f->root);
     f->pass = passthrough_new();
     if (!f->renders || !f->handles || !f->pass || fs_linger_new(f))
         return dtx_fail(e, -ENOMEM, "out of memory");
@@ -82,27 +82,65 @@ static int open_parts(struct fs *f, const char *store, struct dtx_err *e)
 
 /* ---- what a process before had open ---- */
 
-static int restore_handle(struct fs *f, struct keeper_item *item)
+static int handle_restored(struct fs *f, struct handle *h, const struct caller *who)
 {
     struct buf path = BUF_INIT;
-    struct caller who;
-    struct handle *h;
     size_t n;
-    int rc = handles_restore(f->handles, item, &h, &who);
+    int rc = h->kind == HANDLE_FILE ? passthrough_restore(f->pass, h->id, h->pass) : 0;
 
-    if (!rc && h->kind == HANDLE_FILE) {
-        backing_pin_fd(f->backing, h->id, h->fd);
-        rc = passthrough_restore(f->pass, h->id, h->pass);
-    }
     if (!rc && h->writer && nodes_path(f->nodes, h->id, &path) == 0 && path.p) {
         if (!h->remote)
-            sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, &who);
+            sched_drop_event(f->sched, DROP_OPEN_WRITE, path.p, who);
         if (h->pass.mode != PASS_CACHED) /* what is written past us goes on */
-            sched_drop_event(f->sched, DROP_WRITE, path.p, &who);
+            sched_drop_event(f->sched, DROP_WRITE, path.p, who);
         h->path = buf_detach(&path, &n);
     }
     buf_release(&path);
     return rc;
+}
+
+static int restore_given(struct fs *f, struct keeper_item *item)
+{
+    struct caller who;
+    struct handle *h;
+    int rc = handles_restore(f->handles, item, &h, &who);
+
+    if (rc)
+        return rc;
+    if (h->kind == HANDLE_FILE)
+        backing_pin_fd(f->backing, h->id, h->fd);
+    return handle_restored(f, h, &who);
+}
+
+static int reopen(void *arg, uint64_t id, int flags)
+{
+    struct fs *f = arg;
+    struct backing_fd file;
+    int rc = backing_get(f->backing, id, &file);
+
+    if (rc)
+        return rc;
+    rc = backing_reopen(file.fd, flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME));
+    backing_put(f->backing, &file);
+    return rc;
+}
+
+/* What cannot be opened again (it was removed behind the mount's back) is lost: using it gives EBADF. */
+static int restore_kept(struct fs *f, size_t i, size_t *handles)
+{
+    struct caller who;
+    struct handle *h;
+    int rc = handles_restore_kept(f->handles, i, reopen, f, &h, &who);
+
+    if (rc == -ENOMEM)
+        return rc;
+    if (rc) {
+        if (rc != -EEXIST)
+            log_line("an open file cannot be opened again: %s", strerror(-rc));
+        return 0;
+    }
+    ++*handles;
+    return handle_restored(f, h, &who);
 }
 
 static int restore_all(struct fs *f, struct dtx_err *e)
@@ -113,12 +151,15 @@ static int restore_all(struct fs *f, struct dtx_err *e)
 
     for (size_t i = 0; !rc && i < k->items; i++) {
         if (k->item[i].kind == KEEPER_HANDLE) {
-            rc = restore_handle(f, &k->item[i]);
+            rc = restore_given(f, &k->item[i]);
             handles++;
         } else if (k->item[i].kind == KEEPER_HIDDEN) {
             fs_restore_hidden(f, &k->item[i]);
         }
     }
+    for (size_t i = 0; !rc && i < KEPT_FILES; i++)
+        if (k->shared->file[i].fh)
+            rc = restore_kept(f, i, &handles);
     if (rc)
         return dtx_fail(e, rc, "cannot take over what was open: %s", strerror(-rc));
     if (k->mount_fd >= 0)
@@ -248,6 +289,15 @@ void fs_forget(struct fs *f, uint64_t id, uint64_t count)
 {
     if (nodes_forget(f->nodes, id, count))
         backing_drop(f->backing, id);
+}
+
+bool fs_leave(struct fs *f, uint64_t id)
+{
+    bool open = nodes_leave(f->nodes, id);
+
+    if (open)
+        handles_give_away(f->handles, id);
+    return open;
 }
 
 /* ---- locks ---- */

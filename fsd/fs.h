@@ -24,7 +24,7 @@
 #include "mnt-layout/layout.h"
 #include "scheduler/sched.h"
 
-enum { FS_DIR_LOCKS = 64, FS_NAME_MAX = 255 };
+enum { FS_DIR_LOCKS = 64, FS_NAME_MAX = 255, FS_FAMILIES = 256 };
 
 struct fs {
     struct sched *sched;
@@ -35,11 +35,12 @@ struct fs {
     struct handles *handles;
     struct space *space;
     struct passthrough *pass;
-    struct fuse_session *se; /* borrowed; NULL before session_serve */
-    struct linger *linger;   /* ops_pass.c */
-    bool want_passthrough;   /* set before session_serve */
-    int tree_fd;             /* borrowed */
-    bool root;               /* may give files away */
+    struct fuse_session *se;      /* borrowed; NULL before session_serve */
+    struct linger *linger;        /* ops_pass.c */
+    bool want_passthrough;        /* set before session_serve */
+    int tree_fd;                  /* borrowed */
+    bool root;                    /* may give files away */
+    uint64_t family[FS_FAMILIES]; /* atomic; ops_pass.c */
     /* A lookup (read) must not bind a name that an unlink (write) has just taken away. */
     pthread_rwlock_t dir_lock[FS_DIR_LOCKS];
     /* A writer's path and what the scheduler was told of it change together: else a close beside a rename
@@ -86,8 +87,8 @@ enum {
 int fs_lookup_name(struct fs *f, uint64_t parent, const char *name, int flags, struct node_info *node,
                    struct fs_attr *a);
 int fs_attr_of(struct fs *f, uint64_t id, struct fs_attr *a);
-/* Bind a name that was just made in the store (dirfd is the folder's). */
-int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, struct node_info *node,
+/* Bind a name that was just made in the store (dirfd is the folder's; fd: of what was made, or -1). */
+int fs_bind_new(struct fs *f, uint64_t parent, int dirfd, const char *name, int fd, struct node_info *node,
                 struct fs_attr *a);
 /* The newest rendering of a generated file. */
 int fs_render(struct fs *f, uint64_t id, const struct place *p, enum render_use use, struct snapshot **out);
@@ -111,6 +112,9 @@ int fs_kill_setid(fuse_req_t req, uint64_t id, int fd);
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
 void fs_forget(struct fs *f, uint64_t id, uint64_t count);
+/* A name of the node is about to go, until nodes_stay: from here on a process after this one finds its open
+ * files without it.  True: there are some. */
+bool fs_leave(struct fs *f, uint64_t id);
 void fs_lock_name(struct fs *f, uint64_t parent);
 void fs_unlock_name(struct fs *f, uint64_t parent);
 void fs_lock_names(struct fs *f, uint64_t a, uint64_t b);
@@ -210,6 +214,10 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
 /* How the handle's file is opened; it is given to the keeper as it is then.  Fills fi and arms the reply,
  * which must follow in this thread. */
 int fs_pass_open(fuse_req_t req, struct handle *h, struct fuse_file_info *fi);
+/* A file was made under this name, before fs_pass_open: how large were those like it?  And when it is closed:
+ * how large has it become? */
+void fs_family_expect(struct fs *f, struct handle *h, uint64_t folder, const char *name);
+void fs_family_learn(struct fs *f, const struct handle *h, off_t size);
 /* The same for a file that is open already. */
 void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi);
 /* The handle of a writer is being closed: can its file still be written, through a mapping?  Then its release

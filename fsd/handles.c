@@ -12,24 +12,29 @@ enum { BUCKETS = 1024 };
 struct handles {
     struct nodes *nodes;
     struct kept *kept;
-    pthread_mutex_t mu; /* protects what follows */
+    bool reopens;
+    pthread_mutex_t mu; /* protects what follows, and kept_shared.file */
     struct handle *table[BUCKETS];
     uint64_t next;
+    uint16_t spare[KEPT_FILES]; /* free places in kept_shared.file, used from the end on */
+    size_t spares;
 };
 
-/* What the keeper keeps of a handle beside its descriptor. */
+/* What a successor is told of a handle. */
 struct kept_handle {
     struct node_info node;
     uint64_t unique;
     int64_t mtime_ns; /* of the text */
     uint32_t kind;
     uint32_t uid, gid, pid;
-    uint8_t writer, remote, unused, rdwr;
+    uint8_t writer, remote, has_text, rdwr;
     uint32_t pass_mode, backing_id;
+    int32_t flags;
 };
 _Static_assert(sizeof(struct kept_handle) <= KEEPER_DATA, "room in a message");
+_Static_assert(sizeof(struct kept_handle) <= KEPT_DATA, "room in the shared memory");
 
-struct handles *handles_new(struct nodes *nodes, struct kept *kept)
+struct handles *handles_new(struct nodes *nodes, struct kept *kept, bool reopens)
 {
     struct handles *t = calloc(1, sizeof(*t));
 
@@ -37,8 +42,12 @@ struct handles *handles_new(struct nodes *nodes, struct kept *kept)
         return NULL;
     t->nodes = nodes;
     t->kept = kept;
+    t->reopens = reopens;
     pthread_mutex_init(&t->mu, NULL);
     t->next = kept->shared->starts << 32 | 1;
+    for (size_t i = KEPT_FILES; i--;)
+        if (!kept->shared->file[i].fh)
+            t->spare[t->spares++] = (uint16_t)i;
     return t;
 }
 
@@ -79,6 +88,8 @@ static struct handle *make_handle(const struct handle_spec *spec)
     h->kind = spec->kind;
     h->id = spec->node.id;
     h->fd = spec->fd;
+    h->flags = spec->flags;
+    h->kept_at = -1;
     h->snapshot = spec->snapshot;
     h->writer = spec->writer;
     h->remote = spec->remote;
@@ -101,23 +112,107 @@ static void insert(struct handles *t, struct handle *h, uint64_t fh)
     pthread_mutex_unlock(&t->mu);
 }
 
-void handles_keep(struct handles *t, const struct handle *h)
+/* ---- for a successor ---- */
+
+static struct kept_handle describe(const struct handle *h)
 {
-    struct kept_handle k = {.node = h->node,
-                            .unique = h->unique,
-                            .mtime_ns = h->snapshot ? h->snapshot->mtime_ns : 0,
-                            .kind = (uint32_t)h->kind,
-                            .uid = h->who.uid,
-                            .gid = h->who.gid,
-                            .pid = (uint32_t)h->who.pid,
-                            .writer = h->writer,
-                            .remote = h->remote,
-                            .rdwr = h->rdwr,
-                            .pass_mode = (uint32_t)h->pass.mode,
-                            .backing_id = h->pass.backing_id};
+    return (struct kept_handle){.node = h->node,
+                                .unique = h->unique,
+                                .mtime_ns = h->snapshot ? h->snapshot->mtime_ns : 0,
+                                .kind = (uint32_t)h->kind,
+                                .uid = h->who.uid,
+                                .gid = h->who.gid,
+                                .pid = (uint32_t)h->who.pid,
+                                .writer = h->writer,
+                                .remote = h->remote,
+                                .has_text = h->snapshot != NULL,
+                                .rdwr = h->rdwr,
+                                .pass_mode = (uint32_t)h->pass.mode,
+                                .backing_id = h->pass.backing_id,
+                                .flags = h->flags};
+}
+
+static void give_to_keeper(struct handles *t, const struct handle *h)
+{
+    struct kept_handle k = describe(h);
 
     kept_put(t->kept, KEEPER_HANDLE, h->fh, &k, sizeof(k), h->snapshot ? snapshot_fd(h->snapshot) : h->fd);
 }
+
+/* mu held.  False: there is no room. */
+static bool note(struct handles *t, struct handle *h)
+{
+    struct kept_shared *shared = t->kept->shared;
+    struct kept_handle k = describe(h);
+    struct kept_file *p;
+
+    if (!t->spares)
+        return false;
+    h->kept_at = t->spare[--t->spares];
+    p = &shared->file[h->kept_at];
+    memcpy(p->data, &k, sizeof(k));
+    p->text = h->snapshot ? (uint32_t)h->snapshot->size : 0;
+    if (h->snapshot)
+        memcpy(shared->text[h->kept_at], h->snapshot->data, h->snapshot->size);
+    __atomic_store_n(&p->fh, h->fh, __ATOMIC_RELEASE);
+    return true;
+}
+
+/* mu held */
+static void free_note(struct handles *t, int at)
+{
+    __atomic_store_n(&t->kept->shared->file[at].fh, 0, __ATOMIC_RELEASE);
+    t->spare[t->spares++] = (uint16_t)at;
+}
+
+/* DTX's own files are replaced and removed by others than us: their descriptors go to the keeper at once. */
+static bool may_note(const struct handles *t, const struct handle *h)
+{
+    if (h->kind == HANDLE_FILE)
+        return t->reopens && h->node.owner == NODE_USER;
+    return !h->snapshot || h->snapshot->size <= KEPT_TEXT;
+}
+
+/* mu held */
+static void give_away(struct handles *t, struct handle *h)
+{
+    if (h->kept_at < 0)
+        return;
+    give_to_keeper(t, h); /* before the note goes: a death in between leaves both */
+    free_note(t, h->kept_at);
+    h->kept_at = -1;
+}
+
+void handles_keep(struct handles *t, struct handle *h)
+{
+    bool noted = false;
+
+    if (may_note(t, h)) {
+        pthread_mutex_lock(&t->mu);
+        noted = note(t, h);
+        pthread_mutex_unlock(&t->mu);
+    }
+    if (!noted) {
+        give_to_keeper(t, h);
+    } else if (h->kind == HANDLE_FILE && !nodes_stays(t->nodes, h->id)) {
+        /* who takes the name away has looked at the open files before, or sees this one */
+        pthread_mutex_lock(&t->mu);
+        give_away(t, h);
+        pthread_mutex_unlock(&t->mu);
+    }
+}
+
+void handles_give_away(struct handles *t, uint64_t id)
+{
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct handle *h = t->table[i]; h; h = h->next)
+            if (h->id == id && h->kind == HANDLE_FILE)
+                give_away(t, h);
+    pthread_mutex_unlock(&t->mu);
+}
+
+/* ---- handles ---- */
 
 struct handle *handles_add(struct handles *t, const struct handle_spec *spec)
 {
@@ -193,11 +288,14 @@ uint64_t handles_remove(struct handles *t, uint64_t fh)
     h = *p;
     if (h)
         *p = h->next;
+    if (h && h->kept_at >= 0)
+        free_note(t, h->kept_at);
     pthread_mutex_unlock(&t->mu);
     if (!h)
         return 0;
     if (h->kind != HANDLE_DIR) {
-        kept_drop(t->kept, KEEPER_HANDLE, fh);
+        if (h->kept_at < 0)
+            kept_drop(t->kept, KEEPER_HANDLE, fh);
         if (nodes_unuse(t->nodes, h->id))
             gone = h->id;
     }
@@ -205,38 +303,92 @@ uint64_t handles_remove(struct handles *t, uint64_t fh)
     return gone;
 }
 
+/* ---- taking over ---- */
+
+/* The handle that k describes; fd and snapshot are taken over. */
+static struct handle *restore(struct handles *t, uint64_t fh, const struct kept_handle *k, int fd,
+                              struct snapshot *snapshot)
+{
+    struct handle_spec spec = {.kind = (enum handle_kind)k->kind,
+                               .node = k->node,
+                               .fd = fd,
+                               .flags = k->flags,
+                               .snapshot = snapshot,
+                               .writer = k->writer,
+                               .remote = k->remote,
+                               .rdwr = k->rdwr,
+                               .who = {k->uid, k->gid, (pid_t)k->pid}};
+    struct handle *h = make_handle(&spec);
+
+    if (!h)
+        return NULL;
+    h->unique = k->unique;
+    h->pass = (struct pass_grant){(enum pass_mode)k->pass_mode, k->backing_id};
+    h->restored = true;
+    h->judged = k->writer;
+    insert(t, h, fh);
+    nodes_use(t->nodes, k->node.id);
+    return h;
+}
+
 int handles_restore(struct handles *t, struct keeper_item *item, struct handle **out, struct caller *who)
 {
-    struct handle_spec spec = {.fd = -1};
+    struct snapshot *snapshot = NULL;
     struct kept_handle k;
-    int rc;
+    int fd = -1, rc;
 
     memcpy(&k, item->data, sizeof(k));
     rc = nodes_restore(t->nodes, &k.node);
     if (rc)
         return rc;
-    spec.kind = (enum handle_kind)k.kind;
-    spec.node = k.node;
-    spec.writer = k.writer;
-    spec.remote = k.remote;
-    spec.rdwr = k.rdwr;
-    spec.who = (struct caller){k.uid, k.gid, (pid_t)k.pid};
-    if (spec.kind == HANDLE_FILE) {
-        spec.fd = item->fd;
+    if (k.kind == HANDLE_FILE) {
+        fd = item->fd;
         item->fd = -1;
     } else if (item->fd >= 0) {
-        spec.snapshot = snapshot_of_fd(item->fd, k.mtime_ns);
+        snapshot = snapshot_of_fd(item->fd, k.mtime_ns);
     }
-    *who = spec.who;
-    *out = make_handle(&spec);
+    *out = restore(t, item->key, &k, fd, snapshot);
     if (!*out)
         return -ENOMEM;
-    (*out)->unique = k.unique;
-    (*out)->pass = (struct pass_grant){(enum pass_mode)k.pass_mode, k.backing_id};
-    (*out)->restored = true;
-    (*out)->judged = k.writer;
-    insert(t, *out, item->key);
-    nodes_use(t->nodes, k.node.id);
+    *who = (*out)->who;
+    return 0;
+}
+
+static int check_kept(struct handles *t, const struct kept_file *p, const struct kept_handle *k)
+{
+    if (!p->fh || p->text > KEPT_TEXT ||
+        (k->kind != HANDLE_FILE && k->kind != HANDLE_TEXT && k->kind != HANDLE_CONTROL))
+        return -EPROTO;
+    return handles_get(t, p->fh) ? -EEXIST : 0; /* the keeper has it as well */
+}
+
+int handles_restore_kept(struct handles *t, size_t i, handles_reopen_fn reopen, void *arg,
+                         struct handle **out, struct caller *who)
+{
+    struct kept_shared *shared = t->kept->shared;
+    struct kept_file *p = &shared->file[i];
+    struct snapshot *snapshot = NULL;
+    struct kept_handle k;
+    int fd = -1, rc;
+
+    memcpy(&k, p->data, sizeof(k));
+    rc = check_kept(t, p, &k);
+    if (!rc)
+        rc = nodes_restore(t->nodes, &k.node);
+    if (!rc && k.kind == HANDLE_FILE)
+        rc = fd = reopen(arg, k.node.id, k.flags);
+    else if (!rc && k.has_text && !(snapshot = snapshot_of_text(shared->text[i], p->text, k.mtime_ns)))
+        rc = -ENOMEM;
+    if (rc >= 0) {
+        *out = restore(t, p->fh, &k, fd, snapshot);
+        rc = *out ? 0 : -ENOMEM;
+    }
+    if (rc) {
+        free_note(t, (int)i);
+        return rc;
+    }
+    (*out)->kept_at = (int)i;
+    *who = (*out)->who;
     return 0;
 }
 

@@ -2,8 +2,9 @@
  * Open files and folders.  The kernel holds a number, never a pointer: it is made of the process's start
  * (high half) and a counter, so that no number is given twice while a mount lives.
  *
- * Files outlive this process: the keeper has each handle's descriptor, or the text of a generated file.  An
- * open folder has nothing to keep: its listing can be made again, and cookies mean the same there.
+ * Files outlive this process (kept.h): each handle is in the shared memory, with the text of a generated
+ * file; or the keeper has its descriptor, where a successor could not open it again.  An open folder has
+ * nothing to keep: its listing can be made again, and cookies mean the same there.
  */
 #ifndef DTX_FSD_HANDLES_H
 #define DTX_FSD_HANDLES_H
@@ -32,12 +33,16 @@ struct handle {
     enum handle_kind kind;
     uint64_t id;
     int fd;          /* HANDLE_FILE; else -1 */
+    int flags;       /* of open(2), to open it again with */
+    int kept_at;     /* in kept_shared.file, -1: the keeper has it; protected by the table's mutex */
     bool writer;     /* opened for writing by a caller, in a user-owned folder */
     bool remote;     /* opened by an NFS server */
     bool rdwr;       /* may be mapped writable */
     bool judged;     /* a spec's writer: FLUSH says whether it is right */
     bool inside;     /* a writer's file lies in an object's folder, where DTX reads no single file at once */
     bool wrote;      /* atomic */
+    bool small;      /* just made, and like those before it probably small */
+    uint64_t family; /* of a file that was just made: ops_pass.c; else 0 */
     bool restored;   /* opened by a process before this one */
     uint64_t unique; /* the request that opened it */
     char *path; /* of a writer, as it was opened or renamed since; owned; NULL: none; protected by the table's
@@ -57,7 +62,7 @@ struct handle {
 struct handle_spec {
     enum handle_kind kind;
     struct node_info node;
-    int fd;
+    int fd, flags;
     struct snapshot *snapshot;
     bool writer, remote, rdwr;
     struct caller who;
@@ -65,12 +70,15 @@ struct handle_spec {
 
 struct handles;
 
-struct handles *handles_new(struct nodes *nodes, struct kept *kept);
+/* reopens: a successor may open any file of the store by its name (we are root). */
+struct handles *handles_new(struct nodes *nodes, struct kept *kept, bool reopens);
 void handles_free(struct handles *t);
 /* A new handle with spec's fd and snapshot (both taken over, also on failure: NULL); its node is in use from
- * now on.  A HANDLE_FILE is given to the keeper by handles_keep, before the reply. */
+ * now on.  A HANDLE_FILE is kept for a successor by handles_keep, before the reply. */
 struct handle *handles_add(struct handles *t, const struct handle_spec *spec);
-void handles_keep(struct handles *t, const struct handle *h);
+void handles_keep(struct handles *t, struct handle *h);
+/* A name of the node is about to go (after nodes_leave): its descriptors go to the keeper. */
+void handles_give_away(struct handles *t, uint64_t id);
 /* NULL: not one of ours.  Valid until handles_remove, which the kernel asks for after everything else. */
 struct handle *handles_get(struct handles *t, uint64_t fh);
 /* That of an open folder, made again if a process before gave this number out. NULL: no memory, or no
@@ -82,6 +90,11 @@ struct handle *handles_of_request(struct handles *t, uint64_t unique);
 uint64_t handles_remove(struct handles *t, uint64_t fh);
 /* Take over an item of a process before (its descriptor too); tells whose it is. */
 int handles_restore(struct handles *t, struct keeper_item *item, struct handle **out, struct caller *who);
+/* The same of kept_shared.file[i]; reopen: a descriptor for the node, or a negative errno: then there is no
+ * such handle any more. */
+typedef int (*handles_reopen_fn)(void *arg, uint64_t id, int flags);
+int handles_restore_kept(struct handles *t, size_t i, handles_reopen_fn reopen, void *arg,
+                         struct handle **out, struct caller *who);
 
 /* What the open files are that have no name any more; the caller frees *out. */
 size_t handles_unlinked(struct handles *t, struct stat **out);

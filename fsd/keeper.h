@@ -25,7 +25,7 @@
 
 /* KEEPER_VERSION: of everything that a new child takes over, kept.h and the messages below; a program that
  * answers `--takes VERSION` with exit status 0 can take over from a child of that version. */
-enum { KEEPER_VERSION = 2, KEEPER_DATA = 256, KEEPER_AGAIN = 75 };
+enum { KEEPER_VERSION = 3, KEEPER_DATA = 256, KEEPER_AGAIN = 75 };
 
 enum keeper_op {
     KEEPER_PUT = 1, /* keep the descriptor that comes along (or none) */

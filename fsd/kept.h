@@ -1,11 +1,13 @@
 /*
  * The child's side of the keeper (keeper.h): what a successor finds when this process dies at any moment.
  *
- *  - Descriptors with the keeper: /dev/fuse; each open file with its handle's number (so an unlinked one
- * lives on); the text of each open generated file.  They are sent before the reply that makes the kernel
- * count on them.
  *  - Memory shared with successors (struct kept_shared): INIT and our answer, changes of nodes that are not
- * in nodes.db yet, and which requests were begun.
+ * in nodes.db yet, which requests were begun, and what is open: a user's file, which a successor opens again
+ * by its name, a generated file with its text.
+ *  - Descriptors with the keeper: /dev/fuse; with its handle's number each open file that could not be opened
+ * again (before it loses its name, so that an unlinked one lives on), and the text of each open generated
+ * file for which there is no room in the memory.
+ * All of it is there before the reply that makes the kernel count on it.
  *
  * Requests that run twice.  A successor asks the kernel to send again what was not answered; such a request
  * carries a mark in its number.  It may have been carried out, or half of it, or not at all.  Most requests
@@ -25,12 +27,19 @@
 #include "fsd/change_log.h"
 #include "fsd/keeper.h"
 
-enum { KEPT_INIT_MAX = 256, KEPT_ONCE = 1024 };
+enum { KEPT_INIT_MAX = 256, KEPT_ONCE = 1024, KEPT_FILES = 4096, KEPT_DATA = 128, KEPT_TEXT = 8192 };
 
 struct kept_once {
     uint64_t unique; /* of the request; 0: free; atomic */
     uint64_t note;
     int32_t done, rc;
+};
+
+/* An open file; handles.c knows what is in data. */
+struct kept_file {
+    uint64_t fh;   /* 0: free; atomic: set when the rest is there */
+    uint32_t text; /* bytes in kept_shared.text */
+    uint8_t data[KEPT_DATA];
 };
 
 struct kept_shared {
@@ -40,6 +49,8 @@ struct kept_shared {
     uint8_t init[KEPT_INIT_MAX], reply[KEPT_INIT_MAX];
     struct kept_once once[KEPT_ONCE];
     struct change_log changes;
+    struct kept_file file[KEPT_FILES];
+    uint8_t text[KEPT_FILES][KEPT_TEXT]; /* of generated files; pages that were never used take no memory */
 };
 
 struct kept {

@@ -21,7 +21,7 @@
 #include "scheduler/base/clock.h"
 #include "scheduler/base/log.h"
 
-enum { ID_BLOCK = 1 << 16, FIRST_BUCKETS = 1024, MAX_DEPTH = 4096 };
+enum { ID_BLOCK = 1 << 16, FIRST_BUCKETS = 1024, MAX_DEPTH = 4096, RANDOMS = 64 };
 
 struct name {
     struct name *hash_next;
@@ -39,6 +39,7 @@ struct node {
     struct name *children;
     uint64_t lookups; /* the kernel's, as far as this process counted them */
     uint64_t uses;    /* open handles */
+    unsigned leaving; /* names that are about to go */
     bool maybe_known; /* the kernel may have looked it up before this process began */
     bool stored;      /* in the database, or queued for it */
 };
@@ -51,6 +52,8 @@ struct nodes {
     size_t node_count, key_count, name_count;
     uint64_t generation, next_id, end_id; /* ids [next_id, end_id) are reserved */
     uint64_t spare_id, spare_end;         /* the block after that, once reserved */
+    uint32_t random[RANDOMS];             /* for new_generation, each used once */
+    unsigned randoms;
     struct nodes_change *queue, **queue_end;
     struct change_log *log; /* the queue, and what is just being written; NULL: none */
     bool taken_over;
@@ -634,13 +637,14 @@ void nodes_close(struct nodes *n)
 
 /* An NFS server hands (id, generation) out as a handle, and takes one from whoever sends it, past the modes
  * of the folders above.  Ids count up, so the generation is what cannot be guessed. */
-static uint64_t new_generation(const struct nodes *n)
+static uint64_t new_generation(struct nodes *n)
 {
-    uint32_t random = 0;
+    uint32_t random;
 
-    if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != sizeof(random) || !random)
-        return n->generation;
-    return random;
+    if (!n->randoms && getrandom(n->random, sizeof(n->random), GRND_NONBLOCK) == (ssize_t)sizeof(n->random))
+        n->randoms = RANDOMS;
+    random = n->randoms ? n->random[--n->randoms] : 0;
+    return random ? random : n->generation;
 }
 
 /* The node that `what` is, or a new one (mu held). */
@@ -978,6 +982,43 @@ bool nodes_is_open(struct nodes *n, uint64_t id)
     open = node && node->uses;
     pthread_mutex_unlock(&n->mu);
     return open;
+}
+
+bool nodes_leave(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool open;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    open = node && node->uses;
+    if (node)
+        node->leaving++;
+    pthread_mutex_unlock(&n->mu);
+    return open;
+}
+
+void nodes_stay(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    if (node && node->leaving)
+        node->leaving--;
+    pthread_mutex_unlock(&n->mu);
+}
+
+bool nodes_stays(struct nodes *n, uint64_t id)
+{
+    struct node *node;
+    bool stays;
+
+    pthread_mutex_lock(&n->mu);
+    node = node_by_id(n, id);
+    stays = node && node->names && !node->leaving;
+    pthread_mutex_unlock(&n->mu);
+    return stays;
 }
 
 bool nodes_known(struct nodes *n, uint64_t id)

@@ -33,6 +33,7 @@ struct handle *fs_file_handle(fuse_req_t req, const struct node_info *node, int 
     struct handle_spec spec = {.kind = HANDLE_FILE,
                                .node = *node,
                                .fd = fd,
+                               .flags = fi->flags & (O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME),
                                .writer = writes(fi->flags),
                                .remote = writes(fi->flags) && caller_is_remote(&who),
                                .rdwr = (fi->flags & O_ACCMODE) == O_RDWR,
@@ -230,11 +231,15 @@ static void writer_closed(fuse_req_t req, struct handle *h)
 static void note_closed(struct fs *f, const struct handle *h)
 {
     struct buf path = BUF_INIT;
+    struct stat st;
 
+    if (fstat(h->fd, &st))
+        return;
     if (nodes_path(f->nodes, h->id, &path))
         buf_clear(&path);
-    space_note(f->space, h->fd, path.len ? path.p : NULL);
+    space_note_stat(f->space, &st, path.len ? path.p : NULL);
     buf_release(&path);
+    fs_family_learn(f, h, st.st_size);
 }
 
 void fs_close_handle(fuse_req_t req, uint64_t fh)

@@ -15,6 +15,7 @@ struct spot {
     uint64_t parent;
     struct space_claim claim;
     int made; /* O_PATH of what was made, -1: nothing */
+    int file; /* the file that was made, open; -1: none */
 };
 
 static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t type, struct spot *s)
@@ -25,7 +26,7 @@ static int spot_begin(fuse_req_t req, uint64_t parent, const char *name, mode_t 
 
     s->parent = parent;
     s->claim = (struct space_claim){.bytes = -1};
-    s->made = -1;
+    s->made = s->file = -1;
     if (!rc) /* a dataset that a job reads must not grow a validation.jsonl either */
         rc = sched_may_change(f->sched, s->p.path.p, &who);
     if (!rc)
@@ -53,7 +54,7 @@ static void spot_end(fuse_req_t req, struct spot *s, int rc)
 }
 
 /* A new object belongs to the caller, and to the folder's group where that is set-group-id (the backing file
- * system has seen to that).  Giving away clears set-id bits: they are put back.  What has no name yet: fd,
+ * system has seen to that).  Giving away clears set-id bits: they are put back.  What is open: fd,
  * "". */
 static int give_to_caller(struct fs *f, fuse_req_t req, int dirfd, int fd, const char *name, mode_t mode)
 {
@@ -79,10 +80,11 @@ static int adopt(struct fs *f, fuse_req_t req, struct spot *s, const char *name,
                  struct fuse_entry_param *e, struct node_info *node)
 {
     struct fs_attr a;
-    int rc = give_to_caller(f, req, s->dir.fd, s->dir.fd, name, mode);
+    bool opened = s->file >= 0;
+    int rc = give_to_caller(f, req, s->dir.fd, opened ? s->file : s->dir.fd, opened ? "" : name, mode);
 
     if (!rc)
-        rc = fs_bind_new(f, s->parent, s->dir.fd, name, node, &a);
+        rc = fs_bind_new(f, s->parent, s->dir.fd, name, s->file, node, &a);
     if (rc)
         unlinkat(s->dir.fd, name, S_ISDIR(mode) ? AT_REMOVEDIR : 0);
     else
@@ -281,7 +283,7 @@ void fs_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
     }
     rc = link_backed(req, &s, ino, newname, fs_again(req));
     if (!rc)
-        rc = fs_bind_new(f, newparent, s.dir.fd, newname, &node, &a);
+        rc = fs_bind_new(f, newparent, s.dir.fd, newname, -1, &node, &a);
     if (!rc) {
         fs_fill_entry(&node, &a, &e);
         fs_event(f, req, DROP_LINK, s.p.path.p);
@@ -438,7 +440,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         fs_reply_err(req, rc);
         return;
     }
-    fd = rc = create_file(&s, name, mode, fi->flags, fs_again(req));
+    fd = rc = s.file = create_file(&s, name, mode, fi->flags, fs_again(req));
     if (fd >= 0)
         rc = adopt(f, req, &s, name, mode | S_IFREG, &e, &node);
     if (fd >= 0 && rc)
@@ -453,6 +455,7 @@ void fs_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
     if (h) {
         fs_writer_opened(req, h, &s.p);
         fs_event(f, req, DROP_CREATE, s.p.path.p);
+        fs_family_expect(f, h, parent, name);
     }
     spot_end(req, &s, rc);
     reply_created(req, rc, h, &e, fi);

@@ -12,6 +12,54 @@
 /* A smaller file is read with one or two messages: not worth registering. */
 enum { PASS_MIN = 256 << 10 };
 
+/* ---- many small files ----
+ *
+ * To register a new file with the kernel costs more than the few messages with which a small one is written;
+ * and one that is not registered is written without the kernel's cache, because with it the kernel asks for
+ * security.capability before the first write.  How large a new file will be nobody says: but where so many
+ * files in a row, of one folder and with names that differ in digits only, have been small, the next one
+ * probably is. */
+enum { FAMILY_SMALL = 64 << 10, FAMILY_ROW = 16, FAMILY_COUNT = 0xff };
+
+/* The low bits are for the count. */
+static uint64_t family_of(uint64_t folder, const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325u ^ folder;
+
+    for (; *name; name++)
+        if (*name < '0' || *name > '9')
+            h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+    return (h * 0x9e3779b97f4a7c15u) | FAMILY_COUNT;
+}
+
+static uint64_t *place_of_family(struct fs *f, uint64_t family)
+{
+    return &f->family[(family >> 32) % FS_FAMILIES];
+}
+
+void fs_family_expect(struct fs *f, struct handle *h, uint64_t folder, const char *name)
+{
+    uint64_t family = family_of(folder, name),
+             known = __atomic_load_n(place_of_family(f, family), __ATOMIC_RELAXED);
+
+    h->family = family;
+    h->small =
+        h->inside && !h->rdwr && (known | FAMILY_COUNT) == family && (known & FAMILY_COUNT) >= FAMILY_ROW;
+}
+
+/* Two threads at once may count one file less: it is a guess anyhow. */
+void fs_family_learn(struct fs *f, const struct handle *h, off_t size)
+{
+    uint64_t *p = place_of_family(f, h->family), known = __atomic_load_n(p, __ATOMIC_RELAXED), row = 0;
+
+    if (!h->family)
+        return;
+    if ((known | FAMILY_COUNT) == h->family)
+        row = known & FAMILY_COUNT;
+    row = size > FAMILY_SMALL ? 0 : row < FAMILY_ROW ? row + 1 : row;
+    __atomic_store_n(p, (h->family & ~(uint64_t)FAMILY_COUNT) | row, __ATOMIC_RELAXED);
+}
+
 /* What a user writes past us must be of a folder that is being received; a spec is judged at close.  Of
  * set-id bits that writing takes away the kernel would not hear; and where the owner has a limit, each write
  * has to be counted before it is made. */
@@ -49,7 +97,7 @@ static bool takes_o_direct(int fd)
 /* appends: the kernel would go on appending after fcntl(2) took O_APPEND away. */
 static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool appends, bool through_us)
 {
-    if (through_us)
+    if (through_us || h->small)
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
         return !appends && may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
@@ -65,8 +113,11 @@ static void note_mappable(fuse_req_t req, struct handle *h)
 
 void fs_pass_fill(const struct handle *h, struct fuse_file_info *fi)
 {
-    if (h->pass.mode == PASS_CACHED)
+    if (h->pass.mode == PASS_CACHED) {
+        if (h->small)
+            fi->direct_io = 1;
         return;
+    }
     fi->keep_cache = 0; /* what FUSE has in its cache would be stale when it is opened cached again */
     fi->direct_io = h->pass.mode == PASS_SEEN;
     channel_next_open(DTX_FOPEN_PASSTHROUGH, h->pass.backing_id);
@@ -79,6 +130,7 @@ static int decide(fuse_req_t req, struct handle *h, const struct fuse_file_info 
     bool no_direct = (fi->flags & O_DIRECT) && !takes_o_direct(h->fd);
     int rc;
 
+    h->small &= !(fi->flags & O_APPEND);
     rc = passthrough_open(f->pass, h->id, h->fd,
                           wish_of(req, h, fi->flags & O_APPEND, no_direct || !f->want_passthrough), &h->pass);
     if (!rc && no_direct && h->pass.mode != PASS_CACHED)
@@ -157,7 +209,7 @@ static void add_lingering(struct fs *f, struct lingering *l)
     pthread_mutex_unlock(&f->linger->mu);
 }
 
-/* Whether it is written is seen at the next round only: here, the keeper and we have it open ourselves. */
+/* Whether it is written is seen at the next round only: here we have it open ourselves. */
 bool fs_pass_lingers(fuse_req_t req, const struct handle *h, const char *path)
 {
     struct lingering *l;

@@ -12,7 +12,8 @@
 /* What is about to lose its name, for a look at it afterwards. */
 struct removed {
     struct backing_fd known;
-    int fd; /* of a node that the kernel does not know; -1 */
+    uint64_t id; /* of a node that the kernel knows; else 0 */
+    int fd;      /* of one that it does not know; -1 */
     bool open;
 };
 
@@ -26,7 +27,8 @@ static void hold(struct fs *f, uint64_t parent, int dirfd, const char *name, str
         r->fd = fs_hold(dirfd, name);
         return;
     }
-    r->open = nodes_is_open(f->nodes, node.id);
+    r->id = node.id;
+    r->open = fs_leave(f, node.id);
     backing_pin(f->backing, node.id);
     if (backing_get(f->backing, node.id, &r->known))
         r->known = (struct backing_fd){.fd = -1};
@@ -63,6 +65,8 @@ static int remove_user(fuse_req_t req, const struct place *p, uint64_t parent, c
     if (!rc)
         nodes_unbind(f->nodes, parent, name);
     fs_unlock_name(f, parent);
+    if (removed.id)
+        nodes_stay(f->nodes, removed.id);
     let_go(f, &removed);
     backing_put(f->backing, &dir);
     return rc;

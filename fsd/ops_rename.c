@@ -127,13 +127,14 @@ static int rename_backed(fuse_req_t req, const struct rename *r)
     struct fs *f = fs_of(req);
     struct node_info over;
     int rc, held = -1;
-    bool open = false;
+    bool known, open = false;
 
     fs_lock_names(f, r->parent, r->newparent);
-    if (!r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
-        nodes_known(f->nodes, over.id)) {
+    known = !r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
+            nodes_known(f->nodes, over.id);
+    if (known) {
         backing_pin(f->backing, over.id);
-        open = nodes_is_open(f->nodes, over.id) && !(r->flags & RENAME_EXCHANGE);
+        open = fs_leave(f, over.id) && !(r->flags & RENAME_EXCHANGE);
     }
     if (r->replaces && !open) /* what is open goes on to take space until it is closed */
         held = fs_hold(r->newdir.fd, r->newname);
@@ -144,6 +145,8 @@ static int rename_backed(fuse_req_t req, const struct rename *r)
         rename_nodes(f, r);
     if (!rc && (r->flags & RENAME_WHITEOUT))
         give_whiteout(req, r);
+    if (known)
+        nodes_stay(f->nodes, over.id);
     fs_unlock_names(f, r->parent, r->newparent);
     if (!rc)
         note_space(f, r);

@@ -93,24 +93,44 @@ int snapshot_fd(struct snapshot *s)
     return fd;
 }
 
-struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns)
+/* With room for n bytes. */
+static struct snapshot *new_snapshot(size_t n, int64_t mtime_ns)
 {
     struct snapshot *s = calloc(1, sizeof(*s));
+
+    if (!s || !(s->data = malloc(n + 1))) {
+        free(s);
+        return NULL;
+    }
+    s->data[n] = '\0';
+    s->size = n;
+    s->mtime_ns = mtime_ns;
+    s->refs = 1;
+    s->fd = -1;
+    return s;
+}
+
+struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns)
+{
+    struct snapshot *s;
     struct stat st;
 
-    if (s && fstat(fd, &st) == 0 && st.st_size <= RENDER_MAX && (s->data = malloc((size_t)st.st_size + 1)) &&
-        fd_pread_all(fd, s->data, (size_t)st.st_size, 0) == 0) {
-        s->size = (size_t)st.st_size;
-        s->data[s->size] = '\0';
-        s->mtime_ns = mtime_ns;
-        s->refs = 1;
-        s->fd = -1;
-        return s;
+    if (fstat(fd, &st) || st.st_size > RENDER_MAX || !(s = new_snapshot((size_t)st.st_size, mtime_ns)))
+        return NULL;
+    if (fd_pread_all(fd, s->data, s->size, 0)) {
+        snapshot_put(s);
+        return NULL;
     }
+    return s;
+}
+
+struct snapshot *snapshot_of_text(const void *text, size_t n, int64_t mtime_ns)
+{
+    struct snapshot *s = new_snapshot(n, mtime_ns);
+
     if (s)
-        free(s->data);
-    free(s);
-    return NULL;
+        memcpy(s->data, text, n);
+    return s;
 }
 
 static void free_entry(struct entry *p)

@@ -54,6 +54,7 @@ void snapshot_put(struct snapshot *s);
 int snapshot_fd(struct snapshot *s);
 /* The snapshot that such a file was made of; NULL: no memory, or it cannot be read. */
 struct snapshot *snapshot_of_fd(int fd, int64_t mtime_ns);
+struct snapshot *snapshot_of_text(const void *text, size_t n, int64_t mtime_ns); /* copied; NULL: no memory */
 /* Drop the texts that nobody asked for in RENDER_IDLE_MS (what they were is remembered for their mtime). */
 void render_cache_tidy(struct render_cache *c);
 /* When the text was last found to be what it is (CLOCK_MONOTONIC, ms); 0: there is none. */

@@ -253,10 +253,11 @@ void space_settle(struct space *sp, struct space_claim *c, int fd, const char *p
 {
     struct space_owner *o;
     struct stat st;
-    bool there = fd >= 0 && fstat(fd, &st) == 0;
+    bool there;
 
     if (c->bytes < 0)
         return;
+    there = fd >= 0 && fstat(fd, &st) == 0;
     pthread_mutex_lock(&sp->mu);
     o = space_owner_of(&sp->table, c->owner);
     o->claimed -= c->bytes;
@@ -271,13 +272,17 @@ void space_note(struct space *sp, int fd, const char *path)
 {
     struct stat st;
 
-    if (fd < 0 || fstat(fd, &st))
-        return;
+    if (fd >= 0 && fstat(fd, &st) == 0)
+        space_note_stat(sp, &st, path);
+}
+
+void space_note_stat(struct space *sp, const struct stat *st, const char *path)
+{
     pthread_mutex_lock(&sp->mu);
-    if (st.st_nlink == 0)
-        space_discount(&sp->table, &st);
+    if (st->st_nlink == 0)
+        space_discount(&sp->table, st);
     else
-        space_count(&sp->table, &st, st.st_uid, path);
+        space_count(&sp->table, st, st->st_uid, path);
     if (sp->table.new_owner)
         pthread_cond_signal(&sp->wake);
     pthread_mutex_unlock(&sp->mu);

@@ -55,6 +55,7 @@ int space_claim_bytes(struct space *sp, uid_t owner, int64_t bytes, struct space
 void space_settle(struct space *sp, struct space_claim *c, int fd, const char *path);
 /* Look at a file again: it was closed by a writer, truncated, renamed, given away, or lost a name. */
 void space_note(struct space *sp, int fd, const char *path);
+void space_note_stat(struct space *sp, const struct stat *st, const char *path);
 /* Names moved: a scan that is under way may have missed some. */
 void space_moved(struct space *sp);
 /* More changed than was told (a folder was removed or renamed): scan soon. */

@@ -62,8 +62,34 @@ states() { # MODE
     rm -r "$D/slow" "$D/mapped" "$D/moves"
 }
 
+# After many small files the next one is expected to be small, too, and goes through dtxd: whatever it then is.
+many() { # MODE
+    local d=$D/many
+    mkdir "$d"
+    for i in $(seq 20); do echo "$i" >"$d/part-$i.txt" || return; done
+    cp "$BUILD/dtxd" "$d/part-21.txt"
+    check "$1: a large file among small ones" cmp "$BUILD/dtxd" "$d/part-21.txt"
+    for i in $(seq 22 50); do echo "$i" >"$d/part-$i.txt" || return; done
+    check "$1: small files" test "$(cat "$d"/part-??.txt | grep -a -c '^[2-5][0-9]$')" = 29
+    exec 5>"$d/part-51.txt" 6<"$d/part-51.txt"
+    echo one >&5
+    check "$1: what is written is read at once" test "$(cat <&6)" = one
+    check "$1: by name, too" test "$(cat "$d/part-51.txt") $(stat -c %s "$d/part-51.txt")" = "one 4"
+    if [ "$1" = passthrough ]; then kill_child; wait_for 20 head -c 1 "$M/status"; fi
+    echo two >&5
+    check "$1: and what is written then" test "$(cat "$d/part-51.txt" | tr '\n' ' ')$(cat <&6)" = 'one two two'
+    check "$1: RECEIVING while one is open" in_state "$D/many.status" RECEIVING
+    exec 5>&- 6<&-
+    echo more >>"$d/part-52.txt" && echo more >>"$d/part-52.txt"
+    check "$1: a small one that is appended to" test "$(wc -l <"$d/part-52.txt")" = 2
+    echo a-longer-line >"$d/part-53.txt" && echo b >"$d/part-53.txt"
+    check "$1: and one that is written anew" test "$(cat "$d/part-53.txt")" = b
+    rm -r "$d"
+}
+
 start_dtxd || exit 1
 if past; then
+    many passthrough
     calls passthrough
     states passthrough
     # open files over the death of dtxd; the new one knows how they are open
@@ -87,5 +113,6 @@ DTXD_OPTIONS="${DTXD_OPTIONS:-} --no-passthrough"
 : >"$S/tree/log"
 start_dtxd || exit 1
 check "turned off, in words" grep -q 'passthrough: off, large files go through dtxd: not wanted' "$S/tree/log"
+many 'through dtxd'
 calls 'through dtxd'
 states 'through dtxd'

@@ -29,6 +29,27 @@ check "it has no name still" test "$(stat -L -c %h /dev/fd/8)" = 0
 check "an open generated file is the same" test "$(cat <&6)" = "$words"
 check "the current folder is the same" test "$(pwd -P) $(echo *)" = "$D/cwd dir1 dir2 dir3"
 cd / && exec 6<&- 7>&- 8<&-
+# a file that has a name is opened again by it, whatever has become of it meanwhile; without one it lives on
+for f in over new moved shut linked; do echo "$f" >"$D/$f"; done
+exec 3<"$D/linked" 5<"$D/over" 7<>"$D/moved" 8>>"$D/shut"
+for i in $(seq 120); do mkdir "$M/datasets/one-of-many-datasets-that-make-the-list-of-them-long-$i"; done
+long_list() { [ "$(wc -c <"$M/datasets/LIST.tsv")" -gt 10000 ]; }
+wait_for 10 long_list
+exec 6<"$M/datasets/LIST.tsv"
+mkdir "$D/deep"; mv "$D/new" "$D/over"; mv "$D/moved" "$D/deep/it"; chmod 0 "$D/shut"; ln "$D/linked" "$D/deep/link"; rm "$D/linked"
+head -c 100 <&6 >"$T/list"
+kill_child
+check "an open file that another was renamed over" test "$(cat <&5)" = over
+check "the other has its name" test "$(cat "$D/over")" = new
+check "an open file that was moved: reading" test "$(cat <&7)" = moved
+check "an open file that was moved: writing" sh -c "echo more >&7 && test \"\$(cat '$D/deep/it')\" = 'moved
+more'"
+check "one that nobody may open any more" sh -c "echo more >&8 && test \"\$(stat -c %s '$D/shut')\" = 10"
+check "one of whose names was removed" test "$(cat <&3)" = linked
+cat <&6 >>"$T/list"
+check "a long generated file, half read ($(wc -c <"$T/list") bytes)" test "$(grep -c 'list-of-them-long-[0-9]*	' "$T/list")" = 120
+exec 3<&- 5<&- 6<&- 7>&- 8>&-
+rm -r "$D/deep" "$D/over" "$D/shut"; rmdir "$M"/datasets/one-of-many-*/
 inode=$(stat -c %i "$D/cwd"); dev=$(stat -c %d "$M")
 
 # under load
@@ -54,7 +75,7 @@ for _ in $(seq "$KILLS"); do
     sleep 0.$((5 + RANDOM % 5))$((RANDOM % 10)); sleep 0.$((RANDOM % 9))
     kill_child && done_kills=$((done_kills + 1))
 done
-taken() { [ "$done_kills $(grep -c 'another takes the mount over' "$T/dtxd.log")" = "$KILLS $((KILLS + 3))" ]; }
+taken() { [ "$done_kills $(grep -c 'another takes the mount over' "$T/dtxd.log")" = "$KILLS $((KILLS + 4))" ]; }
 check "killed $KILLS times under load, each time another took over" wait_for 10 taken
 wait_for 10 test -f "$M/README.md"
 

@@ -290,6 +290,8 @@ def messages(root):
         node = struct.pack("<QQQQQqII", 7 + kind, 1, 1, 1, 1234, 5, 0, 0)
         put(root, "fuzz_handles", str(kind), (bytes([3]) + struct.pack("<Q", 1 << 32 | kind) + node + struct.pack("<QqIIIIBBBBII", 2, 0, kind, 1000, 1000, 1,
                                                                                                           1, 0, 0, 1, 1, 1)).ljust(265, b"\0") * 2)
+        put(root, "fuzz_handles", "noted_%d" % kind, (bytes([5]) + struct.pack("<Q", 1 << 32 | kind) + node + struct.pack("<QqIIIIBBBBIIi", 2, 0, kind, 1000, 1000, 1,
+                                                                                                                 1, 0, 1, 1, 1, 1, 2)).ljust(265, b"\0") * 2)
 
 
 def main():

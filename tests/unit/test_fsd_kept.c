@@ -1,12 +1,17 @@
-/* What outlives a process: the log of node changes, requests that were begun, nodes after a takeover. */
+/* What outlives a process: the log of node changes, requests that were begun, nodes after a takeover, open
+ * files. */
 #include <check.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "fsd/change_log.h"
+#include "fsd/handles.h"
 #include "fsd/kept.h"
 #include "fsd/nodes.h"
 
@@ -207,6 +212,254 @@ START_TEST(requests_that_were_begun)
 }
 END_TEST
 
+/* ---- open files ---- */
+
+static struct nodes *nodes;
+static struct kept keep;
+static struct handles *table;
+static int keeper; /* the other end */
+
+/* As one process after another does: what is in the memory stays. */
+static void succeed(void)
+{
+    handles_free(table);
+    table = handles_new(nodes, &keep, true);
+    ck_assert_ptr_nonnull(table);
+}
+
+static void open_setup(void)
+{
+    struct dtx_err e;
+    int pair[2];
+
+    setup();
+    ck_assert_int_eq(nodes_open(db, NULL, false, &nodes, &e), 0);
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair), 0);
+    keep = (struct kept){.sock = pair[0], .shared = calloc(1, sizeof(struct kept_shared)), .mount_fd = -1};
+    keeper = pair[1];
+    table = NULL;
+    succeed();
+}
+
+static void open_teardown(void)
+{
+    handles_free(table);
+    nodes_close(nodes);
+    free(keep.shared);
+    close(keep.sock);
+    close(keeper);
+    teardown();
+}
+
+/* What the keeper was sent: "put", "put+fd", "drop", or "" for nothing; of which handle. */
+static const char *said(uint64_t *fh)
+{
+    char control[CMSG_SPACE(sizeof(int))];
+    struct keeper_message m;
+    struct iovec iov = {&m, sizeof(m)};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *c;
+    int fd;
+
+    if (recvmsg(keeper, &msg, MSG_DONTWAIT) <= 0)
+        return "";
+    ck_assert_uint_eq(m.kind, KEEPER_HANDLE);
+    *fh = m.key;
+    c = CMSG_FIRSTHDR(&msg);
+    if (c) {
+        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+        close(fd);
+    }
+    return m.op == KEEPER_DROP ? "drop" : c ? "put+fd" : "put";
+}
+
+static unsigned noted(void)
+{
+    unsigned n = 0;
+
+    for (size_t i = 0; i < KEPT_FILES; i++)
+        n += keep.shared->file[i].fh != 0;
+    return n;
+}
+
+static struct handle *open_file(const char *name, uint64_t ino, enum node_owner owner)
+{
+    struct node_info what = {.owner = owner, .key = {1, ino, 5}};
+    struct handle_spec spec = {.kind = HANDLE_FILE, .writer = true, .flags = O_RDWR, .who = {1000, 100, 77}};
+    struct handle *h;
+
+    ck_assert_int_eq(nodes_bind(nodes, NODE_ROOT, name, &what, false, &spec.node), 0);
+    spec.fd = memfd_create("file", MFD_CLOEXEC);
+    h = handles_add(table, &spec);
+    ck_assert_ptr_nonnull(h);
+    handles_keep(table, h);
+    return h;
+}
+
+static struct handle *open_text(const char *name, size_t n)
+{
+    struct node_info what = {.owner = NODE_GENERATED};
+    struct handle_spec spec = {.kind = HANDLE_TEXT, .fd = -1};
+    char *text = malloc(n);
+
+    memset(text, 't', n);
+    ck_assert_int_eq(nodes_bind(nodes, NODE_ROOT, name, &what, false, &spec.node), 0);
+    spec.snapshot = snapshot_of_text(text, n, 4711);
+    free(text);
+    return handles_add(table, &spec);
+}
+
+static int reopen_rc, reopen_flags;
+
+static int reopen(void *arg, uint64_t id, int flags)
+{
+    *(uint64_t *)arg = id;
+    reopen_flags = flags;
+    return reopen_rc ? reopen_rc : memfd_create("again", MFD_CLOEXEC);
+}
+
+START_TEST(open_file_is_opened_again)
+{
+    uint64_t fh = 0, id = 0;
+    struct handle *h = open_file("f", 7, NODE_USER), *again;
+    struct caller who;
+    uint64_t was = h->fh, node = h->id;
+
+    ck_assert_str_eq(said(&fh), ""); /* no message for each open */
+    ck_assert_uint_eq(noted(), 1);
+    succeed();
+    reopen_rc = 0;
+    ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), 0);
+    ck_assert_uint_eq(id, node);
+    ck_assert_int_eq(reopen_flags, O_RDWR);
+    ck_assert_uint_eq(who.uid, 1000);
+    ck_assert_ptr_eq(handles_get(table, was), again);
+    ck_assert(again->restored && again->writer && again->fd >= 0);
+    ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), -EEXIST);
+    handles_remove(table, was);
+    ck_assert_uint_eq(noted(), 0);
+    ck_assert_str_eq(said(&fh), "");
+}
+END_TEST
+
+/* What was removed behind the mount's back is lost, and only that. */
+START_TEST(open_file_that_is_not_there)
+{
+    uint64_t id;
+    struct handle *h = open_file("f", 7, NODE_USER), *again;
+    struct caller who;
+    uint64_t was = h->fh;
+
+    succeed();
+    reopen_rc = -ESTALE;
+    ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), -ESTALE);
+    ck_assert_ptr_null(handles_get(table, was));
+    ck_assert_uint_eq(noted(), 0);
+    h = open_file("f", 7, NODE_USER); /* its place can be used again */
+    ck_assert_uint_eq(keep.shared->file[0].fh, h->fh);
+    memset(keep.shared->file[0].data, 0xff, KEPT_DATA);
+    succeed();
+    ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), -EPROTO);
+    ck_assert_uint_eq(noted(), 0);
+}
+END_TEST
+
+START_TEST(open_file_loses_its_name)
+{
+    uint64_t fh = 0;
+    struct handle *h = open_file("f", 7, NODE_USER), *other = open_file("g", 8, NODE_USER), *late;
+
+    ck_assert(nodes_stays(nodes, h->id));
+    ck_assert(nodes_leave(nodes, h->id));
+    ck_assert(!nodes_stays(nodes, h->id));
+    handles_give_away(table, h->id);
+    ck_assert_str_eq(said(&fh), "put+fd");
+    ck_assert_uint_eq(fh, h->fh);
+    ck_assert_str_eq(said(&fh), "");
+    ck_assert_uint_eq(noted(), 1);       /* the other one */
+    late = open_file("f", 7, NODE_USER); /* opened while the name goes */
+    ck_assert_str_eq(said(&fh), "put+fd");
+    ck_assert_uint_eq(fh, late->fh);
+    nodes_unbind(nodes, NODE_ROOT, "f");
+    nodes_stay(nodes, h->id);
+    ck_assert(!nodes_stays(nodes, h->id)); /* it has no other */
+    handles_remove(table, h->fh);
+    ck_assert_str_eq(said(&fh), "drop");
+    handles_remove(table, other->fh);
+    ck_assert_str_eq(said(&fh), "");
+    ck_assert_uint_eq(noted(), 0);
+    /* one that was not unlinked after all */
+    h = open_file("k", 9, NODE_USER);
+    nodes_leave(nodes, h->id);
+    nodes_stay(nodes, h->id);
+    ck_assert(nodes_stays(nodes, h->id));
+}
+END_TEST
+
+START_TEST(what_the_keeper_gets_at_once)
+{
+    uint64_t fh = 0;
+    struct handle *h = open_file("log", 7, NODE_STORE); /* DTX replaces and removes these itself */
+
+    ck_assert_str_eq(said(&fh), "put+fd");
+    handles_remove(table, h->fh);
+    ck_assert_str_eq(said(&fh), "drop");
+    handles_free(table);
+    table = handles_new(nodes, &keep, false); /* not root: it might not be allowed to */
+    open_file("f", 8, NODE_USER);
+    ck_assert_str_eq(said(&fh), "put+fd");
+    ck_assert_uint_eq(noted(), 0);
+}
+END_TEST
+
+START_TEST(open_texts)
+{
+    uint64_t fh = 0, id;
+    struct handle *small = open_text("status", KEPT_TEXT), *empty = open_text("none", 0),
+                  *large = open_text("list", KEPT_TEXT + 1), *again;
+    struct caller who;
+    uint64_t was = small->fh, nothing = empty->fh;
+
+    ck_assert_str_eq(said(&fh), "put+fd");
+    ck_assert_uint_eq(fh, large->fh);
+    ck_assert_str_eq(said(&fh), "");
+    succeed();
+    for (size_t i = 0; i < 2; i++)
+        ck_assert_int_eq(handles_restore_kept(table, i, reopen, &id, &again, &who), 0);
+    again = handles_get(table, was);
+    ck_assert_uint_eq(again->snapshot->size, KEPT_TEXT);
+    ck_assert_int_eq(again->snapshot->data[KEPT_TEXT - 1], 't');
+    ck_assert_int_eq(again->snapshot->mtime_ns, 4711);
+    again = handles_get(table, nothing);
+    ck_assert_uint_eq(again->snapshot->size, 0);
+    handles_remove(table, was);
+    handles_remove(table, nothing);
+    ck_assert_uint_eq(noted(), 0);
+}
+END_TEST
+
+START_TEST(more_open_files_than_there_is_room_for)
+{
+    static uint64_t fh[KEPT_FILES];
+    uint64_t one = 0;
+    struct handle *h;
+
+    for (size_t i = 0; i < KEPT_FILES; i++)
+        fh[i] = open_text("status", 10)->fh;
+    ck_assert_uint_eq(noted(), KEPT_FILES);
+    ck_assert_str_eq(said(&one), "");
+    h = open_text("status", 10);
+    ck_assert_str_eq(said(&one), "put+fd");
+    handles_remove(table, fh[77]);
+    handles_remove(table, h->fh);
+    ck_assert_str_eq(said(&one), "drop");
+    open_text("status", 10);
+    ck_assert_str_eq(said(&one), "");
+    ck_assert_uint_eq(noted(), KEPT_FILES);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("fsd kept");
@@ -221,6 +474,15 @@ int main(void)
     tcase_add_test(t, nodes_of_a_killed_process);
     tcase_add_test(t, orphan_of_a_process_before);
     tcase_add_test(t, requests_that_were_begun);
+    suite_add_tcase(s, t);
+    t = tcase_create("open files");
+    tcase_add_checked_fixture(t, open_setup, open_teardown);
+    tcase_add_test(t, open_file_is_opened_again);
+    tcase_add_test(t, open_file_that_is_not_there);
+    tcase_add_test(t, open_file_loses_its_name);
+    tcase_add_test(t, what_the_keeper_gets_at_once);
+    tcase_add_test(t, open_texts);
+    tcase_add_test(t, more_open_files_than_there_is_room_for);
     suite_add_tcase(s, t);
     r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
