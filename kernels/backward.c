@@ -32,8 +32,7 @@ static void backward_attention(struct dtx_base *b, const struct op_pack *p, int 
     struct op_linear qkv = linear_of(b, layer, H_QKV), out = linear_of(b, layer, H_O);
     struct op_attention at = attention_of(b, layer);
     o->linear_back(b->dev, p, &out, ws->dres, a->o, a->h[H_O], ws->dout);
-    o->attention_back(b->dev, p, &at, ws->dout, a->o, a->qkv, a->lse, ws->dqkv);
-    o->rope(b->dev, p, &at, b->rope, true, ws->dqkv);
+    o->attention_back(b->dev, p, &at, ws->dout, a->o, a->qkv, a->lse, b->rope, ws->dqkv);
     if (!ws->keep)
         o->rmsnorm(b->dev, p, a->x, b->layer[layer].norm1, c->hidden, c->rms_eps, a->xn1, NULL);
     o->linear_back(b->dev, p, &qkv, ws->dqkv, a->xn1, a->h[H_QKV], layer ? ws->dx : NULL);

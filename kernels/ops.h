@@ -266,9 +266,11 @@ struct dtx_ops {
      * head h / (heads / kv_heads).  The sequence's keys and values are those of its rows in qkv. */
     void (*attention)(struct op_dev *d, const struct op_pack *p, const struct op_attention *a,
                       const void *qkv, void *o, float *lse);
-    /* dqkv act [R, ld] written whole (zeros in padding) from do, o, qkv and lse. */
+    /* dqkv act [R, ld] written whole (zeros in padding) from do, o, qkv and lse.  table: rope's, by which q
+     * and k had been rotated: their gradients are rotated back; NULL: they are not. */
     void (*attention_back)(struct op_dev *d, const struct op_pack *p, const struct op_attention *a,
-                           const void *dout, const void *o, const void *qkv, const float *lse, void *dqkv);
+                           const void *dout, const void *o, const void *qkv, const float *lse,
+                           const float *table, void *dqkv);
 
     /* gu act [R, 2 * ffn] = [gate | up];  y = silu(gate) * up, act [R, ffn]. */
     void (*swiglu)(struct op_dev *d, const struct op_pack *p, const void *gu, int32_t ffn, void *y);

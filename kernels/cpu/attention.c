@@ -158,7 +158,8 @@ static void back_task(void *arg, int task, int thread)
 }
 
 void cpu_attention_back(struct op_dev *d, const struct op_pack *p, const struct op_attention *a,
-                        const void *dout, const void *o, const void *qkv, const float *lse, void *dqkv)
+                        const void *dout, const void *o, const void *qkv, const float *lse,
+                        const float *table, void *dqkv)
 {
     struct call c = call_of(d, p, a);
     c.qkv = qkv;
@@ -168,4 +169,6 @@ void cpu_attention_back(struct op_dev *d, const struct op_pack *p, const struct 
     c.dqkv = dqkv;
     zero_padding(p, dqkv, c.ld);
     pool_run(d->pool, p->n_seqs * a->kv_heads, back_task, &c);
+    if (table)
+        cpu_rope(d, p, a, table, true, dqkv);
 }

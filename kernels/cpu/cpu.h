@@ -93,7 +93,8 @@ void cpu_linear_decode(struct op_dev *d, const struct op_pack *p, const struct o
 void cpu_attention(struct op_dev *d, const struct op_pack *p, const struct op_attention *a, const void *qkv,
                    void *o, float *lse);
 void cpu_attention_back(struct op_dev *d, const struct op_pack *p, const struct op_attention *a,
-                        const void *dout, const void *o, const void *qkv, const float *lse, void *dqkv);
+                        const void *dout, const void *o, const void *qkv, const float *lse,
+                        const float *table, void *dqkv);
 void cpu_kv_store(struct op_dev *d, const struct op_pack *p, const struct op_attention *a, const void *qkv);
 void cpu_attention_cached(struct op_dev *d, const struct op_pack *p, const struct op_attention *a,
                           const void *qkv, void *o);

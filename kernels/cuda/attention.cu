@@ -17,7 +17,15 @@
 
 typedef __nv_bfloat16 bf16;
 
-enum { WARPS = 4, THREADS = WARPS * 32, PAD = 8 };
+enum { WARPS = 4, THREADS = WARPS * 32, PAD = 8, TILES = ATTN_ROWS / ATTN_TILE };
+
+/* The 64 positions of this block; false: past the end of the segment. */
+__device__ __forceinline__ bool take_tile(const attn_tile *tiles, attn_tile *t)
+{
+    *t = tiles[blockIdx.x / TILES];
+    t->first += blockIdx.x % TILES * ATTN_TILE;
+    return t->first < t->len;
+}
 
 /* ---- tiles in shared memory: ROWS x D with 8 elements of padding a row (no bank conflicts in ldmatrix) ---- */
 
@@ -147,7 +155,9 @@ __global__ void __launch_bounds__(THREADS) attn_forward_kernel(attn_shape s, con
     extern __shared__ __align__(16) bf16 smem[];
     constexpr int TILE = ATTN_TILE * (D + PAD);
     bf16 *qs = smem, *ks = smem + TILE, *vs = ks + 2 * TILE;
-    const attn_tile t = tiles[blockIdx.x];
+    attn_tile t;
+    if (!take_tile(tiles, &t))
+        return;
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim,
                *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
@@ -233,7 +243,9 @@ __global__ void __launch_bounds__(THREADS)
     extern __shared__ __align__(16) bf16 smem[];
     constexpr int TILE = ATTN_TILE * (D + PAD), BK = 32, KTILE = BK * (D + PAD);
     bf16 *qs = smem, *dos = smem + TILE, *ks = dos + TILE, *vs = ks + 2 * KTILE;
-    const attn_tile t = tiles[blockIdx.x];
+    attn_tile t;
+    if (!take_tile(tiles, &t))
+        return;
     int head = blockIdx.y, kv = head / (s.heads / s.kv_heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const bf16 *kg = k + (int64_t)t.start * s.k_stride + kv * s.head_dim,
                *vg = v + (int64_t)t.start * s.v_stride + kv * s.head_dim;
@@ -319,7 +331,9 @@ __global__ void __launch_bounds__(THREADS)
     constexpr int TILE = ATTN_TILE * (D + PAD), QTILE = BQ * (D + PAD);
     bf16 *ks = smem, *vs = smem + TILE, *qs = vs + TILE, *dos = qs + 2 * QTILE;
     float *ls = (float *)(dos + 2 * QTILE), *ds = ls + 2 * BQ;
-    const attn_tile t = tiles[blockIdx.x];
+    attn_tile t;
+    if (!take_tile(tiles, &t))
+        return;
     int kv = blockIdx.y, group = s.heads / s.kv_heads, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int rows = t.len - t.first, per_head = (rows + BQ - 1) / BQ, steps = per_head * group;
     float scale = rsqrtf((float)s.head_dim), scale_log2 = scale * 1.4426950408889634f;
@@ -386,7 +400,7 @@ static cudaError_t forward(cudaStream_t stream, const attn_shape *s, const attn_
     cudaError_t rc = allow_smem(attn_forward_kernel<D>, bytes);
     if (rc != cudaSuccess)
         return rc;
-    attn_forward_kernel<D><<<dim3(ntiles, s->heads), THREADS, bytes, stream>>>(*s, tiles, q, k, v, o, lse);
+    attn_forward_kernel<D><<<dim3(ntiles * TILES, s->heads), THREADS, bytes, stream>>>(*s, tiles, q, k, v, o, lse);
     return cudaGetLastError();
 }
 
@@ -403,9 +417,10 @@ static cudaError_t backward(cudaStream_t stream, const attn_shape *s, const attn
         rc = allow_smem(attn_dkv_kernel<D, BQ>, dkv_bytes);
     if (rc != cudaSuccess)
         return rc;
-    attn_dq_kernel<D><<<dim3(ntiles, s->heads), THREADS, dq_bytes, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dq);
-    attn_dkv_kernel<D, BQ>
-        <<<dim3(ntiles, s->kv_heads), THREADS, dkv_bytes, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dk, dv);
+    attn_dq_kernel<D>
+        <<<dim3(ntiles * TILES, s->heads), THREADS, dq_bytes, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dq);
+    attn_dkv_kernel<D, BQ><<<dim3(ntiles * TILES, s->kv_heads), THREADS, dkv_bytes, stream>>>(*s, tiles, q, k, v, lse,
+                                                                                              d_o, delta, dk, dv);
     return cudaGetLastError();
 }
 
@@ -426,7 +441,7 @@ static cudaError_t backward(cudaStream_t stream, const attn_shape *s, const attn
 cudaError_t attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles, const bf16 *q,
                          const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
-    if (s->hopper && (s->head_dim == 64 || s->head_dim == 128))
+    if (attn_on_hopper(s))
         return hopper_attn_forward(stream, s, tiles, ntiles, q, k, v, o, lse);
 #define FORWARD(D) forward<D>(stream, s, tiles, ntiles, q, k, v, o, lse)
     BY_HEAD_DIM(FORWARD)
@@ -436,10 +451,10 @@ cudaError_t attn_backward(cudaStream_t stream, const attn_shape *s, const attn_t
                           const bf16 *k, const bf16 *v, const bf16 *o, const float *lse, const bf16 *d_o, float *delta,
                           bf16 *dq, bf16 *dk, bf16 *dv)
 {
+    if (attn_on_hopper(s))
+        return hopper_attn_backward(stream, s, tiles, ntiles, q, k, v, o, lse, d_o, delta, dq, dk, dv);
     int pairs = s->tokens * s->heads;
     attn_delta_kernel<<<(pairs + 7) / 8, 256, 0, stream>>>(*s, o, d_o, delta);
-    if (s->hopper && (s->head_dim == 64 || s->head_dim == 128))
-        return hopper_attn_backward(stream, s, tiles, ntiles, q, k, v, lse, d_o, delta, dq, dk, dv);
 #define BACKWARD(D) backward<D>(stream, s, tiles, ntiles, q, k, v, lse, d_o, delta, dq, dk, dv)
     BY_HEAD_DIM(BACKWARD)
 }

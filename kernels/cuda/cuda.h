@@ -29,8 +29,9 @@ enum {
     GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
-    HEAD_ROWS = 2048,   /* labelled rows whose logits exist at a time */
-    DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
+    HEAD_ROWS = 2048,     /* labelled rows whose logits exist at a time */
+    DECODE_SLICE = 128,   /* cached positions of one slice in the attention of decode */
+    ATTN_NEAR = 20 << 20, /* bytes of keys and values that are read at about the same time */
     HEAD_STEP = 8,
     HEAD_MOST = 128, /* of the kernels of attention */
 };
@@ -77,6 +78,7 @@ struct cuda_pack { /* op_pack.dev */
     float *partial; /* of attention_cached and decode_layer, made when first needed */
     int32_t slices_cached;
     void *shadows; /* bf16 copies made for this pack (training adapters), or NULL */
+    bool padded;   /* some rows belong to no sequence */
 };
 
 struct gemm_plan;
@@ -106,6 +108,8 @@ struct op_dev {
     void *encode_map;              /* cuTensorMapEncodeTiled */
     int32_t gemm_blocks[2];        /* blocks that run at a time, alone and in clusters of two */
     hopper_choice *hopper_choices; /* of gemm_hopper.cu */
+    int32_t sms;                   /* multiprocessors */
+    unsigned *drawn;               /* on the device, attention_hopper.cu's: 0 between its kernels */
     trace *tracing;                /* NULL: off */
     decode_run *run;               /* decode_run.cu; NULL: none yet */
 };
@@ -251,7 +255,7 @@ void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y
 void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu, int32_t ffn, void *dgu);
 void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void *qkv, void *o, float *lse);
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
-                       const void *qkv, const float *lse, void *dqkv);
+                       const void *qkv, const float *lse, const float *table, void *dqkv);
 size_t head_scratch(int32_t labels, int32_t hidden, int32_t vocab);
 void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int32_t vocab, int32_t hidden,
                   double *loss, void *dx);

@@ -252,13 +252,24 @@ static int fill_slices(const op_pack *p, grad_slice *t, int32_t *first, int32_t 
     return n;
 }
 
-/* Longest sequences first would balance better; the order changes no number.  Tiles late in a sequence cost most. */
+/* Tiles late in a sequence cost most, so they come first, among the sequences whose keys and values stay in the cache
+ * of the device together: there, several at a time are read by all.  The order changes no number. */
 static int fill_attn_tiles(const op_pack *p, attn_tile *t)
 {
+    int64_t row_bytes = 2 * (int64_t)sizeof(bf16) * p->dims->out[DTX_K];
     int n = 0;
-    for (int s = 0; s < p->n_seqs; s++)
-        for (int first = (p->seqs[s].rows - 1) / ATTN_TILE * ATTN_TILE; first >= 0; first -= ATTN_TILE)
-            t[n++] = {p->seqs[s].row0, p->seqs[s].rows, first};
+    for (int s = 0, end; s < p->n_seqs; s = end) {
+        int longest = 0;
+        int64_t bytes = 0;
+        for (end = s; end < p->n_seqs && (end == s || bytes + p->seqs[end].rows * row_bytes <= ATTN_NEAR); end++) {
+            longest = p->seqs[end].rows > longest ? p->seqs[end].rows : longest;
+            bytes += p->seqs[end].rows * row_bytes;
+        }
+        for (int first = (longest - 1) / ATTN_ROWS * ATTN_ROWS; first >= 0; first -= ATTN_ROWS)
+            for (int i = s; i < end; i++)
+                if (first < p->seqs[i].rows)
+                    t[n++] = {p->seqs[i].row0, p->seqs[i].rows, first};
+    }
     return n;
 }
 
@@ -324,7 +335,7 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     }
     if (!p->decode)
         for (int s = 0; s < p->n_seqs; s++)
-            max_attn += div_up(p->seqs[s].rows, ATTN_TILE);
+            max_attn += div_up(p->seqs[s].rows, ATTN_ROWS);
     size_t ids = at.take(p->rows * 4ull), pos = at.take(p->rows * 4ull), sor = at.take(p->rows * 4ull);
     size_t lab = at.take(p->n_labels * 4ull), lid = at.take(p->n_labels * 4ull);
     size_t segs = at.take(p->n_segs * sizeof(op_seg)), seqs = at.take(p->n_seqs * sizeof(op_seq));
@@ -349,6 +360,8 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
     }
     memcpy(host + segs, p->segs, p->n_segs * sizeof(op_seg));
     memcpy(host + seqs, p->seqs, p->n_seqs * sizeof(op_seq));
+    for (int r = 0; r < p->rows; r++)
+        c->padded = c->padded || p->seq_of_row[r] < 0;
     c->n_tiles = p->decode ? 0 : fill_lora_tiles(p, (lora_tile *)(host + tiles));
     if (!p->decode)
         fill_blocks(p, (dev_adapter *)(host + ads), (row_block *)(host + blocks));
@@ -512,6 +525,8 @@ static void cu_close(op_dev *d)
         hopper_gemm_close(d);
         if (d->workspace)
             cudaFreeAsync(d->workspace, d->stream);
+        if (d->drawn)
+            cudaFreeAsync(d->drawn, d->stream);
         cudaStreamSynchronize(d->stream);
     }
     if (d->lt)
@@ -586,10 +601,13 @@ static cudaError_t open_device(op_dev *d)
         (rc = cudaMallocHost((void **)&d->staging, 2 * (size_t)STAGING_HALF)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[0], cudaEventDisableTiming)) ||
         (rc = cudaEventCreateWithFlags(&d->staging_done[1], cudaEventDisableTiming)) ||
-        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)) ||
+        (rc = cudaMallocAsync(&d->workspace, CUBLAS_WORKSPACE, d->stream)) ||
+        (rc = cudaMallocAsync((void **)&d->drawn, sizeof(*d->drawn), d->stream)) ||
+        (rc = cudaMemsetAsync(d->drawn, 0, sizeof(*d->drawn), d->stream)) || (rc = cudaRuntimeGetVersion(&runtime)) ||
         (rc = cudaDriverGetVersion(&driver)))
         return rc;
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
+    d->sms = prop.multiProcessorCount;
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
     d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") &&
                 hopper_attn_setup() == cudaSuccess && hopper_gemm_setup(d) == cudaSuccess;

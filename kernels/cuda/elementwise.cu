@@ -135,9 +135,8 @@ static int qkv_width(const op_attention *a)
     return (a->heads + 2 * a->kv_heads) * a->head_dim;
 }
 
-void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
+static void rotate(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
 {
-    TRACE(d, "rope R %d", p->rows);
     const int32_t *pos = pack_dev(p)->pos;
     int heads = a->heads + a->kv_heads, ld = qkv_width(a), t = heads * a->head_dim >= 2048 ? 256 : 64;
     float sign = inverse ? -1.f : 1.f;
@@ -145,6 +144,12 @@ void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *ta
              (rope_kernel<8><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)),
              (rope_kernel<1><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)));
     DEV_LAUNCHED(d, "rope");
+}
+
+void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *table, bool inverse, void *qkv)
+{
+    TRACE(d, "rope R %d", p->rows);
+    rotate(d, p, a, table, inverse, qkv);
 }
 
 /* ---- SwiGLU ---- */
@@ -208,11 +213,20 @@ __global__ void zero_padding_kernel(const int32_t *seq_of_row, int n, bf16 *x)
             x[(size_t)blockIdx.x * n + i] = __float2bfloat16(0.f);
 }
 
+static void zero_padding(op_dev *d, const op_pack *p, int n, void *x)
+{
+    const cuda_pack *c = pack_dev(p);
+    if (c->padded)
+        zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, n, (bf16 *)x);
+}
+
 static attn_shape shape_of(const op_dev *d, const op_pack *p, const op_attention *a)
 {
     attn_shape s = {};
     int ld = qkv_width(a);
     s.hopper = d->hopper;
+    s.sms = d->sms;
+    s.next = d->drawn;
     s.tokens = p->rows;
     s.heads = a->heads;
     s.kv_heads = a->kv_heads;
@@ -230,14 +244,14 @@ void cu_attention(op_dev *d, const op_pack *p, const op_attention *a, const void
     const bf16 *q = (const bf16 *)qkv, *k = q + a->heads * a->head_dim, *v = k + a->kv_heads * a->head_dim;
     float *scratch = lse ? NULL : (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
 
-    zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, s.o_stride, (bf16 *)o);
+    zero_padding(d, p, s.o_stride, o);
     if (c->n_attn && (lse || scratch))
         DEV_CHECK(d, attn_forward(d->stream, &s, c->attn, c->n_attn, q, k, v, (bf16 *)o, lse ? lse : scratch));
     dev_free(d, scratch);
 }
 
 void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const void *dout, const void *o,
-                       const void *qkv, const float *lse, void *dqkv)
+                       const void *qkv, const float *lse, const float *table, void *dqkv)
 {
     TRACE(d, "attention_back R %d", p->rows);
     const cuda_pack *c = pack_dev(p);
@@ -246,10 +260,14 @@ void cu_attention_back(op_dev *d, const op_pack *p, const op_attention *a, const
     const bf16 *q = (const bf16 *)qkv;
     bf16 *dq = (bf16 *)dqkv;
     float *delta = (float *)dev_alloc(d, (size_t)p->rows * a->heads * sizeof(float));
+    s.rope = table;
+    s.pos = c->pos;
 
-    zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, s.q_stride, dq);
+    zero_padding(d, p, s.q_stride, dqkv);
     if (c->n_attn && delta)
         DEV_CHECK(d, attn_backward(d->stream, &s, c->attn, c->n_attn, q, q + k0, q + v0, (const bf16 *)o, lse,
                                    (const bf16 *)dout, delta, dq, dq + k0, dq + v0));
+    if (table && !attn_on_hopper(&s))
+        rotate(d, p, a, table, true, dqkv);
     dev_free(d, delta);
 }

@@ -17,6 +17,13 @@ __device__ __forceinline__ void copy16(void *smem, const void *global, bool vali
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_addr(smem)), "l"(global), "r"(n));
 }
 
+/* 4 bytes global -> shared; zero where not valid. */
+__device__ __forceinline__ void copy4(void *smem, const void *global, bool valid)
+{
+    int n = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem_addr(smem)), "l"(global), "r"(n));
+}
+
 __device__ __forceinline__ void copy_commit()
 {
     asm volatile("cp.async.commit_group;");

@@ -361,7 +361,7 @@ static void check_attention(struct world *w)
            LD = Q + 2 * (size_t)(a.kv_heads * a.head_dim);
     float *qkv = random_rows(&w->gpu_pack, LD, 2), *dout = random_rows(&w->gpu_pack, Q, 1);
     float *table = malloc(MOST_ROWS * (size_t)a.head_dim * sizeof *table);
-    void *rot[2], *o[2], *back[2], *lse[2];
+    void *rot[2], *o[2], *back[2], *turned[2], *lse[2];
     struct side *sides[2] = {&cpu, &gpu};
     for (int pos = 0; pos < MOST_ROWS; pos++)
         for (int i = 0; i < a.head_dim / 2; i++) {
@@ -379,11 +379,15 @@ static void check_attention(struct world *w)
         lse[i] = take(s, R * (size_t)a.heads * 4);
         s->ops->rope(s->dev, p, &a, t, false, rot[i]);
         s->ops->attention(s->dev, p, &a, d_qkv, o[i], lse[i]);
-        s->ops->attention_back(s->dev, p, &a, put_act(s, dout, R * Q), o[i], d_qkv, lse[i], back[i]);
+        turned[i] = poisoned(s, R * LD);
+        void *d_dout = put_act(s, dout, R * Q);
+        s->ops->attention_back(s->dev, p, &a, d_dout, o[i], d_qkv, lse[i], NULL, back[i]);
+        s->ops->attention_back(s->dev, p, &a, d_dout, o[i], d_qkv, lse[i], t, turned[i]);
     }
     compare_act(w, "rope", rot[0], rot[1], LD, 3e-3, true);
     compare_act(w, "attention", o[0], o[1], Q, 5e-3, true);
     compare_act(w, "attention_back", back[0], back[1], LD, 1.5e-2, true);
+    compare_act(w, "attention_back, rotated back", turned[0], turned[1], LD, 1.5e-2, true);
     free(qkv);
     free(dout);
     free(table);

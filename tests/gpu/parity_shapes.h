@@ -224,7 +224,7 @@ static struct seen look(struct world *w, const struct op_pack *p, int slot, cons
     double loss[4] = {0};
     void *d_loss = put_raw(&gpu, loss, sizeof loss);
     gpu.ops->attention(gpu.dev, p, &a, d_qkv, o, lse);
-    gpu.ops->attention_back(gpu.dev, p, &a, put_act(&gpu, dout, R * Q), o, d_qkv, lse, dqkv);
+    gpu.ops->attention_back(gpu.dev, p, &a, put_act(&gpu, dout, R * Q), o, d_qkv, lse, NULL, dqkv);
     gpu.ops->head_loss(gpu.dev, p, put_act(&gpu, x, R * H), W, w->s.vocab, w->s.hidden, d_loss, dx);
     gpu.ops->download(gpu.dev, loss, d_loss, sizeof loss);
     return (struct seen){.o = get_act(&gpu, (char *)o + first * Q * act, rows * Q),
@@ -505,6 +505,8 @@ static void check_shapes(void)
     check_world((struct shape){"[320,960,d96 2:1 wide]", 320, 960, 4, 2, 96, 997, 0.5f}, wide);
     check_world((struct shape){"[104,344,d120 bare]", 104, 344, 3, 3, 120, 515, 0.f}, none);
     check_world((struct shape){"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall);
+    check_world((struct shape){"[128,192,d64 8:1 tall]", 128, 192, 8, 1, 64, 251, 0.f}, tall);
+    check_world((struct shape){"[192,256,d128 3:1 wide]", 192, 256, 3, 1, 128, 509, 0.f}, wide);
     check_world((struct shape){"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall);
     check_world((struct shape){"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall);
     check_world((struct shape){"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed);

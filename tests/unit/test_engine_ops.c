@@ -276,8 +276,7 @@ START_TEST(attention)
             attention_row(&v, a.turned, r, h, want + (r * HEADS + h) * HD);
     near("attention", a.o, want, n);
     float *dqkv = util_floats(6, all, 1);
-    v.o->attention_back(v.d, &v.p, &at, a.r, a.o, a.turned, a.lse, dqkv);
-    v.o->rope(v.d, &v.p, &at, v.u.base->rope, true, dqkv);
+    v.o->attention_back(v.d, &v.p, &at, a.r, a.o, a.turned, a.lse, v.u.base->rope, dqkv);
     check_gradient(&v, "rope and attention", attention_f, &a, a.qkv, dqkv, all, 2e-3f);
     free(want);
     free(dqkv);
