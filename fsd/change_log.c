@@ -16,21 +16,22 @@ static uint32_t size_of(size_t name)
     return (uint32_t)((sizeof(struct entry) + name + 1 + 7) & ~(size_t)7);
 }
 
-void change_log_add(struct change_log *log, const struct nodes_change *c)
+bool change_log_add(struct change_log *log, const struct nodes_change *c)
 {
     struct entry e = {.op = (uint32_t)c->op, .node = c->node, .parent = c->parent};
     uint32_t part, at;
 
     if (!log)
-        return;
+        return true;
     part = log->active;
     at = log->part[part].len;
     e.len = size_of(strlen(c->name));
     if (at + e.len > CHANGE_LOG_BYTES)
-        return;
+        return false;
     memcpy(log->part[part].bytes + at, &e, sizeof(e));
     strcpy((char *)log->part[part].bytes + at + sizeof(e), c->name);
     __atomic_store_n(&log->part[part].len, at + e.len, __ATOMIC_RELEASE);
+    return true;
 }
 
 void change_log_take(struct change_log *log)

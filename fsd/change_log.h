@@ -12,6 +12,8 @@
 #ifndef DTX_FSD_CHANGE_LOG_H
 #define DTX_FSD_CHANGE_LOG_H
 
+#include <stdbool.h>
+
 #include "fsd/nodes_db.h"
 
 enum { CHANGE_LOG_BYTES = 4 << 20 };
@@ -25,7 +27,7 @@ struct change_log { /* all zero: empty */
 };
 
 /* All of these do nothing if log is NULL. */
-void change_log_add(struct change_log *log, const struct nodes_change *c);
+bool change_log_add(struct change_log *log, const struct nodes_change *c); /* false: there is no room */
 /* A batch of everything so far is about to be written. */
 void change_log_take(struct change_log *log);
 /* It is committed. */

@@ -291,12 +291,12 @@ void fs_forget(struct fs *f, uint64_t id, uint64_t count)
         backing_drop(f->backing, id);
 }
 
-bool fs_leave(struct fs *f, uint64_t id)
+bool fs_leave(struct fs *f, const struct node_info *node)
 {
-    bool open = nodes_leave(f->nodes, id);
+    bool open = nodes_leave(f->nodes, node->id);
 
-    if (open)
-        handles_give_away(f->handles, id);
+    if (open || node->is_dir)
+        handles_give_away(f->handles, node->id, node->is_dir);
     return open;
 }
 

@@ -6,7 +6,8 @@
  * -> the scheduler (generated files), or the store through backing.h (users' files) -> one reply.
  *
  * Locks, in the order in which they may be taken: dir_lock (one of a few, by folder id) -> writers -> those
- * inside nodes, backing, renders, handles and sched, which are leaves and never held across each other.
+ * inside nodes, backing, renders, handles and sched, which are leaves and never held across each other, but
+ * for handles, which may ask nodes.
  */
 #ifndef DTX_FSD_FS_H
 #define DTX_FSD_FS_H
@@ -112,9 +113,9 @@ int fs_kill_setid(fuse_req_t req, uint64_t id, int fd);
 int fs_may_change_node(struct fs *f, fuse_req_t req, uint64_t id);
 /* The kernel dropped lookups of a node, or was not told about one after all. */
 void fs_forget(struct fs *f, uint64_t id, uint64_t count);
-/* A name of the node is about to go, until nodes_stay: from here on a process after this one finds its open
- * files without it.  True: there are some. */
-bool fs_leave(struct fs *f, uint64_t id);
+/* A name of the node is about to go or to change, until nodes_stay: from here on a process after this one
+ * finds its open files, and those below it, without it.  True: it is open itself. */
+bool fs_leave(struct fs *f, const struct node_info *node);
 void fs_lock_name(struct fs *f, uint64_t parent);
 void fs_unlock_name(struct fs *f, uint64_t parent);
 void fs_lock_names(struct fs *f, uint64_t a, uint64_t b);

@@ -202,12 +202,13 @@ void handles_keep(struct handles *t, struct handle *h)
     }
 }
 
-void handles_give_away(struct handles *t, uint64_t id)
+void handles_give_away(struct handles *t, uint64_t id, bool is_dir)
 {
     pthread_mutex_lock(&t->mu);
     for (size_t i = 0; i < BUCKETS; i++)
         for (struct handle *h = t->table[i]; h; h = h->next)
-            if (h->id == id && h->kind == HANDLE_FILE)
+            if (h->kind == HANDLE_FILE && h->kept_at >= 0 &&
+                (h->id == id || (is_dir && nodes_below(t->nodes, h->id, id))))
                 give_away(t, h);
     pthread_mutex_unlock(&t->mu);
 }

@@ -77,8 +77,9 @@ void handles_free(struct handles *t);
  * now on.  A HANDLE_FILE is kept for a successor by handles_keep, before the reply. */
 struct handle *handles_add(struct handles *t, const struct handle_spec *spec);
 void handles_keep(struct handles *t, struct handle *h);
-/* A name of the node is about to go (after nodes_leave): its descriptors go to the keeper. */
-void handles_give_away(struct handles *t, uint64_t id);
+/* A name of the node is about to go or to change (after nodes_leave): its descriptors, and those of all files
+ * below it, go to the keeper. */
+void handles_give_away(struct handles *t, uint64_t id, bool is_dir);
 /* NULL: not one of ours.  Valid until handles_remove, which the kernel asks for after everything else. */
 struct handle *handles_get(struct handles *t, uint64_t fh);
 /* That of an open folder, made again if a process before gave this number out. NULL: no memory, or no

@@ -56,6 +56,7 @@ struct nodes {
     unsigned randoms;
     struct nodes_change *queue, **queue_end;
     struct change_log *log; /* the queue, and what is just being written; NULL: none */
+    bool unlogged;          /* a change is in the queue only: a killed process loses it */
     bool taken_over;
     bool stop;
     pthread_cond_t wake; /* the flusher */
@@ -316,6 +317,7 @@ static void queue_change(struct nodes *n, enum nodes_op op, const struct node_in
 
     if (!c) {
         log_line("out of memory: a node id may be lost at the next restart");
+        n->unlogged = true;
         return;
     }
     *c = (struct nodes_change){.op = op, .node = *info, .parent = parent};
@@ -324,7 +326,7 @@ static void queue_change(struct nodes *n, enum nodes_op op, const struct node_in
         pthread_cond_signal(&n->wake);
     *n->queue_end = c;
     n->queue_end = &c->next;
-    change_log_add(n->log, c);
+    n->unlogged |= !change_log_add(n->log, c);
 }
 
 static void store_node(struct nodes *n, struct node *node)
@@ -442,6 +444,7 @@ static int write_queue(struct nodes *n, bool durable, struct dtx_err *e)
         list = NULL;
     } else if (!rc) {
         change_log_committed(n->log);
+        n->unlogged &= n->queue != NULL;
     }
     pthread_mutex_unlock(&n->mu);
     free_changes(list);
@@ -1013,12 +1016,28 @@ bool nodes_stays(struct nodes *n, uint64_t id)
 {
     struct node *node;
     bool stays;
+    int depth = 0;
 
     pthread_mutex_lock(&n->mu);
-    node = node_by_id(n, id);
-    stays = node && node->names && !node->leaving;
+    stays = !n->unlogged;
+    for (node = node_by_id(n, id); stays && (!node || node->info.id != NODE_ROOT);) {
+        stays = node && node->names && !node->leaving && ++depth < MAX_DEPTH;
+        node = stays ? node->names->folder : NULL;
+    }
     pthread_mutex_unlock(&n->mu);
     return stays;
+}
+
+bool nodes_below(struct nodes *n, uint64_t id, uint64_t folder)
+{
+    struct node *above;
+    bool below;
+
+    pthread_mutex_lock(&n->mu);
+    above = node_by_id(n, folder);
+    below = above && is_below(node_by_id(n, id), above);
+    pthread_mutex_unlock(&n->mu);
+    return below;
 }
 
 bool nodes_known(struct nodes *n, uint64_t id)

@@ -88,11 +88,13 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count);
 void nodes_use(struct nodes *n, uint64_t id);
 bool nodes_unuse(struct nodes *n, uint64_t id);
 bool nodes_is_open(struct nodes *n, uint64_t id); /* does an open handle use it? */
-/* A name of it is about to go, until nodes_stay.  True: it is open. */
+/* A name of it is about to go or to change, until nodes_stay.  True: it is open. */
 bool nodes_leave(struct nodes *n, uint64_t id);
 void nodes_stay(struct nodes *n, uint64_t id);
-/* Has it a name, and none that is about to go? */
+/* Would a process after this one, whenever it begins, find it by its name? */
 bool nodes_stays(struct nodes *n, uint64_t id);
+/* Is it in that folder, at any depth, or the folder itself? */
+bool nodes_below(struct nodes *n, uint64_t id, uint64_t folder);
 bool nodes_known(struct nodes *n, uint64_t id); /* has the kernel looked it up, or may it have? */
 
 /* DTX's own nodes (generated, or of the store) in a folder that the kernel knows. */

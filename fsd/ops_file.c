@@ -246,15 +246,23 @@ void fs_close_handle(fuse_req_t req, uint64_t fh)
 {
     struct fs *f = fs_of(req);
     struct handle *h = handles_get(f->handles, fh);
-    uint64_t gone;
+    struct pass_grant pass = {PASS_CACHED, 0};
+    uint64_t gone, id = 0;
 
-    if (h && h->kind == HANDLE_FILE)
-        passthrough_close(f->pass, h->id, h->pass);
+    if (h && h->kind == HANDLE_FILE) {
+        id = h->id;
+        pass = h->pass;
+    }
     if (h && h->writer) {
         writer_closed(req, h);
         note_closed(f, h);
     }
     gone = handles_remove(f->handles, fh);
+    /* After that: a process that found the handle would open the file with a number that the kernel does not
+     * know any more (EIO).  If this one dies right here, the kernel keeps the number until it is unmounted.
+     */
+    if (id)
+        passthrough_close(f->pass, id, pass);
     if (gone)
         backing_drop(f->backing, gone);
 }

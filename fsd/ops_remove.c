@@ -28,7 +28,7 @@ static void hold(struct fs *f, uint64_t parent, int dirfd, const char *name, str
         return;
     }
     r->id = node.id;
-    r->open = fs_leave(f, node.id);
+    r->open = fs_leave(f, &node);
     backing_pin(f->backing, node.id);
     if (backing_get(f->backing, node.id, &r->known))
         r->known = (struct backing_fd){.fd = -1};

@@ -125,17 +125,20 @@ static void give_whiteout(fuse_req_t req, const struct rename *r)
 static int rename_backed(fuse_req_t req, const struct rename *r)
 {
     struct fs *f = fs_of(req);
-    struct node_info over;
+    struct node_info node, over;
     int rc, held = -1;
-    bool known, open = false;
+    bool bound, known, open = false;
 
     fs_lock_names(f, r->parent, r->newparent);
     known = !r->made && nodes_find(f->nodes, r->newparent, r->newname, &over) == 0 &&
             nodes_known(f->nodes, over.id);
     if (known) {
         backing_pin(f->backing, over.id);
-        open = fs_leave(f, over.id) && !(r->flags & RENAME_EXCHANGE);
+        open = fs_leave(f, &over) && !(r->flags & RENAME_EXCHANGE);
     }
+    bound = !r->made && nodes_find(f->nodes, r->parent, r->name, &node) == 0;
+    if (bound) /* a process after us might find the new name in the store and the old one in nodes.db */
+        fs_leave(f, &node);
     if (r->replaces && !open) /* what is open goes on to take space until it is closed */
         held = fs_hold(r->newdir.fd, r->newname);
     rc = 0;
@@ -147,6 +150,8 @@ static int rename_backed(fuse_req_t req, const struct rename *r)
         give_whiteout(req, r);
     if (known)
         nodes_stay(f->nodes, over.id);
+    if (bound)
+        nodes_stay(f->nodes, node.id);
     fs_unlock_names(f, r->parent, r->newparent);
     if (!rc)
         note_space(f, r);

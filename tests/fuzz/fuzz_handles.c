@@ -54,7 +54,7 @@ static void use(struct handles *t, struct handle *h, const struct caller *who)
         handles_set_path(t, h, strdup("a/b"));
     handles_move(t, "a", "c", false, moved, NULL);
     nodes_leave(nodes, h->id);
-    handles_give_away(t, h->id);
+    handles_give_away(t, h->id, h->node.is_dir);
     nodes_stay(nodes, h->id);
     FUZZ_ASSERT(handles_writer_path(t, h, &path) == (bool)h->writer);
     FUZZ_ASSERT(!h->writer || strcmp(path.p, "c/b") == 0);

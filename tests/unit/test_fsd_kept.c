@@ -373,7 +373,7 @@ START_TEST(open_file_loses_its_name)
     ck_assert(nodes_stays(nodes, h->id));
     ck_assert(nodes_leave(nodes, h->id));
     ck_assert(!nodes_stays(nodes, h->id));
-    handles_give_away(table, h->id);
+    handles_give_away(table, h->id, false);
     ck_assert_str_eq(said(&fh), "put+fd");
     ck_assert_uint_eq(fh, h->fh);
     ck_assert_str_eq(said(&fh), "");
@@ -394,6 +394,57 @@ START_TEST(open_file_loses_its_name)
     nodes_leave(nodes, h->id);
     nodes_stay(nodes, h->id);
     ck_assert(nodes_stays(nodes, h->id));
+}
+END_TEST
+
+/* A rename: what is below the folder cannot be found by name while nodes.db does not know of it. */
+START_TEST(open_file_below_a_folder_that_is_renamed)
+{
+    struct node_info what = {.owner = NODE_USER, .is_dir = true, .key = {1, 20, 5}}, outer, inner, moved;
+    uint64_t fh = 0, id = 0;
+    struct handle *h, *other = open_file("g", 8, NODE_USER), *again;
+    struct caller who;
+
+    ck_assert_int_eq(nodes_bind(nodes, NODE_ROOT, "outer", &what, false, &outer), 0);
+    what.key.ino = 21;
+    ck_assert_int_eq(nodes_bind(nodes, outer.id, "inner", &what, false, &inner), 0);
+    h = open_file("f", 7, NODE_USER);
+    nodes_rename(nodes, NODE_ROOT, "f", inner.id, "f");
+    ck_assert(nodes_below(nodes, h->id, outer.id) && nodes_below(nodes, outer.id, outer.id));
+    ck_assert(!nodes_below(nodes, other->id, outer.id) && !nodes_below(nodes, outer.id, inner.id));
+    ck_assert(!nodes_leave(nodes, outer.id)); /* it is not open itself */
+    ck_assert(!nodes_stays(nodes, h->id) && nodes_stays(nodes, other->id));
+    handles_give_away(table, outer.id, true);
+    ck_assert_str_eq(said(&fh), "put+fd");
+    ck_assert_uint_eq(fh, h->fh);
+    ck_assert_str_eq(said(&fh), "");
+    nodes_rename(nodes, NODE_ROOT, "outer", NODE_ROOT, "new");
+    nodes_stay(nodes, outer.id);
+    ck_assert(nodes_stays(nodes, h->id));
+    ck_assert_uint_eq(noted(), 1);
+    succeed();
+    ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), 0);
+    ck_assert_int_eq(nodes_find(nodes, NODE_ROOT, "g", &moved), 0);
+    ck_assert_uint_eq(id, moved.id);
+}
+END_TEST
+
+/* What neither nodes.db nor the log of changes has yet is not found by name. */
+START_TEST(open_file_whose_name_is_nowhere_yet)
+{
+    struct nodes *logged;
+    struct node_info what = {.owner = NODE_USER, .key = {1, 7, 5}}, node;
+    struct dtx_err e;
+
+    nodes_close(nodes);
+    ck_assert_int_eq(nodes_open(db, the_log, false, &logged, &e), 0);
+    the_log->part[the_log->active].len = CHANGE_LOG_BYTES; /* full */
+    ck_assert_int_eq(nodes_bind(logged, NODE_ROOT, "f", &what, false, &node), 0);
+    ck_assert(!nodes_stays(logged, node.id));
+    ck_assert_int_eq(nodes_sync(logged, &e), 0);
+    ck_assert(nodes_stays(logged, node.id));
+    nodes_close(logged);
+    ck_assert_int_eq(nodes_open(db, NULL, false, &nodes, &e), 0);
 }
 END_TEST
 
@@ -480,6 +531,8 @@ int main(void)
     tcase_add_test(t, open_file_is_opened_again);
     tcase_add_test(t, open_file_that_is_not_there);
     tcase_add_test(t, open_file_loses_its_name);
+    tcase_add_test(t, open_file_below_a_folder_that_is_renamed);
+    tcase_add_test(t, open_file_whose_name_is_nowhere_yet);
     tcase_add_test(t, what_the_keeper_gets_at_once);
     tcase_add_test(t, open_texts);
     tcase_add_test(t, more_open_files_than_there_is_room_for);
