@@ -571,6 +571,8 @@ int experiment_delete(struct sched *s, struct experiment *x)
         return rc;
     x->deleted = true;
     gone_note(s, x->name, x->stamp);
+    if (!x->on_workers) /* at once: while its folder is there nobody else can take the name */
+        experiment_trash(s, x->name);
     for (int i = 0; i < x->njobs + x->nrows; i++) {
         struct job *j = i < x->njobs ? x->jobs[i] : x->rows[i - x->njobs];
         if (j->worker)

@@ -68,6 +68,7 @@ check "metrics.csv after kill -9 of dtxd: each step once" metrics_whole "$M/expe
 
 stop_dtxd
 DEVICES=cpu:4 start_dtxd || exit 1
+for i in 0 1 2 3; do wait_state 20 "$M/devices/cpu$i/status" UP >/dev/null; done # else the first that is up takes them all
 experiment four '"tickets"' '"probe","o3","o1","o2"'
 check "on four workers: ends" ended 100 four
 same "on cpu:4" four.01-probe

@@ -182,6 +182,8 @@ START_TEST(rm_r_of_an_experiment)
     ck_assert_int_eq(layout_lookup("experiments/e", &m), 0);
     ck_assert_int_eq(sched_rmdir(fake_sched, &m, &stranger), -EPERM);
     ck_assert_int_eq(remove_dir("experiments/e"), 0);
+    ck_assert_int_ne(faccessat(sched_tree_fd(fake_sched), "experiments/e", F_OK, 0),
+                     0); /* the name is free */
     ck_assert(!sched_hidden(fake_sched, "experiments/e/status"));
     ck_assert_int_eq(unlink_text("experiments/e.status"), 0);        /* gone with its experiment */
     ck_assert(text_has("models/tuned/e.01-good-a.status", "READY")); /* stays until removed itself */
