@@ -252,7 +252,9 @@ static json_t *status_json(void)
  * of. */
 static void check_bounds(void)
 {
-    json_t *v, *list, *big, *last;
+    json_t *v, *list, *big, *last, *count;
+    const char *state;
+    json_int_t sum = 0;
 
     put("experiments/new.json", EXPERIMENT("tiny", "\"good-a\"", ""));
     wait_text("experiments/new/jobs/LIST.tsv", "01-good-a", 20);
@@ -273,9 +275,11 @@ static void check_bounds(void)
     ck_assert_uint_ge(json_array_size(list), 512);
     ck_assert_str_eq(json_str(json_array_get(list, 0), "experiment", ""), "big");
     ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "paramgroups"), "READY", 0), 4);
-    ck_assert_int_eq(json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PROCESSING", 0) +
-                         json_int(json_object_get(json_object_get(v, "counts"), "experiments"), "PENDING", 0),
-                     2);
+    json_object_foreach(json_object_get(json_object_get(v, "counts"), "experiments"), state, count)
+    {
+        sum += json_integer_value(count); /* the new one may be on its way from one state to the next */
+    }
+    ck_assert_int_eq(sum, 2);
     json_decref(v);
 }
 
