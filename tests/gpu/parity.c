@@ -827,6 +827,8 @@ int main(int argc, char **argv)
         check_decode_many(&w);
         check_decode_layer(&w);
         check_decode_run(&w);
+        if (i == 2 || i == 4)
+            check_decode_rows(&w);
         if (i == 0)
             check_optim(&w);
         world_done(&w);

@@ -65,15 +65,15 @@ static void check_choose(int vocab)
 
 /* ---- whole steps */
 
-enum { DR_ROWS = 5, DR_CAP = 700, DR_LAYERS = 2, DR_STEPS = 5 };
+enum { DR_ROWS = 5, DR_MOST = 37, DR_CAP = 700, DR_LAYERS = 2, DR_STEPS = 5 };
 enum dr_way { DR_QUEUED /* one ahead */, DR_SINGLE /* loaded anew for each step */, DR_OPS /* one by one */ };
 
 struct dr_model { /* host weights */
-    float *qkv, *out, *gate_up, *down, *norm, *rope, *embed, *head, *bias, *cache[DR_ROWS];
+    float *qkv, *out, *gate_up, *down, *norm, *rope, *embed, *head, *bias, *cache[DR_MOST];
 };
 
 struct dr_result {
-    int32_t tokens[DR_STEPS][DR_ROWS];
+    int32_t tokens[DR_STEPS][DR_MOST];
     float *logits; /* of the last step */
     float *cache;  /* of the last row, afterwards */
 };
@@ -84,10 +84,10 @@ struct dr_run {
     int first, n, max_rank;
     struct op_layer layer[DR_LAYERS];
     struct op_decode d;
-    struct op_choice choice[DR_ROWS];
-    int32_t id[DR_ROWS], pos[DR_ROWS];
-    void *kv[DR_ROWS];
-    struct op_adapter adapter[DR_ROWS]; /* rank 0: none */
+    struct op_choice choice[DR_MOST];
+    int32_t id[DR_MOST], pos[DR_MOST];
+    void *kv[DR_MOST];
+    struct op_adapter adapter[DR_MOST]; /* rank 0: none */
 };
 
 static void dr_make(struct dr_run *r, const struct dr_model *m)
@@ -157,7 +157,7 @@ static void dr_make(struct dr_run *r, const struct dr_model *m)
 static void dr_pack(struct dr_run *r, struct op_pack *p)
 {
     struct dtx_base b = {.ops = r->s->ops, .dev = r->s->dev, .dims = r->w->gpu_base.dims};
-    pack_new(p, &b, (struct pack_room){8, 8, 8, 1}, true, NULL);
+    pack_new(p, &b, (struct pack_room){DR_MOST, DR_MOST, DR_MOST, 1}, true, NULL);
     p->dims = &r->w->gpu_base.dims;
     for (int i = 0; i < r->n; i++) {
         pack_segment(p, &b, r->adapter[i].rank ? &r->adapter[i] : NULL, 0, 0);
@@ -172,7 +172,9 @@ static void dr_ops(struct dr_run *r, struct op_pack *p)
 {
     const struct dtx_ops *o = r->s->ops;
     struct op_dev *d = r->s->dev;
-    int32_t rows[DR_ROWS] = {0, 1, 2, 3, 4};
+    int32_t rows[DR_MOST];
+    for (int i = 0; i < r->n; i++)
+        rows[i] = i;
     o->pack_prepare(d, p);
     o->embed(d, p, r->d.embed, r->d.hidden, r->d.x);
     for (int i = 0; i < DR_LAYERS; i++) {
@@ -233,7 +235,7 @@ static struct dr_result dr_go(struct world *w, struct side *s, const struct dr_m
     for (int i = 0; i < n; i++) {
         int which = first + i, job = which % w->n_jobs;
         r.id[i] = 3 + which;
-        r.pos[i] = pos[which];
+        r.pos[i] = pos[which % DR_ROWS] + which / DR_ROWS;
         r.choice[i] =
             (struct op_choice){which % 2 ? 0.8 : 0, which == 3 ? 0.9 : 1, which == 1 ? 20 : 0, 5, 11};
         if (w->jobs[job].rank && which != 1)
@@ -250,9 +252,9 @@ static struct dr_result dr_go(struct world *w, struct side *s, const struct dr_m
 }
 
 static void dr_equal(struct world *w, const char *what, const struct dr_result *a, const struct dr_result *b,
-                     int first)
+                     int first, int n)
 {
-    size_t vocab = (size_t)w->s.vocab, rows = (size_t)(DR_ROWS - first);
+    size_t vocab = (size_t)w->s.vocab, rows = (size_t)n;
     size_t cache = (size_t)(2 * DR_LAYERS * DR_CAP * w->s.kv_heads * w->s.head_dim);
     int differ = 0;
     for (int step = 0; step < DR_STEPS; step++)
@@ -264,7 +266,7 @@ static void dr_equal(struct world *w, const char *what, const struct dr_result *
     report(name, differ, 0);
 }
 
-static void check_decode_run(struct world *w)
+static struct dr_model dr_model_new(const struct world *w, int rows)
 {
     size_t H = (size_t)w->s.hidden, F = (size_t)w->s.ffn, hd = (size_t)w->s.head_dim,
            Q = (size_t)w->s.heads * hd, KV = (size_t)w->s.kv_heads * hd, V = (size_t)w->s.vocab;
@@ -277,8 +279,15 @@ static void check_decode_run(struct world *w)
                          .embed = random_floats(V * H, 1, true),
                          .head = random_floats(V * H, 0.1f, true),
                          .bias = random_floats(Q + 2 * KV, 0.5f, true)};
-    for (int i = 0; i < DR_ROWS; i++)
+    for (int i = 0; i < rows; i++)
         m.cache[i] = random_floats(2 * DR_LAYERS * DR_CAP * KV, 1, true);
+    return m;
+}
+
+static void check_decode_run(struct world *w)
+{
+    size_t V = (size_t)w->s.vocab;
+    struct dr_model m = dr_model_new(w, DR_ROWS);
     struct dr_result want = dr_go(w, &cpu, &m, 0, DR_ROWS, 1, DR_QUEUED),
                      one = dr_go(w, &gpu, &m, 0, DR_ROWS, 1, DR_QUEUED),
                      ops = dr_go(w, &gpu, &m, 0, DR_ROWS, DR_STEPS, DR_OPS),
@@ -288,9 +297,24 @@ static void check_decode_run(struct world *w)
     char name[96];
     snprintf(name, sizeof name, "%s decode step, logits", w->s.name);
     report(name, rel_error(want.logits, one.logits, DR_ROWS, V, NULL), 2.5e-2);
-    dr_equal(w, "decode steps queued = op by op", &ops, &queued, 0);
-    dr_equal(w, "decode steps loaded each time", &ops, &single, 0);
-    dr_equal(w, "decode steps, 1 row = among 5", &queued, &alone, 4);
+    dr_equal(w, "decode steps queued = op by op", &ops, &queued, 0, DR_ROWS);
+    dr_equal(w, "decode steps loaded each time", &ops, &single, 0, DR_ROWS);
+    dr_equal(w, "decode steps, 1 row = among 5", &queued, &alone, 4, 1);
+}
+
+/* Any number of rows: each as if it were alone. */
+static void check_decode_rows(struct world *w)
+{
+    static const int numbers[] = {1, 2, 8, 9, 16, 17, 32, 33};
+    struct dr_model m = dr_model_new(w, DR_MOST);
+    struct dr_result all = dr_go(w, &gpu, &m, 0, DR_MOST, DR_STEPS, DR_QUEUED);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        int n = numbers[i], first = DR_MOST - n;
+        struct dr_result some = dr_go(w, &gpu, &m, first, n, DR_STEPS, DR_QUEUED);
+        char name[48];
+        snprintf(name, sizeof name, "decode steps, %d rows = among %d", n, DR_MOST);
+        dr_equal(w, name, &all, &some, first, n);
+    }
 }
 
 /* Widths of real models. */
