@@ -29,8 +29,8 @@ enum {
     GRAD_ROWS = 1024,        /* rows of one slice in the sums of LoRA gradients */
     STAGING_HALF = 32 << 20, /* bytes of each half of the pinned staging ring */
     CUBLAS_WORKSPACE = 64 << 20,
-    HEAD_ROWS = 2048,   /* labelled rows whose logits exist at a time */
-    DECODE_SLICE = 128, /* cached positions of one slice in the attention of decode */
+    HEAD_ROWS = 2048,  /* labelled rows whose logits exist at a time */
+    DECODE_SLICE = 64, /* cached positions of one slice in the attention of decode */
     HEAD_STEP = 8,
     HEAD_MOST = 128, /* of the kernels of attention */
 };
@@ -108,6 +108,9 @@ struct op_dev {
     hopper_choice *hopper_choices; /* of gemm_hopper.cu */
     trace *tracing;                /* NULL: off */
     decode_run *run;               /* decode_run.cu; NULL: none yet */
+    bool streams;                  /* a decode step's layers in one kernel: decode_stream.cu */
+    int32_t processors, n_counts;
+    uint32_t *counts; /* of decode_stream.cu */
 };
 
 /* Remember the first error with words. */
@@ -236,6 +239,12 @@ __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int lay
                : NULL;
 }
 #endif
+
+/* elementwise.cu: the threads of a row, and so the order of the sums in its norm. */
+static inline int row_threads(int n)
+{
+    return n >= 2048 ? 256 : n >= 512 ? 64 : 32;
+}
 
 /* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);

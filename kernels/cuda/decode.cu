@@ -11,76 +11,17 @@
  * attention_cached: positions in slices of SLICE; each slice's max, sum and weighted values by itself, slices joined in
  * ascending order: independent of load.
  */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/mma.cuh"
 
-#include <math_constants.h>
-
 enum { WARPS = 8, ROWS = 8, UNROLL = 4 };
-
-struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
-    const bf16 *h;
-    const dev_adapter *row_adapters;
-    lora_dims dims;
-    int32_t rows, hr, layer, in, n_parts;
-    int32_t target[3], out0[3], n[3];
-};
-
-struct lora_row { /* the two vectors of one output's term; B NULL: none */
-    const bf16 *h, *B;
-    int rank;
-    float scale;
-};
-
-__device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
-{
-    const dev_adapter *ad = &a.row_adapters[row];
-    int part = 0;
-    while (part + 1 < a.n_parts && col >= a.out0[part + 1])
-        part++;
-    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
-    lora_row v = {NULL, NULL, ad->rank, ad->scale};
-    if (A) {
-        v.B = A + (size_t)v.rank * a.in + (size_t)(col - a.out0[part]) * v.rank;
-        v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
-    }
-    return v;
-}
-
-__device__ __forceinline__ float dot8(uint4 a, uint4 b, float sum)
-{
-    const __nv_bfloat162 *pa = (const __nv_bfloat162 *)&a, *pb = (const __nv_bfloat162 *)&b;
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        float2 fa = __bfloat1622float2(pa[e]), fb = __bfloat1622float2(pb[e]);
-        sum += fa.x * fb.x;
-        sum += fa.y * fb.y;
-    }
-    return sum;
-}
-
-__device__ __forceinline__ float lora_term(const lora_row &v)
-{
-    float sum = 0.f;
-    if (!v.B)
-        return 0.f;
-    if (v.rank % 8 == 0 && ((uintptr_t)v.B & 15) == 0) {
-#pragma unroll 2
-        for (int j = 0; j < v.rank; j += 8)
-            sum = dot8(*(const uint4 *)(v.h + j), *(const uint4 *)(v.B + j), sum);
-    } else {
-        for (int j = 0; j < v.rank; j++)
-            sum += __bfloat162float(v.h[j]) * __bfloat162float(v.B[j]);
-    }
-    return v.scale * sum;
-}
 
 /* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
  * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first
  * loads go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind
  * it.) */
 template <bool LORA, bool OUT_F32>
-__global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
+__global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int layer, int M, int N, int K, const bf16 *x,
                                                              const bf16 *W, const bf16 *bias, const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
@@ -104,7 +45,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M,
     bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
     lora_row extra = {};
     if (LORA && writes) {
-        extra = lora_row_of(a, row, col);
+        extra = lora_row_of(a, &a.row_adapters[row], layer, row, col);
         if (extra.B)
             prefetch_l2(extra.B);
     }
@@ -154,8 +95,8 @@ __global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M,
 
 /* For widths whose rows are not 16-byte aligned (small test models): one warp an output. */
 template <bool LORA, bool OUT_F32>
-__global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
-                                const bf16 *add, void *y)
+__global__ void gemv_any_kernel(gemv_lora a, int layer, int M, int N, int K, const bf16 *x, const bf16 *W,
+                                const bf16 *bias, const bf16 *add, void *y)
 {
     int col = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, row = blockIdx.y, lane = threadIdx.x % 32;
     chain_next();
@@ -172,7 +113,7 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
     if (bias)
         sum += __bfloat162float(bias[col]);
     if (LORA)
-        sum += lora_term(lora_row_of(a, row, col));
+        sum += lora_term(lora_row_of(a, &a.row_adapters[row], layer, row, col));
     if (add)
         sum += __bfloat162float(add[(size_t)row * N + col]);
     if (OUT_F32)
@@ -182,43 +123,44 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
 }
 
 template <bool LORA, bool OUT_F32>
-static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
-                   const bf16 *add, void *y)
+static void launch(op_dev *d, const gemv_lora &a, int layer, int M, int N, int K, const bf16 *x, const bf16 *W,
+                   const bf16 *bias, const bf16 *add, void *y)
 {
     if (K % 8 == 0)
-        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K, x,
-                     W, bias, add, y);
+        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, layer, M, N,
+                     K, x, W, bias, add, y);
     else
-        chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
+        chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, layer, M, N, K, x, W, bias,
+                     add, y);
     DEV_LAUNCHED(d, "gemv");
+}
+
+gemv_lora gemv_lora_of(const op_pack *p, const op_linear *l, const bf16 *h)
+{
+    gemv_lora a = {};
+    a.h = h;
+    a.row_adapters = pack_dev(p)->row_adapters;
+    a.rows = p->rows;
+    a.hr = h_columns(p);
+    a.in = l->in;
+    a.n_parts = l->n_parts;
+    for (int i = 0; i < l->n_parts; i++) {
+        a.target[i] = l->part[i].target;
+        a.out0[i] = l->part[i].out0;
+    }
+    return a;
 }
 
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32)
 {
     TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
-    gemv_lora a = {};
-    if (h) {
-        const cuda_pack *c = pack_dev(p);
-        a.h = h;
-        a.row_adapters = c->row_adapters;
-        a.dims = *p->dims;
-        a.rows = p->rows;
-        a.hr = h_columns(p);
-        a.layer = l->layer;
-        a.in = l->in;
-        a.n_parts = l->n_parts;
-        for (int i = 0; i < l->n_parts; i++) {
-            a.target[i] = l->part[i].target;
-            a.out0[i] = l->part[i].out0;
-            a.n[i] = l->part[i].n;
-        }
-        launch<true, false>(d, a, M, N, K, x, W, bias, add, y);
-    } else if (out_f32) {
-        launch<false, true>(d, a, M, N, K, x, W, bias, add, y);
-    } else {
-        launch<false, false>(d, a, M, N, K, x, W, bias, add, y);
-    }
+    if (h)
+        launch<true, false>(d, gemv_lora_of(p, l, h), l->layer, M, N, K, x, W, bias, add, y);
+    else if (out_f32)
+        launch<false, true>(d, gemv_lora(), 0, M, N, K, x, W, bias, add, y);
+    else
+        launch<false, false>(d, gemv_lora(), 0, M, N, K, x, W, bias, add, y);
 }
 
 /* ---- the cache: [layers][2][cap][kv_dim] per sequence ---- */
@@ -257,7 +199,7 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
     DEV_LAUNCHED(d, "kv_store");
 }
 
-enum { SLICE = DECODE_SLICE, MAX_HEAD = 128, CACHED_WARPS = 4 };
+enum { SLICE = DECODE_SLICE, CACHED_WARPS = 4 };
 
 /* One block: (row, head, slice).  partial [row][head][slice][2 + dim]: max, sum, weighted values. */
 __global__ void __launch_bounds__(CACHED_WARPS * 32)

@@ -16,10 +16,8 @@
  * weights while the small ones run: the memory is never idle.  Floor: bytes of all weights / memory bandwidth.
  * Everything is computed for one row from that row alone.
  */
-#include "kernels/cuda/cuda.h"
-#include "kernels/cuda/vec.cuh"
-
-#include <math_constants.h>
+#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/decode_stream.cuh"
 
 enum { PREPARE_THREADS = 512, TEAM = 4, /* warps of one h column */ MAX_BLOCKS = 64, NORM = 0, JOIN = 1, SWIGLU = 2 };
 
@@ -79,15 +77,7 @@ template <int SRC, int V> __device__ __forceinline__ void make_row(const prepare
         for (int i = threadIdx.x; i < n; i += PREPARE_THREADS) {
             int head = i / a.dim, c = i % a.dim;
             const float *p = a.partial + ((size_t)row * a.heads + head) * a.slices * (2 + a.dim);
-            float top = p[0], sum = p[1], value = p[2 + c];
-            for (int s = 1; s < used; s++) {
-                const float *ps = p + (size_t)s * (2 + a.dim);
-                float m = fmaxf(top, ps[0]), k = __expf(top - m), b = __expf(ps[0] - m);
-                sum = sum * k + ps[1] * b;
-                value = value * k + ps[2 + c] * b;
-                top = m;
-            }
-            v[i] = __float2bfloat16(value / sum);
+            v[i] = __float2bfloat16(attend_join(p, used, a.dim, c));
         }
     }
 }
@@ -160,138 +150,18 @@ template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) pre
 
 /* ---- attention ---- */
 
-enum { MAX_HEAD = 128, ATTEND_WARPS = 4, ATTEND_THREADS = ATTEND_WARPS * 32 };
-
-struct attend_args {
-    const op_seq *seqs;
-    const float *table;
-    const bf16 *qkv;
-    int heads, kv_heads, dim, layer, slices;
-    float scale;
-    float *partial; /* [row][head][slice][2 + dim]: max, sum, weighted values */
-};
-
-/* Element i of a rotated vector: the pair (i, i +- half), rounded to bf16 as ops->rope leaves it. */
-__device__ __forceinline__ float rotated(const bf16 *v, const float *cs, int i, int half)
-{
-    int k = i % half;
-    float x = __bfloat162float(v[k]), y = __bfloat162float(v[k + half]), c = cs[k], s = cs[half + k];
-    return __bfloat162float(__float2bfloat16(i < half ? x * c - y * s : y * c + x * s));
-}
-
-/* grid (row, head, slice of DECODE_SLICE positions).  This row's own key and value come from qkv, the others from the
- * cache, so that no block waits for another's store. */
+/* grid (row, head, slice) */
 __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
 {
-    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD],
-        red[ATTEND_WARPS];
-    int row = blockIdx.x, head = blockIdx.y, slice = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int dim = a.dim, kv_dim = a.kv_heads * dim, group = a.heads / a.kv_heads, kvh = head / group;
+    __shared__ attend_shared m;
     chain_next();
-    const op_seq s = a.seqs[row];
-    int n = min(s.pos0 + 1 - slice * DECODE_SLICE, (int)DECODE_SLICE), mine = s.pos0 - slice * DECODE_SLICE;
-    bf16 *k =
-        (bf16 *)s.kv + (size_t)a.layer * 2 * s.kv_cap * kv_dim + (size_t)slice * DECODE_SLICE * kv_dim + kvh * dim;
-    bf16 *v = k + (size_t)s.kv_cap * kv_dim;
-    const float *cs = a.table + (size_t)s.pos0 * dim;
-    const bf16 *qkv = a.qkv + (size_t)row * (a.heads + 2 * a.kv_heads) * dim;
-    const bf16 *own_k = qkv + (a.heads + kvh) * dim, *own_v = own_k + kv_dim;
-    if ((int)threadIdx.x < n && (int)threadIdx.x != mine) {
-        for (int i = 0; i < dim; i += 64) {
-            prefetch_l2(k + (size_t)threadIdx.x * kv_dim + i);
-            prefetch_l2(v + (size_t)threadIdx.x * kv_dim + i);
-        }
-    }
-    if ((int)threadIdx.x * 32 < dim)
-        prefetch_l2(cs + threadIdx.x * 32);
+    const op_seq s = a.seqs[blockIdx.x];
+    const attend_slice c = attend_at(a, s, blockIdx.y, blockIdx.z);
+    attend_cache old;
+    old.load(a, c, threadIdx.x);
     chain_wait();
-    if (n <= 0)
-        return;
-    for (int i = threadIdx.x; i < dim; i += ATTEND_THREADS) {
-        q_s[i] = rotated(qkv + head * dim, cs, i, dim / 2) * a.scale;
-        if (mine < DECODE_SLICE) {
-            k_s[i] = rotated(own_k, cs, i, dim / 2);
-            if (head % group == 0 && s.pos0 < s.kv_cap) {
-                k[(size_t)mine * kv_dim + i] = __float2bfloat16(k_s[i]);
-                v[(size_t)mine * kv_dim + i] = own_v[i];
-            }
-        }
-    }
-    __syncthreads();
-
-    /* scores: 8 lanes a key, each lane a run of 8 elements every 64 */
-    float top = -CUDART_INF_F;
-#pragma unroll
-    for (int round = 0; round < DECODE_SLICE / (ATTEND_WARPS * 4); round++) {
-        int key = round * ATTEND_WARPS * 4 + warp * 4 + lane / 8;
-        float dot = 0.f;
-        if (key < n && key != mine) {
-#pragma unroll
-            for (int c = 0; c < MAX_HEAD; c += 64) {
-                int i = c + lane % 8 * 8;
-                if (i < dim) {
-                    vec<8> e = load<8>(k + (size_t)key * kv_dim + i);
-#pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        dot += e.f[j] * q_s[i + j];
-                }
-            }
-        } else if (key == mine) {
-            for (int i = lane % 8 * 8; i < dim; i += 64)
-                for (int j = 0; j < 8; j++)
-                    dot += k_s[i + j] * q_s[i + j];
-        }
-        for (int m = 4; m; m /= 2)
-            dot += __shfl_xor_sync(~0u, dot, m);
-        if (key < n) {
-            top = fmaxf(top, dot);
-            if (lane % 8 == 0)
-                score[key] = dot;
-        }
-    }
-    for (int m = 16; m; m /= 2)
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
-    if (lane == 0)
-        red[warp] = top;
-    __syncthreads();
-    for (int i = 0; i < ATTEND_WARPS; i++)
-        top = fmaxf(top, red[i]);
-    for (int key = threadIdx.x; key < n; key += ATTEND_THREADS)
-        score[key] = __expf(score[key] - top);
-    __syncthreads();
-
-    /* values: warp w takes keys w, w + 4, ...; a lane pairs of columns */
-    float acc[MAX_HEAD / 32] = {}, sum = 0.f;
-#pragma unroll 8
-    for (int key = warp; key < n; key += ATTEND_WARPS) {
-        float p = score[key];
-        const bf16 *vr = key == mine ? own_v : v + (size_t)key * kv_dim;
-        sum += p;
-#pragma unroll
-        for (int c = 0; c < MAX_HEAD / 64; c++) {
-            int i = c * 64 + lane * 2;
-            if (i < dim) {
-                float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)(vr + i));
-                acc[2 * c] += p * f.x;
-                acc[2 * c + 1] += p * f.y;
-            }
-        }
-    }
-    for (int c = 0; c < MAX_HEAD / 64; c++)
-        if (c * 64 + lane * 2 < dim) {
-            value[warp][c * 64 + lane * 2] = acc[2 * c];
-            value[warp][c * 64 + lane * 2 + 1] = acc[2 * c + 1];
-        }
-    if (lane == 0)
-        red[warp] = sum; /* its maxima were read before the last barrier */
-    __syncthreads();
-    float *out = a.partial + (((size_t)row * a.heads + head) * a.slices + slice) * (2 + dim);
-    if (threadIdx.x == 0) {
-        out[0] = top;
-        out[1] = red[0] + red[1] + red[2] + red[3];
-    }
-    for (int i = threadIdx.x; i < dim; i += ATTEND_THREADS)
-        out[2 + i] = value[0][i] + value[1][i] + value[2][i] + value[3][i];
+    if (c.n > 0)
+        attend(a, s, c, old, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, 0, m);
 }
 
 /* ---- launches ---- */
@@ -338,6 +208,11 @@ void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l)
 
     if (!partial)
         return;
+    if (stream_fits(d, l)) {
+        if (stream_need(d, p->rows, at->heads))
+            stream_layers(d, p, l, 1, NULL, partial, slices);
+        return;
+    }
     a.seqs = t.seqs = pack_dev(p)->seqs;
     a.eps = l->eps;
     a.partial = t.partial = partial;
@@ -374,4 +249,5 @@ void decode_setup(op_dev *d)
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<NORM, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<JOIN, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<SWIGLU, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    stream_setup(d);
 }

@@ -9,6 +9,7 @@
  */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/decode_run.cuh"
+#include "kernels/cuda/decode_stream.cuh"
 
 #include <cstdlib>
 #include <cstring>
@@ -147,7 +148,7 @@ static bool need_partial(op_dev *d, decode_run *r)
     }
     r->tables.partial = r->partial;
     r->tables.slices_cached = slices;
-    return r->partial != NULL;
+    return r->partial && stream_need(d, r->pack.rows, a->heads);
 }
 
 /* ---- loading ---- */
@@ -216,11 +217,15 @@ static void launch_all(op_dev *d, decode_run *r)
     const step_tables t = {r->tables.ids, r->tables.pos, r->tables.seqs};
 
     cu_embed(d, p, s->embed, s->hidden, s->x);
-    for (const op_layer &l : r->layer)
-        cu_decode_layer(d, p, &l);
-    cu_rmsnorm(d, p, s->x_last, s->norm, s->hidden, s->eps, s->xn, NULL);
-    gemv(d, NULL, NULL, p->rows, s->vocab, s->hidden, (const bf16 *)s->xn, (const bf16 *)s->head, NULL, NULL, NULL,
-         s->logits, true);
+    if (stream_fits(d, s->layer)) {
+        stream_layers(d, p, s->layer, s->layers, s, r->tables.partial, r->tables.slices_cached);
+    } else {
+        for (const op_layer &l : r->layer)
+            cu_decode_layer(d, p, &l);
+        cu_rmsnorm(d, p, s->x_last, s->norm, s->hidden, s->eps, s->xn, NULL);
+        gemv(d, NULL, NULL, p->rows, s->vocab, s->hidden, (const bf16 *)s->xn, (const bf16 *)s->head, NULL, NULL, NULL,
+             s->logits, true);
+    }
     choose_launch(d, s->logits, p->rows, s->vocab, r->choice, s->tokens, t);
 }
 
@@ -233,7 +238,7 @@ static void key_linear(graph_key *k, const op_linear *l)
 }
 
 /* Everything that the launches of a step carry. */
-static graph_key key_of(const decode_run *r)
+static graph_key key_of(const op_dev *d, const decode_run *r)
 {
     const op_decode *s = &r->step;
     const op_attention *a = &r->layer[0].attention;
@@ -247,6 +252,7 @@ static graph_key key_of(const decode_run *r)
                    (uint64_t)r->room,
                    (uint64_t)r->block,
                    (uint64_t)r->partial,
+                   (uint64_t)d->counts,
                    (uint64_t)s->layers,
                    (uint64_t)s->hidden,
                    (uint64_t)s->vocab,
@@ -282,7 +288,7 @@ static graph_key key_of(const decode_run *r)
 /* The graph of this step, the first of the list afterwards; NULL: none could be made. */
 static decode_graph *find_graph(op_dev *d, decode_run *r)
 {
-    graph_key key = key_of(r);
+    graph_key key = key_of(d, r);
     for (decode_graph **at = &r->graphs; *at; at = &(*at)->next)
         if ((*at)->key == key) {
             decode_graph *g = *at;

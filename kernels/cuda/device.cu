@@ -503,6 +503,7 @@ static void cu_close(op_dev *d)
         cudaStreamSynchronize(d->stream);
         trace_close(d);
         decode_run_close(d);
+        dev_free(d, d->counts);
         while (d->shadows)
             shadow_forget(d, d->shadows->w, 1);
         gemm_free_plans(d);

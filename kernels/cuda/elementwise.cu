@@ -5,11 +5,6 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/vec.cuh"
 
-static inline int row_threads(int n)
-{
-    return n >= 2048 ? 256 : n >= 512 ? 64 : 32;
-}
-
 /* ---- embedding ---- */
 
 template <int V> __global__ void embed_kernel(const int32_t *ids, const bf16 *E, int hidden, bf16 *x)
