@@ -35,7 +35,7 @@ enum {
     PARTS = 3,
 };
 
-template <int BN> struct ring {
+template <int BN> struct tile_ring {
     static constexpr int B_BYTES = BN * 128, SLOT = A_BYTES + B_BYTES,
                          SLOTS = BN == 256   ? 4
                                  : BN == 128 ? 6
@@ -296,7 +296,7 @@ template <int BN, int CL, int BACK>
 __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant__ gemm_args a)
 {
 #ifdef DTX_WGMMA
-    typedef ring<BN> G;
+    typedef tile_ring<BN> G;
     extern __shared__ unsigned char raw[];
     unsigned char *smem = raw + ((1024 - (smem_addr(raw) & 1023)) & 1023);
     uint32_t slots = smem_addr(smem), stores = slots + G::SLOTS * G::SLOT, full = stores + WARPS * 2 * STORE_BYTES,
@@ -564,14 +564,14 @@ template <int BN, int CL, int BACK> static cudaError_t setup_kernel(int *blocks)
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[1];
     int clusters = 0;
-    cudaError_t rc =
-        cudaFuncSetAttribute(gemm_kernel<BN, CL, BACK>, cudaFuncAttributeMaxDynamicSharedMemorySize, ring<BN>::BYTES);
+    cudaError_t rc = cudaFuncSetAttribute(gemm_kernel<BN, CL, BACK>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          tile_ring<BN>::BYTES);
     attribute[0].id = cudaLaunchAttributeClusterDimension;
     attribute[0].val.clusterDim.x = CL;
     attribute[0].val.clusterDim.y = attribute[0].val.clusterDim.z = 1;
     config.gridDim = dim3(CL);
     config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = ring<BN>::BYTES;
+    config.dynamicSmemBytes = tile_ring<BN>::BYTES;
     config.attrs = attribute;
     config.numAttrs = 1;
     if (rc == cudaSuccess)
@@ -598,7 +598,7 @@ template <int BN, int CL, int BACK> static void launch_kernel(op_dev *d, const g
     attribute[1].val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = dim3(tiles * CL < blocks ? tiles * CL : blocks);
     config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = ring<BN>::BYTES;
+    config.dynamicSmemBytes = tile_ring<BN>::BYTES;
     config.stream = d->stream;
     config.attrs = attribute;
     config.numAttrs = d->overlap ? 2 : 1;
