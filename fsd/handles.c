@@ -363,6 +363,14 @@ static int check_kept(struct handles *t, const struct kept_file *p, const struct
     return handles_get(t, p->fh) ? -EEXIST : 0; /* the keeper has it as well */
 }
 
+/* Is note i one that an open file goes by, rather than a second one of it? */
+static bool in_use(struct handles *t, size_t i)
+{
+    const struct handle *h = handles_get(t, t->kept->shared->file[i].fh);
+
+    return h && h->kept_at == (int)i;
+}
+
 int handles_restore_kept(struct handles *t, size_t i, handles_reopen_fn reopen, void *arg,
                          struct handle **out, struct caller *who)
 {
@@ -385,7 +393,8 @@ int handles_restore_kept(struct handles *t, size_t i, handles_reopen_fn reopen, 
         rc = *out ? 0 : -ENOMEM;
     }
     if (rc) {
-        free_note(t, (int)i);
+        if (p->fh && !in_use(t, i))
+            free_note(t, (int)i);
         return rc;
     }
     (*out)->kept_at = (int)i;

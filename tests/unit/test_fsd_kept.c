@@ -337,6 +337,7 @@ START_TEST(open_file_is_opened_again)
     ck_assert_ptr_eq(handles_get(table, was), again);
     ck_assert(again->restored && again->writer && again->fd >= 0);
     ck_assert_int_eq(handles_restore_kept(table, 0, reopen, &id, &again, &who), -EEXIST);
+    ck_assert_uint_eq(noted(), 1); /* still that file's */
     handles_remove(table, was);
     ck_assert_uint_eq(noted(), 0);
     ck_assert_str_eq(said(&fh), "");
