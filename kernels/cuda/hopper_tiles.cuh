@@ -38,7 +38,7 @@ __device__ __forceinline__ void start_scores(float (*acc)[4], const uint32_t (*a
 {
 #pragma unroll
     for (int k = 0; k < D; k += 16)
-        wg_register_k<N>(acc, a[k / 16], k_major(b + k / 64 * N * 64 + k % 64), k > 0);
+        wg_registers<N, 0>(acc, a[k / 16], k_major(b + k / 64 * N * 64 + k % 64), k > 0);
     wg_commit();
 }
 
@@ -47,7 +47,7 @@ template <int D> __device__ __forceinline__ void start_scores(float (*acc)[4], c
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
         int at = k / 64 * TILE * 64 + k % 64;
-        wg_shared<TILE>(acc, k_major(a + at), k_major(b + at), k > 0);
+        wg_tiles<TILE, 0>(acc, k_major(a + at), k_major(b + at), k > 0);
     }
     wg_commit();
 }
@@ -58,7 +58,7 @@ __device__ __forceinline__ void start_weighted(float (*acc)[4], const uint32_t (
 {
 #pragma unroll
     for (int k = 0; k < N / 16; k++)
-        wg_register<D>(acc, p[k], n_major(tile + k * 16 * 64, N * 128), 1);
+        wg_registers<D, 1>(acc, p[k], n_major(tile + k * 16 * 64, N * 128), 1);
     wg_commit();
 }
 
