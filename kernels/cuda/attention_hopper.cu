@@ -64,7 +64,7 @@ __device__ __forceinline__ void attend(ring<STAGES> &r, cursor &at, const bf16 *
     float p[N / 8][4], scale_log2 = rsqrtf((float)D) * LOG2E;
     uint32_t a[N / 16][4];
     int now = at.stage;
-    bar_wait(&r.full[now], at.phase);
+    bar_wait(smem_addr(&r.full[now]), at.phase);
     wg_fence();
     start_scores<D, N>(p, q, stages + now * 2 * T);
     advance<STAGES>(at);
@@ -73,7 +73,7 @@ __device__ __forceinline__ void attend(ring<STAGES> &r, cursor &at, const bf16 *
     softmax<N>(p, u, scale_log2, w.mine == 1, 0, w.row);
     round_probs<N>(a, p);
     if (w.mine > 1)
-        bar_wait(&r.full[at.stage], at.phase);
+        bar_wait(smem_addr(&r.full[at.stage]), at.phase);
     for (int i = 1; i < w.mine; i++) {
         int before = now;
         now = at.stage;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void attend(ring<STAGES> &r, cursor &at, const bf16 *
         softmax<N>(p, u, scale_log2, i == w.mine - 1, i * N, w.row);
         advance<STAGES>(at);
         if (i + 1 < w.mine) /* here, or the compiler moves the next wait up into the softmax; takes a ring of 3 */
-            bar_wait(&r.full[at.stage], at.phase);
+            bar_wait(smem_addr(&r.full[at.stage]), at.phase);
         wg_wait<0>();
         settled<D / 8>(acc);
         release(&r.empty[before]);

@@ -31,7 +31,7 @@ __device__ __forceinline__ void attend_back(ring<STAGES> &r, cursor &at, const b
         const bf16 *ks = stages + at.stage * 2 * T;
         float p[N / 8][4], dp[N / 8][4];
         uint32_t a[N / 16][4];
-        bar_wait(&r.full[at.stage], at.phase);
+        bar_wait(smem_addr(&r.full[at.stage]), at.phase);
         wg_fence();
         start_scores<D>(p, q, ks);
         start_scores<D, N>(dp, d_o, ks + T);
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(3 * 128, 1)
         float acc_k[D / 8][4] = {}, acc_v[D / 8][4] = {};
         for (int step = 0; step < steps; step++) {
             const bf16 *qs = stages + at.stage * 2 * T;
-            bar_wait(&r.full[at.stage], at.phase);
+            bar_wait(smem_addr(&r.full[at.stage]), at.phase);
             if ((!SPLIT || step % 2 == g) && tile >= behind && rows > 0)
                 attend_queries<D>(ks, vs, qs, qs + T, values.lse[at.stage], values.delta[at.stage], tile == behind,
                                   !SPLIT && step == steps - 1 ? &r.base_empty : NULL, acc_k, acc_v);

@@ -18,6 +18,7 @@
  * rows, so a row tile has one adapter or none.
  */
 #include "kernels/cuda/gemm_hopper.cuh"
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 #include <cuda.h>
@@ -60,27 +61,6 @@ struct gemm_args {
 #ifdef DTX_WGMMA
 
 /* ---- barriers, copies ---- */
-
-__device__ __forceinline__ void bar_init(uint32_t bar, uint32_t count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void bar_wait(uint32_t bar, uint32_t parity)
-{
-    uint32_t done;
-    do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(bar), "r"(parity)
-                     : "memory");
-    } while (!done);
-}
-
-__device__ __forceinline__ void bar_arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
 
 /* The barrier at the same place in block `rank` of the cluster.  No scope wider than the block: this says that a slot
  * was read, and the other block answers by TMA alone; a release to the cluster waits for all memory operations of the
@@ -329,7 +309,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
     };
 
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+        registers_down<72>();
         if (warp == 0 && lane == 0) {
             tma_prefetch(&a.x);
             for (int i = first; i < total; i += step) {
@@ -399,7 +379,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+        registers_up<216>();
         int half = warpgroup - 1;
         uint32_t mine = stores + (half * 4 + warp) * 2 * STORE_BYTES, buffer = 0;
         auto release = [&](int s) {

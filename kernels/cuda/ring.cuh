@@ -8,23 +8,12 @@
 #define DTX_CUDA_RING_CUH
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 #ifdef DTX_WGMMA
 
 enum { GROUP = 128 /* threads of a warpgroup */, COMPUTING = 2 /* warpgroups */, THREADS = (1 + COMPUTING) * GROUP };
-
-/* ---- barriers ---- */
-
-__device__ __forceinline__ void bar_init(uint64_t *b, int arrivals)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(b)), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void bar_arrive(uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(b)) : "memory");
-}
 
 /* Is the phase of this parity over?  (Of a new barrier: that of parity 1.) */
 __device__ __forceinline__ bool bar_over(uint64_t *b, uint32_t parity)
@@ -35,28 +24,6 @@ __device__ __forceinline__ bool bar_over(uint64_t *b, uint32_t parity)
                  : "r"(smem_addr(b)), "r"(parity)
                  : "memory");
     return over;
-}
-
-__device__ __forceinline__ void bar_wait(uint64_t *b, uint32_t parity)
-{
-    uint32_t over;
-    do
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(over)
-                     : "r"(smem_addr(b)), "r"(parity)
-                     : "memory");
-    while (!over);
-}
-
-/* Registers of each thread of this warpgroup from here on; what some give up, others can take. */
-template <int N> __device__ __forceinline__ void registers_down()
-{
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
-template <int N> __device__ __forceinline__ void registers_up()
-{
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 /* ---- the ring ---- */
@@ -89,11 +56,11 @@ template <int STAGES> __device__ __forceinline__ void ring_init(ring<STAGES> &r)
 {
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            bar_init(&r.full[i], GROUP);
-            bar_init(&r.empty[i], COMPUTING * GROUP / 32);
+            bar_init(smem_addr(&r.full[i]), GROUP);
+            bar_init(smem_addr(&r.empty[i]), COMPUTING * GROUP / 32);
         }
-        bar_init(&r.base_full, GROUP);
-        bar_init(&r.base_empty, COMPUTING * GROUP / 32);
+        bar_init(smem_addr(&r.base_full), GROUP);
+        bar_init(smem_addr(&r.base_empty), COMPUTING * GROUP / 32);
     }
     __syncthreads();
 }
@@ -143,7 +110,7 @@ __device__ __forceinline__ void feed_pay(feeder &f)
         return;
     copy_wait<0>();
     shared_for_matrix_unit();
-    bar_arrive(f.owed);
+    bar_arrive(smem_addr(f.owed));
     f.owed = NULL;
 }
 
@@ -152,7 +119,7 @@ __device__ __forceinline__ void feed_wait(feeder &f, uint64_t *empty, uint32_t p
 {
     if (!bar_over(empty, parity)) {
         feed_pay(f);
-        bar_wait(empty, parity);
+        bar_wait(smem_addr(empty), parity);
     }
 }
 
@@ -163,7 +130,7 @@ __device__ __forceinline__ void feed_owe(feeder &f, uint64_t *full)
     if (f.owed) {
         copy_wait<1>();
         shared_for_matrix_unit();
-        bar_arrive(f.owed);
+        bar_arrive(smem_addr(f.owed));
     }
     f.owed = full;
 }
@@ -180,7 +147,7 @@ template <int STAGES> __device__ __forceinline__ void feed_end(feeder &f, ring<S
 {
     feed_base(f, r, {{0, 0, 0}, -1});
     feed_pay(f);
-    bar_arrive(&r.base_full);
+    bar_arrive(smem_addr(&r.base_full));
 }
 
 /* For a stage: wait, copy to this stage, feed_stage_done. */
@@ -217,7 +184,7 @@ __device__ __forceinline__ void feed_rows(__nv_bfloat16 *smem, const __nv_bfloat
 /* The item whose base is there, in turn. */
 template <int STAGES> __device__ __forceinline__ work next_work(ring<STAGES> &r, int turn)
 {
-    bar_wait(&r.base_full, turn & 1);
+    bar_wait(smem_addr(&r.base_full), turn & 1);
     return r.now;
 }
 
@@ -226,7 +193,7 @@ __device__ __forceinline__ void release(uint64_t *empty)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        bar_arrive(empty);
+        bar_arrive(smem_addr(empty));
 }
 
 /* Stages that are the other warpgroup's alone: a place is given back only after it was filled, or it would count for
@@ -234,7 +201,7 @@ __device__ __forceinline__ void release(uint64_t *empty)
 template <int STAGES> __device__ __forceinline__ void skip_stages(ring<STAGES> &r, cursor &at, int n)
 {
     for (; n > 0; n--) {
-        bar_wait(&r.full[at.stage], at.phase);
+        bar_wait(smem_addr(&r.full[at.stage]), at.phase);
         release(&r.empty[at.stage]);
         advance<STAGES>(at);
     }
