@@ -94,14 +94,18 @@ static bool takes_o_direct(int fd)
     return again >= 0;
 }
 
-/* appends: the kernel would go on appending after fcntl(2) took O_APPEND away. */
-static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, bool appends, bool through_us)
+/* through_us: past us it would not do.  With O_APPEND the kernel would go on appending after fcntl(2) took it
+ * away.  With O_DIRECT the store's file system may ask for aligned buffers: of a small file we take any, also
+ * while it is backed because its writer is not gone yet (close(2) does not wait for that). */
+static enum pass_wish wish_of(fuse_req_t req, const struct handle *h, int flags, bool through_us)
 {
     if (through_us || h->small)
         return h->writer ? WISH_SEEN : WISH_CACHED;
     if (h->writer)
-        return !appends && may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
-    return may_read_unseen(fs_of(req), h) ? WISH_BACKED : WISH_CACHED;
+        return !(flags & O_APPEND) && may_write_unseen(req, h) ? WISH_BACKED : WISH_SEEN;
+    if (may_read_unseen(fs_of(req), h))
+        return WISH_BACKED;
+    return flags & O_DIRECT ? WISH_SEEN : WISH_CACHED;
 }
 
 /* Writing through a mapping goes past us also where write(2) does not: the opening counts as a write then. */
@@ -132,7 +136,7 @@ static int decide(fuse_req_t req, struct handle *h, const struct fuse_file_info 
 
     h->small &= !(fi->flags & O_APPEND);
     rc = passthrough_open(f->pass, h->id, h->fd,
-                          wish_of(req, h, fi->flags & O_APPEND, no_direct || !f->want_passthrough), &h->pass);
+                          wish_of(req, h, fi->flags, no_direct || !f->want_passthrough), &h->pass);
     if (!rc && no_direct && h->pass.mode != PASS_CACHED)
         rc = -EINVAL;
     if (!rc && h->pass.mode == PASS_SEEN && h->rdwr)

@@ -226,7 +226,7 @@ static void attributes(void)
     struct statvfs vfs;
     struct stat st;
     char name[300], value[16] = "";
-    int fd;
+    int fd, writer;
 
     close(make_file("at", "x"));
     verdict("utimens to the nanosecond", utimensat(AT_FDCWD, "at", tv, 0) == 0 && stat("at", &st) == 0 &&
@@ -254,8 +254,12 @@ static void attributes(void)
     fd = open(".", O_TMPFILE | O_RDWR, 0644);
     verdict("O_TMPFILE works or is refused cleanly", /* before Linux 6.1 */
             fd >= 0 ? write(fd, "x", 1) == 1 && close(fd) == 0 : errno == EOPNOTSUPP);
-    fd = make_file("direct", "0123456789");
+    writer = make_file("direct", "0123456789");
+    fd = open("direct", O_RDONLY | O_DIRECT);
+    verdict("O_DIRECT with any buffer, of a small file that is being written",
+            fd >= 0 && pread(fd, value, 3, 1) == 3 && !memcmp(value, "123", 3));
     close(fd);
+    close(writer);
     fd = open("direct", O_RDONLY | O_DIRECT);
     verdict("O_DIRECT with any buffer", fd >= 0 && pread(fd, value, 3, 1) == 3 && !memcmp(value, "123", 3));
     close(fd);
