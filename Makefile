@@ -127,7 +127,7 @@ CU_SRC    := $(wildcard kernels/cuda/*.cu)
 CU_OBJ    := $(patsubst %.cu,build/%.cu.o,$(CU_SRC))
 
 cuda: build/dtx_cuda.so
-build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h)
+build/kernels/cuda/%.cu.o: kernels/cuda/%.cu $(wildcard kernels/cuda/*.cuh kernels/cuda/ptx/*.cuh kernels/cuda/*.h kernels/*.h)
 	@mkdir -p $(@D)
 	$(call say,NVCC,$@)
 	$(Q)$(NVCC) -std=c++17 -O3 -I. $(GENCODE) -lineinfo -Xcompiler -fPIC,-Wall,-Wextra -c -o $@ $<

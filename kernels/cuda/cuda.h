@@ -213,28 +213,6 @@ static inline void chain_launch(op_dev *d, void (*kernel)(P...), dim3 grid, int 
     DEV_CHECK(d, cudaLaunchKernelEx(&config, kernel, P(args)...));
 }
 
-#ifdef __CUDACC__
-/* What earlier kernels wrote may be read, and anything written, only after this. */
-__device__ __forceinline__ void chain_wait()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-/* The next kernel of the chain may be put on free multiprocessors once every block has said this. */
-__device__ __forceinline__ void chain_next()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void prefetch_l2(const void *p)
-{
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 /* A of (layer, target) in the rounded copy, or NULL; B [out, rank] follows at + rank * in.  For decode's
  * row_adapters, where an adapter is read by its place in memory. */
 __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int layer, int target)
@@ -243,7 +221,6 @@ __device__ __forceinline__ const bf16 *adapter_at(const dev_adapter *ad, int lay
                ? ad->shadow + (size_t)layer * ad->layer_floats + ad->offset[target]
                : NULL;
 }
-#endif
 
 /* elementwise.cu, loss.cu, optim.cu, decode.cu: entries of the ops table */
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x);

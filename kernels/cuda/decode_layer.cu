@@ -12,11 +12,12 @@
  *   prepare<SWIGLU>   a = silu(gate) up                   and h of down
  *   gemv              x = x2 + a Wdown^T
  *
- * Each kernel begins with chain_wait (cuda.h), so the next ones are on the multiprocessors already and fetch their
- * weights while the small ones run: the memory is never idle.  Floor: bytes of all weights / memory bandwidth.
+ * Each kernel begins with chain_wait, so the next ones are on the multiprocessors already and fetch their weights while
+ * the small ones run: the memory is never idle.  Floor: bytes of all weights / memory bandwidth.
  * Everything is computed for one row from that row alone.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/ptx/warp.cuh"
 #include "kernels/cuda/vec.cuh"
 
 #include <math_constants.h>

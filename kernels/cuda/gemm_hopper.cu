@@ -18,8 +18,10 @@
  * rows, so a row tile has one adapter or none.
  */
 #include "kernels/cuda/gemm_hopper.cuh"
-#include "kernels/cuda/barrier.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ptx/barrier.cuh"
+#include "kernels/cuda/ptx/tma.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
 
 #include <cuda.h>
 #include <math.h>
@@ -59,92 +61,6 @@ struct gemm_args {
 };
 
 #ifdef DTX_WGMMA
-
-/* ---- barriers, copies ---- */
-
-/* The barrier at the same place in block `rank` of the cluster.  No scope wider than the block: this says that a slot
- * was read, and the other block answers by TMA alone; a release to the cluster waits for all memory operations of the
- * thread, a microsecond a slot. */
-__device__ __forceinline__ void bar_arrive_at(uint32_t bar, uint32_t rank)
-{
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n}" ::"r"(bar),
-                 "r"(rank)
-                 : "memory");
-}
-
-__device__ __forceinline__ void bar_expect(uint32_t bar, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(bar)
-                 : "memory");
-}
-
-/* To the same place in every block of `mask`. */
-__device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar,
-                                             uint16_t mask)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(bar), "h"(mask)
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_store(const CUtensorMap *map, int column, int row, uint32_t from)
-{
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column),
-                 "r"(row), "r"(from)
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_prefetch(const CUtensorMap *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-__device__ __forceinline__ void store_commit()
-{
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-
-/* All but the last N stores have read their shared memory. */
-template <int N> __device__ __forceinline__ void store_wait()
-{
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
-}
-
-__device__ __forceinline__ uint32_t cluster_rank()
-{
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-}
-
-__device__ __forceinline__ void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void stmatrix4(uint32_t to, const uint32_t r[4])
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]), "r"(r[1]),
-                 "r"(r[2]), "r"(r[3])
-                 : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix4(uint32_t r[4], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
 
 /* ---- the order of tiles ---- */
 
@@ -291,7 +207,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             bar_init(empty + i * 8, WARPS * CL);
             bar_init(turn + i * 8, 1);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        bar_init_seen();
     }
     if (CL > 1)
         cluster_sync();
@@ -370,7 +286,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                     copy_commit();
                     copy_wait<0>();
                     shared_for_matrix_unit();
-                    asm volatile("bar.sync 1, 96;" ::: "memory"); /* HELPERS */
+                    named_barrier<1, HELPERS>();
                     if (thread == 0)
                         bar_arrive(full + slot * 8);
                     advance();
@@ -445,7 +361,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
 #pragma unroll
                     for (int n = 0; n < BN / 16; n++) {
                         uint32_t r[4];
-                        ldmatrix4(r, from + n / 4 * 8192 + ((n % 4 * 2 + mpiece) ^ mrow % 8) * 16);
+                        load4_at(r, from + n / 4 * 8192 + ((n % 4 * 2 + mpiece) ^ mrow % 8) * 16);
 #pragma unroll
                         for (int e = 0; e < 4; e++) {
                             acc[n * 2 + e / 2][e % 2 * 2] += __uint_as_float(r[e] << 16);
@@ -482,7 +398,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                 for (int n = 0; n < 4; n++) {
                     float *v = acc[s * 8 + n * 2], *u = acc[s * 8 + n * 2 + 1];
                     uint32_t r[4] = {pack(v[0], v[1]), pack(v[2], v[3]), pack(u[0], u[1]), pack(u[2], u[3])};
-                    stmatrix4(to + mrow * 128 + ((n * 2 + mpiece) ^ mrow % 8) * 16, r);
+                    store4_at(to + mrow * 128 + ((n * 2 + mpiece) ^ mrow % 8) * 16, r);
                 }
                 shared_for_matrix_unit();
                 __syncwarp();
@@ -494,7 +410,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             }
         }
         if (lane == 0)
-            asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+            store_wait_all();
         __syncwarp();
     }
     if (CL > 1) { /* the other block may still write here, or release slots here */
@@ -510,7 +426,7 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
                               const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-/* bf16 [rows, columns], a row every `stride` elements; boxes of 64 columns, swizzled as wgmma.cuh says. */
+/* bf16 [rows, columns], a row every `stride` elements; boxes of 64 columns, swizzled as ptx/wgmma.cuh says. */
 static void make_map(op_dev *d, CUtensorMap *m, const bf16 *p, int columns, int rows, size_t stride, int box_rows)
 {
     cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, strides[1] = {stride * sizeof(bf16)};

@@ -2,6 +2,7 @@
 #ifndef DTX_CUDA_HOPPER_TILES_CUH
 #define DTX_CUDA_HOPPER_TILES_CUH
 
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ring.cuh"
 
 typedef __nv_bfloat16 bf16;
@@ -11,13 +12,6 @@ enum { TILE = ATTN_TILE, ROWS = ATTN_ROWS, BLOCK = 3 * 128 /* THREADS of ring.cu
 #define LOG2E 1.4426950408889634f
 
 #ifdef DTX_WGMMA
-
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 /* ---- products ---- */
 

@@ -8,23 +8,12 @@
 #define DTX_CUDA_RING_CUH
 
 #include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/barrier.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/ptx/barrier.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
 
 #ifdef DTX_WGMMA
 
 enum { GROUP = 128 /* threads of a warpgroup */, COMPUTING = 2 /* warpgroups */, THREADS = (1 + COMPUTING) * GROUP };
-
-/* Is the phase of this parity over?  (Of a new barrier: that of parity 1.) */
-__device__ __forceinline__ bool bar_over(uint64_t *b, uint32_t parity)
-{
-    uint32_t over;
-    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(over)
-                 : "r"(smem_addr(b)), "r"(parity)
-                 : "memory");
-    return over;
-}
 
 /* ---- the ring ---- */
 
@@ -100,7 +89,7 @@ template <int STAGES> __device__ __forceinline__ int feed_draw(feeder &f, ring<S
             feed_draw_ahead(f);
     }
     __syncwarp();
-    asm volatile("bar.sync 1, 128;" ::: "memory"); /* GROUP */
+    named_barrier<1, GROUP>();
     return *drawn;
 }
 
@@ -207,19 +196,10 @@ template <int STAGES> __device__ __forceinline__ void skip_stages(ring<STAGES> &
     }
 }
 
-/* Registers that the matrix unit wrote are read after this only: to the compiler, arithmetic and a wait have no order.
- */
-template <int N> __device__ __forceinline__ void settled(float (*c)[4])
-{
-#pragma unroll
-    for (int n = 0; n < N; n++)
-        asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
-}
-
 /* A barrier of the computing warpgroups. */
 __device__ __forceinline__ void computing_sync()
 {
-    asm volatile("bar.sync 2, 256;" ::: "memory"); /* COMPUTING * GROUP */
+    named_barrier<2, COMPUTING * GROUP>();
 }
 
 #endif

@@ -4,10 +4,10 @@
  * row r lies at p ^ r % 8), tiles at multiples of 1024 bytes.  The accumulators lie as those of mma.sync: warp w has
  * rows 16 w ...
  */
-#ifndef DTX_CUDA_WGMMA_CUH
-#define DTX_CUDA_WGMMA_CUH
+#ifndef DTX_CUDA_PTX_WGMMA_CUH
+#define DTX_CUDA_PTX_WGMMA_CUH
 
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ptx/warp.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DTX_WGMMA 1
