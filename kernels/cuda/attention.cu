@@ -12,6 +12,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ptx/launch.cuh"
 
 #include <math.h>
 
@@ -152,7 +153,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS) attn_forward_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q,
                                                                const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     constexpr int TILE = ATTN_TILE * (D + PAD);
     bf16 *qs = smem, *ks = smem + TILE, *vs = ks + 2 * TILE;
     attn_tile t;
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(THREADS)
     attn_dq_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q, const bf16 *k, const bf16 *v, const float *lse,
                    const bf16 *d_o, const float *delta, bf16 *dq)
 {
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     constexpr int TILE = ATTN_TILE * (D + PAD), BK = 32, KTILE = BK * (D + PAD);
     bf16 *qs = smem, *dos = smem + TILE, *ks = dos + TILE, *vs = ks + 2 * KTILE;
     attn_tile t;
@@ -327,7 +328,7 @@ __global__ void __launch_bounds__(THREADS)
     attn_dkv_kernel(attn_shape s, const attn_tile *tiles, const bf16 *q, const bf16 *k, const bf16 *v, const float *lse,
                     const bf16 *d_o, const float *delta, bf16 *dk, bf16 *dv)
 {
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     constexpr int TILE = ATTN_TILE * (D + PAD), QTILE = BQ * (D + PAD);
     bf16 *ks = smem, *vs = smem + TILE, *qs = vs + TILE, *dos = qs + 2 * QTILE;
     float *ls = (float *)(dos + 2 * QTILE), *ds = ls + 2 * BQ;
@@ -400,7 +401,7 @@ static cudaError_t forward(cudaStream_t stream, const attn_shape *s, const attn_
     cudaError_t rc = allow_smem(attn_forward_kernel<D>, bytes);
     if (rc != cudaSuccess)
         return rc;
-    attn_forward_kernel<D><<<dim3(ntiles * TILES, s->heads), THREADS, bytes, stream>>>(*s, tiles, q, k, v, o, lse);
+    launch(stream, attn_forward_kernel<D>, dim3(ntiles * TILES, s->heads), THREADS, bytes, *s, tiles, q, k, v, o, lse);
     return cudaGetLastError();
 }
 
@@ -417,10 +418,10 @@ static cudaError_t backward(cudaStream_t stream, const attn_shape *s, const attn
         rc = allow_smem(attn_dkv_kernel<D, BQ>, dkv_bytes);
     if (rc != cudaSuccess)
         return rc;
-    attn_dq_kernel<D>
-        <<<dim3(ntiles * TILES, s->heads), THREADS, dq_bytes, stream>>>(*s, tiles, q, k, v, lse, d_o, delta, dq);
-    attn_dkv_kernel<D, BQ><<<dim3(ntiles * TILES, s->kv_heads), THREADS, dkv_bytes, stream>>>(*s, tiles, q, k, v, lse,
-                                                                                              d_o, delta, dk, dv);
+    launch(stream, attn_dq_kernel<D>, dim3(ntiles * TILES, s->heads), THREADS, dq_bytes, *s, tiles, q, k, v, lse, d_o,
+           delta, dq);
+    launch(stream, attn_dkv_kernel<D, BQ>, dim3(ntiles * TILES, s->kv_heads), THREADS, dkv_bytes, *s, tiles, q, k, v,
+           lse, d_o, delta, dk, dv);
     return cudaGetLastError();
 }
 
@@ -454,7 +455,7 @@ cudaError_t attn_backward(cudaStream_t stream, const attn_shape *s, const attn_t
     if (attn_on_hopper(s))
         return hopper_attn_backward(stream, s, tiles, ntiles, q, k, v, o, lse, d_o, delta, dq, dk, dv);
     int pairs = s->tokens * s->heads;
-    attn_delta_kernel<<<(pairs + 7) / 8, 256, 0, stream>>>(*s, o, d_o, delta);
+    launch(stream, attn_delta_kernel, (pairs + 7) / 8, 256, 0, *s, o, d_o, delta);
 #define BACKWARD(D) backward<D>(stream, s, tiles, ntiles, q, k, v, lse, d_o, delta, dq, dk, dv)
     BY_HEAD_DIM(BACKWARD)
 }

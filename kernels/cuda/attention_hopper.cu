@@ -110,9 +110,8 @@ __global__ void __launch_bounds__(3 * 128, 1)
                    bf16 *o, float *lse)
 {
 #ifdef DTX_WGMMA
-    extern __shared__ unsigned char raw[];
     __shared__ ring<STAGES> r;
-    bf16 *base = aligned_shared(raw), *stages = base + ROWS * D;
+    bf16 *base = aligned_shared(), *stages = base + ROWS * D;
     ring_init(r);
     if (threadIdx.x < GROUP) {
         registers_down<40>();
@@ -168,8 +167,8 @@ static void forward(cudaStream_t stream, const attn_shape *s, const attn_tile *t
                     const bf16 *k, const bf16 *v, bf16 *o, float *lse)
 {
     int items = ntiles * s->heads;
-    forward_build<D>::kernel<<<blocks(s, items), BLOCK, forward_build<D>::BYTES, stream>>>(*s, tiles, items, q, k, v, o,
-                                                                                           lse);
+    launch(stream, forward_build<D>::kernel, blocks(s, items), BLOCK, forward_build<D>::BYTES, *s, tiles, items, q, k,
+           v, o, lse);
 }
 
 cudaError_t hopper_attn_forward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,

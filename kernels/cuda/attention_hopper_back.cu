@@ -80,10 +80,9 @@ __global__ void __launch_bounds__(3 * 128, 1)
               const bf16 *o, const float *lse, const bf16 *d_o, float *delta, bf16 *dq)
 {
 #ifdef DTX_WGMMA
-    extern __shared__ unsigned char raw[];
     __shared__ ring<STAGES> r;
     __shared__ float base_lse[ROWS];
-    bf16 *base = aligned_shared(raw), *stages = base + 3 * ROWS * D;
+    bf16 *base = aligned_shared(), *stages = base + 3 * ROWS * D;
     ring_init(r);
     if (threadIdx.x < GROUP) {
         registers_down<40>();
@@ -264,11 +263,10 @@ __global__ void __launch_bounds__(3 * 128, 1)
                const float *lse, const bf16 *d_o, const float *delta, bf16 *dk, bf16 *dv)
 {
 #ifdef DTX_WGMMA
-    extern __shared__ unsigned char raw[];
     __shared__ ring<STAGES> r;
     __shared__ query_values<STAGES> values;
     constexpr int T = TILE * D;
-    bf16 *base = aligned_shared(raw), *stages = base + 2 * ROWS * D;
+    bf16 *base = aligned_shared(), *stages = base + 2 * ROWS * D;
     ring_init(r);
     if (threadIdx.x < GROUP) {
         registers_down<40>();
@@ -341,11 +339,11 @@ static void backward(cudaStream_t stream, const attn_shape *s, const attn_tile *
 {
     int items = ntiles * s->heads, group = s->heads / s->kv_heads;
     bool split = group % 2 == 0;
-    back_build<D>::dq<<<blocks(s, items), BLOCK, back_build<D>::DQ, stream>>>(*s, tiles, items, q, k, v, o, lse, d_o,
-                                                                              delta, dq);
+    launch(stream, back_build<D>::dq, blocks(s, items), BLOCK, back_build<D>::DQ, *s, tiles, items, q, k, v, o, lse,
+           d_o, delta, dq);
     items = ntiles * s->kv_heads * (split ? 2 : 1);
-    (split ? back_build<D>::dkv_split : back_build<D>::dkv)<<<blocks(s, items), BLOCK, back_build<D>::DKV, stream>>>(
-        *s, tiles, items, q, k, v, lse, d_o, delta, dk, dv);
+    launch(stream, split ? back_build<D>::dkv_split : back_build<D>::dkv, blocks(s, items), BLOCK, back_build<D>::DKV,
+           *s, tiles, items, q, k, v, lse, d_o, delta, dk, dv);
 }
 
 cudaError_t hopper_attn_backward(cudaStream_t stream, const attn_shape *s, const attn_tile *tiles, int ntiles,

@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(CHOOSE_THREADS)
 void choose_launch(op_dev *d, const float *logits, int32_t n, int32_t vocab, op_choice *choice, int32_t *out,
                    step_tables t)
 {
-    choose_kernel<<<n, CHOOSE_THREADS, 0, d->stream>>>(logits, vocab, choice, out, t);
+    launch(d->stream, choose_kernel, n, CHOOSE_THREADS, 0, logits, vocab, choice, out, t);
     DEV_LAUNCHED(d, "choose");
 }
 

@@ -20,6 +20,7 @@ extern "C" {
 #include "kernels/ops.h"
 }
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/ptx/launch.cuh"
 
 typedef __nv_bfloat16 bf16;
 

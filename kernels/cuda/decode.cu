@@ -182,8 +182,8 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
 }
 
 template <bool LORA, bool OUT_F32>
-static void launch(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
-                   const bf16 *add, void *y)
+static void launch_gemv(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf16 *x, const bf16 *W,
+                        const bf16 *bias, const bf16 *add, void *y)
 {
     if (K % 8 == 0)
         chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K, x,
@@ -213,11 +213,11 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
             a.out0[i] = l->part[i].out0;
             a.n[i] = l->part[i].n;
         }
-        launch<true, false>(d, a, M, N, K, x, W, bias, add, y);
+        launch_gemv<true, false>(d, a, M, N, K, x, W, bias, add, y);
     } else if (out_f32) {
-        launch<false, true>(d, a, M, N, K, x, W, bias, add, y);
+        launch_gemv<false, true>(d, a, M, N, K, x, W, bias, add, y);
     } else {
-        launch<false, false>(d, a, M, N, K, x, W, bias, add, y);
+        launch_gemv<false, false>(d, a, M, N, K, x, W, bias, add, y);
     }
 }
 
@@ -252,8 +252,8 @@ void cu_kv_store(op_dev *d, const op_pack *p, const op_attention *a, const void 
     TRACE(d, "kv_store R %d", p->rows);
     int q_dim = a->heads * a->head_dim, kv_dim = a->kv_heads * a->head_dim;
     const cuda_pack *c = pack_dev(p);
-    kv_store_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim,
-                                                    q_dim, kv_dim, a->layer);
+    launch(d->stream, kv_store_kernel, p->rows, 128, 0, c->seq_of_row, c->seqs, (const bf16 *)qkv, q_dim + 2 * kv_dim,
+           q_dim, kv_dim, a->layer);
     DEV_LAUNCHED(d, "kv_store");
 }
 
@@ -394,10 +394,9 @@ void cu_attention_cached(op_dev *d, const op_pack *p, const op_attention *a, con
 
     if (!partial)
         return;
-    cached_slice_kernel<<<dim3(p->rows, a->heads, slices), CACHED_WARPS * 32, 0, d->stream>>>(
-        c->seq_of_row, c->seqs, (const bf16 *)qkv, ld, a->heads, a->kv_heads, a->head_dim, a->layer, a->scale, slices,
-        partial);
-    cached_join_kernel<<<dim3(p->rows, a->heads), div_up(a->head_dim, 32) * 32, 0, d->stream>>>(
-        c->seq_of_row, c->seqs, a->heads, a->head_dim, slices, partial, (bf16 *)o);
+    launch(d->stream, cached_slice_kernel, dim3(p->rows, a->heads, slices), CACHED_WARPS * 32, 0, c->seq_of_row,
+           c->seqs, (const bf16 *)qkv, ld, a->heads, a->kv_heads, a->head_dim, a->layer, a->scale, slices, partial);
+    launch(d->stream, cached_join_kernel, dim3(p->rows, a->heads), div_up(a->head_dim, 32) * 32, 0, c->seq_of_row,
+           c->seqs, a->heads, a->head_dim, slices, partial, (bf16 *)o);
     DEV_LAUNCHED(d, "attention_cached");
 }

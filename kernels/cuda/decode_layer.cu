@@ -97,7 +97,7 @@ template <int SRC, int V> __device__ __forceinline__ void make_row(const prepare
  * of the row, the quarters' sums joined in order. */
 template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(prepare_args a)
 {
-    extern __shared__ __align__(16) bf16 v[];
+    DYNAMIC_SHARED(bf16, v);
     constexpr int TEAMS = PREPARE_THREADS / 32 / TEAM;
     __shared__ float sums[TEAMS][TEAM];
     int row = blockIdx.x, team = threadIdx.x / 32 / TEAM, member = threadIdx.x / 32 % TEAM, lane = threadIdx.x % 32;

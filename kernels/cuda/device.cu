@@ -427,17 +427,17 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
     }
     if (lora) {
         if (addb && bias) {
-            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
+            launch(d->stream, add_bias_kernel, p->rows, 256, 0, (bf16 *)y, bias, addb, l->out);
             addb = (bf16 *)y;
         } else if (bias) {
-            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, NULL, l->out);
+            launch(d->stream, add_bias_kernel, p->rows, 256, 0, (bf16 *)y, bias, nullptr, l->out);
             addb = (bf16 *)y;
         }
         lora_up(d, p, l, (bf16 *)h, addb, (bf16 *)y);
     } else if (bias || addb) {
         onto = true;
         if (bias || addb != y)
-            add_bias_kernel<<<p->rows, 256, 0, d->stream>>>((bf16 *)y, bias, addb, l->out);
+            launch(d->stream, add_bias_kernel, p->rows, 256, 0, (bf16 *)y, bias, addb, l->out);
     }
     gemm(d, false, p->rows, l->out, l->in, xb, l->in, W, onto, y, l->out, false);
 }

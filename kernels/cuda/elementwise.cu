@@ -23,19 +23,13 @@ template <int V> __global__ void embed_kernel(const int32_t *ids, const bf16 *E,
     }
 }
 
-#define BY_WIDTH(ok8, call8, call1)                                                                                    \
-    if (ok8)                                                                                                           \
-        call8;                                                                                                         \
-    else                                                                                                               \
-        call1
-
 void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *x)
 {
     TRACE(d, "embed R %d", p->rows);
     const int32_t *ids = pack_dev(p)->ids;
     int t = row_threads(hidden);
-    BY_WIDTH(hidden % 8 == 0, (embed_kernel<8><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)),
-             (embed_kernel<1><<<p->rows, t, 0, d->stream>>>(ids, (const bf16 *)E, hidden, (bf16 *)x)));
+    launch(d->stream, hidden % 8 == 0 ? embed_kernel<8> : embed_kernel<1>, p->rows, t, 0, ids, (const bf16 *)E, hidden,
+           (bf16 *)x);
     DEV_LAUNCHED(d, "embed");
 }
 
@@ -66,10 +60,8 @@ void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32
 {
     TRACE(d, "rmsnorm R %d", p->rows);
     int t = row_threads(n);
-    BY_WIDTH(
-        n % 8 == 0,
-        (rmsnorm_kernel<8><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)),
-        (rmsnorm_kernel<1><<<p->rows, t, 0, d->stream>>>((const bf16 *)x, (const bf16 *)w, n, eps, (bf16 *)y, rstd)));
+    launch(d->stream, n % 8 == 0 ? rmsnorm_kernel<8> : rmsnorm_kernel<1>, p->rows, t, 0, (const bf16 *)x,
+           (const bf16 *)w, n, eps, (bf16 *)y, rstd);
     DEV_LAUNCHED(d, "rmsnorm");
 }
 
@@ -102,8 +94,8 @@ void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x,
     TRACE(d, "rmsnorm_back R %d", p->rows);
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)x, *c = (const bf16 *)w, *e = (const bf16 *)add;
     int t = row_threads(n);
-    BY_WIDTH(n % 8 == 0, (rmsnorm_back_kernel<8><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)),
-             (rmsnorm_back_kernel<1><<<p->rows, t, 0, d->stream>>>(a, b, c, rstd, n, e, (bf16 *)dx)));
+    launch(d->stream, n % 8 == 0 ? rmsnorm_back_kernel<8> : rmsnorm_back_kernel<1>, p->rows, t, 0, a, b, c, rstd, n, e,
+           (bf16 *)dx);
     DEV_LAUNCHED(d, "rmsnorm_back");
 }
 
@@ -140,9 +132,8 @@ static void rotate(op_dev *d, const op_pack *p, const op_attention *a, const flo
     const int32_t *pos = pack_dev(p)->pos;
     int heads = a->heads + a->kv_heads, ld = qkv_width(a), t = heads * a->head_dim >= 2048 ? 256 : 64;
     float sign = inverse ? -1.f : 1.f;
-    BY_WIDTH(a->head_dim % 16 == 0 && ld % 8 == 0,
-             (rope_kernel<8><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)),
-             (rope_kernel<1><<<p->rows, t, 0, d->stream>>>(pos, table, heads, a->head_dim, ld, sign, (bf16 *)qkv)));
+    launch(d->stream, a->head_dim % 16 == 0 && ld % 8 == 0 ? rope_kernel<8> : rope_kernel<1>, p->rows, t, 0, pos, table,
+           heads, a->head_dim, ld, sign, (bf16 *)qkv);
     DEV_LAUNCHED(d, "rope");
 }
 
@@ -186,9 +177,9 @@ void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y
 {
     TRACE(d, "swiglu R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
-    BY_WIDTH(ffn % 8 == 0,
-             (swiglu_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)),
-             (swiglu_kernel<1><<<div_up(total, 256), 256, 0, d->stream>>>((const bf16 *)gu, ffn, total, (bf16 *)y)));
+    int v = ffn % 8 == 0 ? 8 : 1;
+    launch(d->stream, v == 8 ? swiglu_kernel<8> : swiglu_kernel<1>, div_up(total, v * 256), 256, 0, (const bf16 *)gu,
+           ffn, total, (bf16 *)y);
     DEV_LAUNCHED(d, "swiglu");
 }
 
@@ -197,9 +188,9 @@ void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu,
     TRACE(d, "swiglu_back R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)gu;
-    BY_WIDTH(ffn % 8 == 0,
-             (swiglu_back_kernel<8><<<div_up(total, 8 * 256), 256, 0, d->stream>>>(a, b, ffn, total, (bf16 *)dgu)),
-             (swiglu_back_kernel<1><<<div_up(total, 256), 256, 0, d->stream>>>(a, b, ffn, total, (bf16 *)dgu)));
+    int v = ffn % 8 == 0 ? 8 : 1;
+    launch(d->stream, v == 8 ? swiglu_back_kernel<8> : swiglu_back_kernel<1>, div_up(total, v * 256), 256, 0, a, b, ffn,
+           total, (bf16 *)dgu);
     DEV_LAUNCHED(d, "swiglu_back");
 }
 
@@ -217,7 +208,7 @@ static void zero_padding(op_dev *d, const op_pack *p, int n, void *x)
 {
     const cuda_pack *c = pack_dev(p);
     if (c->padded)
-        zero_padding_kernel<<<p->rows, 128, 0, d->stream>>>(c->seq_of_row, n, (bf16 *)x);
+        launch(d->stream, zero_padding_kernel, p->rows, 128, 0, c->seq_of_row, n, (bf16 *)x);
 }
 
 static attn_shape shape_of(const op_dev *d, const op_pack *p, const op_attention *a)

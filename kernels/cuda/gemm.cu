@@ -152,12 +152,12 @@ static bool check_begin(op_dev *d, gemm_plan *g, const bf16 *W, bit_check *c)
     c->y1 = c->y0 + yb;
     c->differ = (int *)(c->y1 + yb);
     set_rows(d, g, CHECK_ROWS);
-    random_rows_kernel<<<256, 256, 0, d->stream>>>((bf16 *)c->x, xb / 2);
+    launch(d->stream, random_rows_kernel, 256, 256, 0, (bf16 *)c->x, xb / 2);
     DEV_CHECK(d, cudaMemsetAsync(c->y2, 0, 3 * yb, d->stream)); /* between the rows, too */
     if (product(d, g, &g->reference, (bf16 *)c->x, W, false, c->y0) != CUBLAS_STATUS_SUCCESS)
         return false;
-    negate_kernel<<<256, 256, 0, d->stream>>>((uint32_t *)c->y0, c->words, g->out_f32 ? 0x80000000u : 0x80008000u,
-                                              (uint32_t *)c->y2);
+    launch(d->stream, negate_kernel, 256, 256, 0, (uint32_t *)c->y0, c->words, g->out_f32 ? 0x80000000u : 0x80008000u,
+           (uint32_t *)c->y2);
     DEV_CHECK(d, cudaMemcpyAsync(c->y0, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
     return product(d, g, &g->reference, (bf16 *)c->x, W, true, c->y0) == CUBLAS_STATUS_SUCCESS;
 }
@@ -169,7 +169,7 @@ static bool same_bits(op_dev *d, gemm_plan *g, const bf16 *W, const bit_check *c
     DEV_CHECK(d, cudaMemcpyAsync(c->y1, c->y2, c->words * 4, cudaMemcpyDeviceToDevice, d->stream));
     if (product(d, g, algo, (bf16 *)c->x, W, true, c->y1) != CUBLAS_STATUS_SUCCESS)
         return false;
-    differ_kernel<<<256, 256, 0, d->stream>>>((uint32_t *)c->y0, (uint32_t *)c->y1, c->words, c->differ);
+    launch(d->stream, differ_kernel, 256, 256, 0, (uint32_t *)c->y0, (uint32_t *)c->y1, c->words, c->differ);
     DEV_CHECK(d, cudaMemcpyAsync(&differ, c->differ, sizeof(int), cudaMemcpyDeviceToHost, d->stream));
     DEV_CHECK(d, cudaStreamSynchronize(d->stream));
     return d->status == cudaSuccess && !differ;

@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
 {
 #ifdef DTX_WGMMA
     typedef tile_ring<BN> G;
-    extern __shared__ unsigned char raw[];
+    DYNAMIC_SHARED(unsigned char, raw);
     unsigned char *smem = raw + ((1024 - (smem_addr(raw) & 1023)) & 1023);
     uint32_t slots = smem_addr(smem), stores = slots + G::SLOTS * G::SLOT, full = stores + WARPS * 2 * STORE_BYTES,
              empty = full + G::SLOTS * 8, turn = empty + G::SLOTS * 8;
@@ -501,7 +501,7 @@ template <int BN, int CL, int BACK> static void launch_kernel(op_dev *d, const g
     DEV_CHECK(d, cudaLaunchKernelEx(&config, gemm_kernel<BN, CL, BACK>, a));
 }
 
-template <int BACK> static void launch(op_dev *d, const hopper_shape &s, const gemm_args &a)
+template <int BACK> static void launch_shape(op_dev *d, const hopper_shape &s, const gemm_args &a)
 {
     if (s.columns == 256 && s.cluster == 2)
         launch_kernel<256, 2, BACK>(d, a);
@@ -567,9 +567,9 @@ static void run(op_dev *d, bool back, const hopper_shape &s, const op_linear *l,
     a->group = s.group;
     make_maps(d, a, s, back, l, x, add, y);
     if (back)
-        launch<1>(d, s, *a);
+        launch_shape<1>(d, s, *a);
     else
-        launch<0>(d, s, *a);
+        launch_shape<0>(d, s, *a);
 }
 
 /* Of the product alone, into scratch memory. */

@@ -3,6 +3,7 @@
 #define DTX_CUDA_HOPPER_TILES_CUH
 
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ptx/launch.cuh"
 #include "kernels/cuda/ring.cuh"
 
 typedef __nv_bfloat16 bf16;
@@ -195,8 +196,9 @@ template <int N> __device__ __forceinline__ span span_of(const work &w)
 #endif
 
 /* Shared memory starts at a multiple of 1024 bytes. */
-__device__ __forceinline__ bf16 *aligned_shared(unsigned char *raw)
+__device__ __forceinline__ bf16 *aligned_shared()
 {
+    DYNAMIC_SHARED(unsigned char, raw);
     return (bf16 *)(raw + ((1024 - (smem_addr(raw) & 1023)) & 1023));
 }
 

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
 {
     typedef down_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES, LD = G::LD;
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     const lora_tile t = a.tiles[blockIdx.x * (ROW_ALIGN / LORA_ROWS)];
     int k0 = blockIdx.y * DOWN_SPLIT, length = min(a.in - k0, (int)DOWN_SPLIT), r0 = blockIdx.z * BN;
     int wrow = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
@@ -150,10 +150,7 @@ template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const
 void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out)
 {
     dim3 grid(pack_dev(p)->n_tiles, a.n_parts);
-    if (back)
-        lora_join_kernel<true><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
-    else
-        lora_join_kernel<false><<<grid, 128, 0, d->stream>>>(a, n, sums, out);
+    launch(d->stream, back ? lora_join_kernel<true> : lora_join_kernel<false>, grid, 128, 0, a, n, sums, out);
     DEV_LAUNCHED(d, "lora_join");
 }
 
@@ -356,7 +353,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     lora_narrow_kernel(lora_args a, const bf16 *h, const uint32_t *kept, const bf16 *add, bf16 *y)
 {
     typedef narrow_shape S;
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
     int parts = BACK ? a.n_parts : 1, first = 0, group = blockIdx.x, wrow = threadIdx.x / 32 * 16,
         lane = threadIdx.x % 32;
@@ -499,7 +496,7 @@ __global__ void lora_round_kernel(const float *w, bf16 *shadow, size_t n)
 
 void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n)
 {
-    lora_round_kernel<<<div_up((int64_t)n, 4 * 256), 256, 0, d->stream>>>(w, shadow, n);
+    launch(d->stream, lora_round_kernel, div_up((int64_t)n, 4 * 256), 256, 0, w, shadow, n);
     DEV_LAUNCHED(d, "lora_round");
 }
 
@@ -515,10 +512,8 @@ static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const b
         return;
     }
     dim3 grid(p->rows / ROW_ALIGN, div_up(a->in, DOWN_SPLIT), div_up(a->hr, BN));
-    if (pack_dev(p)->dropout)
-        lora_down_kernel<BN, PARTS, true><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
-    else
-        lora_down_kernel<BN, PARTS, false><<<grid, THREADS, bytes, d->stream>>>(*a, x, sums);
+    launch(d->stream, pack_dev(p)->dropout ? lora_down_kernel<BN, PARTS, true> : lora_down_kernel<BN, PARTS, false>,
+           grid, THREADS, bytes, *a, x, sums);
     DEV_LAUNCHED(d, "lora_down");
 }
 
@@ -576,9 +571,10 @@ void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, con
         cols += narrow ? narrow_groups(a.n[i]) : div_up(a.n[i], UP_COLS);
     dim3 grid(cols, p->rows / UP_ROWS);
     if (narrow)
-        lora_narrow_kernel<false, false><<<grid, THREADS, narrow_shape::bytes(1), d->stream>>>(a, h, NULL, add, y);
+        launch(d->stream, lora_narrow_kernel<false, false>, grid, THREADS, narrow_shape::bytes(1), a, h, nullptr, add,
+               y);
     else
-        lora_up_kernel<64><<<grid, THREADS, 0, d->stream>>>(a, h, add, y);
+        launch(d->stream, lora_up_kernel<64>, grid, THREADS, 0, a, h, add, y);
     DEV_LAUNCHED(d, "lora_up");
 }
 
@@ -592,13 +588,13 @@ void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *d
     int bytes = narrow ? narrow_shape::bytes(a.n_parts, drop) : 0;
     dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);
     if (narrow && drop)
-        lora_narrow_kernel<true, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, kept, NULL, dx);
+        launch(d->stream, lora_narrow_kernel<true, true>, grid, THREADS, bytes, a, dh, kept, nullptr, dx);
     else if (narrow)
-        lora_narrow_kernel<true, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, NULL, dx);
+        launch(d->stream, lora_narrow_kernel<true, false>, grid, THREADS, bytes, a, dh, nullptr, nullptr, dx);
     else if (drop)
-        lora_up_back_kernel<64, true><<<grid, THREADS, bytes, d->stream>>>(a, dh, kept, dx);
+        launch(d->stream, lora_up_back_kernel<64, true>, grid, THREADS, bytes, a, dh, kept, dx);
     else
-        lora_up_back_kernel<64, false><<<grid, THREADS, bytes, d->stream>>>(a, dh, NULL, dx);
+        launch(d->stream, lora_up_back_kernel<64, false>, grid, THREADS, bytes, a, dh, nullptr, dx);
     DEV_LAUNCHED(d, "lora_up_back");
 }
 
@@ -645,6 +641,6 @@ void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf1
 {
     TRACE(d, "lora_decode_down %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
-    lora_decode_down_kernel<<<dim3(p->rows, a.n_parts, div_up(a.hr, 4)), 128, 0, d->stream>>>(a, x, h);
+    launch(d->stream, lora_decode_down_kernel, dim3(p->rows, a.n_parts, div_up(a.hr, 4)), 128, 0, a, x, h);
     DEV_LAUNCHED(d, "lora_decode_down");
 }

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
 {
     typedef dy_shape<BN, COLS> G;
     constexpr int STAGES = G::STAGES, NB = BN / 16, MT = COLS / 128;
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     bf16 *ys = smem, *hs = smem + STAGES * G::YT;
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 {
     typedef da_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES;
-    extern __shared__ __align__(16) bf16 smem[];
+    DYNAMIC_SHARED(bf16, smem);
     __shared__ uint32_t words[DROP ? PARTS : 1][CHUNK][DA_COLS / 32];
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
@@ -360,7 +360,7 @@ template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
     if (!b.a)
         allow_smem(d, lora_dy_kernel<BN, COLS>, bytes);
     else
-        lora_dy_kernel<BN, COLS><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.dy, b.h, b.parts, b.partial);
+        launch(d->stream, lora_dy_kernel<BN, COLS>, b.grid, THREADS, bytes, *b.a, b.dy, b.h, b.parts, b.partial);
 }
 
 template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b)
@@ -370,9 +370,10 @@ template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b
         allow_smem(d, lora_da_kernel<BN, PARTS, false>, bytes);
         allow_smem(d, lora_da_kernel<BN, PARTS, true>, bytes);
     } else if (b.drop) {
-        lora_da_kernel<BN, PARTS, true><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial, b.kept);
+        launch(d->stream, lora_da_kernel<BN, PARTS, true>, b.grid, THREADS, bytes, *b.a, b.x, b.dh, b.partial, b.kept);
     } else {
-        lora_da_kernel<BN, PARTS, false><<<b.grid, THREADS, bytes, d->stream>>>(*b.a, b.x, b.dh, b.partial, NULL);
+        launch(d->stream, lora_da_kernel<BN, PARTS, false>, b.grid, THREADS, bytes, *b.a, b.x, b.dh, b.partial,
+               nullptr);
     }
 }
 
@@ -447,8 +448,8 @@ static void back_da(op_dev *d, const op_pack *p, back_args b)
     else
         launch_da_parts<32>(d, b);
     if (b.partial)
-        grad_join_kernel<<<dim3(div_up((int64_t)grad_columns(a) * a.hr, THREADS), p->n_segs), THREADS, 0, d->stream>>>(
-            a, b.partial);
+        launch(d->stream, grad_join_kernel, dim3(div_up((int64_t)grad_columns(a) * a.hr, THREADS), p->n_segs), THREADS,
+               0, a, b.partial);
     DEV_LAUNCHED(d, "lora dA");
 }
 

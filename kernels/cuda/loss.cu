@@ -167,19 +167,19 @@ void cu_head_loss(op_dev *d, const op_pack *p, const void *x, const void *W, int
     if (dx)
         dlogits = (bf16 *)dev_alloc(d, (size_t)chunk * ld * sizeof(bf16));
     if (rows && logits && scale_of && row_loss && (!dx || dlogits)) {
-        label_scales_kernel<<<p->n_segs, 128, 0, d->stream>>>(c->segs, scale_of);
+        launch(d->stream, label_scales_kernel, p->n_segs, 128, 0, c->segs, scale_of);
         for (int at = 0; at < p->n_labels; at += chunk) {
             int n = p->n_labels - at < chunk ? p->n_labels - at : chunk;
-            move_rows_kernel<false><<<n, 256, 0, d->stream>>>((const bf16 *)x, c->lab_row + at, hidden, rows);
+            launch(d->stream, move_rows_kernel<false>, n, 256, 0, (const bf16 *)x, c->lab_row + at, hidden, rows);
             gemm(d, false, n, vocab, hidden, rows, hidden, (const bf16 *)W, false, logits, ld, true);
-            cross_entropy_kernel<<<n, HEAD_THREADS, 0, d->stream>>>(logits, c->lab_id + at, scale_of + at, vocab, ld,
-                                                                    row_loss + at, dlogits);
+            launch(d->stream, cross_entropy_kernel, n, HEAD_THREADS, 0, logits, c->lab_id + at, scale_of + at, vocab,
+                   ld, row_loss + at, dlogits);
             if (dx) {
                 gemm(d, true, n, vocab, hidden, dlogits, ld, (const bf16 *)W, false, rows, hidden, false);
-                move_rows_kernel<true><<<n, 256, 0, d->stream>>>(rows, c->lab_row + at, hidden, (bf16 *)dx);
+                launch(d->stream, move_rows_kernel<true>, n, 256, 0, rows, c->lab_row + at, hidden, (bf16 *)dx);
             }
         }
-        sum_losses_kernel<<<p->n_segs, 32, 0, d->stream>>>(c->segs, row_loss, loss);
+        launch(d->stream, sum_losses_kernel, p->n_segs, 32, 0, c->segs, row_loss, loss);
         DEV_LAUNCHED(d, "head loss");
     }
     dev_free(d, dlogits);
@@ -200,7 +200,7 @@ void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const v
 
     if (dev_rows && picked) {
         dev_upload(d, dev_rows, rows, (size_t)n * sizeof(int32_t));
-        move_rows_kernel<false><<<n, 256, 0, d->stream>>>((const bf16 *)x, dev_rows, hidden, picked);
+        launch(d->stream, move_rows_kernel<false>, n, 256, 0, (const bf16 *)x, dev_rows, hidden, picked);
         gemv(d, NULL, NULL, n, vocab, hidden, picked, (const bf16 *)W, NULL, NULL, NULL, logits, true);
     }
     dev_free(d, picked);

@@ -132,9 +132,9 @@ void cu_optim(op_dev *d, const op_optim *jobs, int32_t n, const double *loss, op
     partial = (double *)dev_alloc(d, (size_t)blocks * sizeof(double));
     if (dev && partial) {
         dev_upload(d, dev, host, (size_t)n * sizeof(*dev));
-        squares_kernel<<<blocks, NORM_THREADS, 0, d->stream>>>(dev, n, partial);
-        norm_kernel<<<n, 32, 0, d->stream>>>(dev, partial, loss, out);
-        update_kernel<<<blocks, NORM_THREADS, 0, d->stream>>>(dev, n, out);
+        launch(d->stream, squares_kernel, blocks, NORM_THREADS, 0, dev, n, partial);
+        launch(d->stream, norm_kernel, n, 32, 0, dev, partial, loss, out);
+        launch(d->stream, update_kernel, blocks, NORM_THREADS, 0, dev, n, out);
         DEV_LAUNCHED(d, "optimizer");
     }
     dev_free(d, partial);
