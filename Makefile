@@ -146,4 +146,28 @@ build/gpu_%: tests/gpu/%.c $(KERNEL_OBJ) $(BASE_OBJ)
 build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)
-.PHONY: cuda
+.PHONY: cuda soft
+
+# ---- the same kernels on a device in software (kernels/cuda/soft), for tests on machines without a GPU ----
+CXX       ?= g++
+SOFT_DIR  := $(BUILD)/soft
+SOFT_OBJ  := $(patsubst kernels/cuda/%,$(SOFT_DIR)/%.o,$(CU_SRC) $(wildcard kernels/cuda/soft/*.cc))
+SOFT_BASE := $(patsubst %,$(SOFT_DIR)/%.o,err text_control)
+SOFT_HEAD := $(shell find kernels/cuda -name '*.cuh' -o -name '*.h') $(wildcard kernels/*.h)
+
+soft: $(SOFT_DIR)/dtx_cuda.so $(SOFT_DIR)/gpu_parity
+$(SOFT_DIR)/%.o: kernels/cuda/% $(SOFT_HEAD)
+	@mkdir -p $(@D)
+	$(call say,CXX,$@)
+	$(Q)$(CXX) -x c++ -std=c++17 -O3 -mavx2 -mfma -g1 -fPIC -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas $(SAN_FLAGS) \
+	    -Ikernels/cuda/soft/include -I. -c -o $@ $<
+$(SOFT_DIR)/%.o: scheduler/base/%.c
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -fPIC -c -o $@ $<
+$(SOFT_DIR)/dtx_cuda.so: $(SOFT_OBJ) $(SOFT_BASE)
+	$(call say,LD,$@)
+	$(Q)$(CXX) -shared $(SAN_FLAGS) -Wl,-z,defs,-z,nodelete -o $@ $^ -lpthread -lm
+$(SOFT_DIR)/gpu_%: tests/gpu/%.c $(KERNEL_OBJ) $(BASE_OBJ) tests/gpu/parity_decode.h tests/gpu/parity_shapes.h
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) -o $@ $< $(KERNEL_OBJ) $(BASE_OBJ) $(ALL_LIBS)

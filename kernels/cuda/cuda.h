@@ -109,6 +109,7 @@ struct op_dev {
     void *encode_map;              /* cuTensorMapEncodeTiled */
     int32_t gemm_blocks[2];        /* blocks that run at a time, alone and in clusters of two */
     hopper_choice *hopper_choices; /* of gemm_hopper.cu */
+    int32_t tiles;                 /* the only one of its candidates; -1: the fastest */
     int32_t sms;                   /* multiprocessors */
     unsigned *drawn;               /* on the device, attention_hopper.cu's: 0 between its kernels */
     trace *tracing;                /* NULL: off */

@@ -527,8 +527,24 @@ template <int BACK> static cudaError_t setup_all(op_dev *d)
     return setup_kernel<64, 2, BACK>(&d->gemm_blocks[1]);
 }
 
+/* ---- the size of tiles: all give the same bits, so the fastest is taken, by measurement ---- */
+
+enum { LARGE = 3, CANDIDATES = 7 }; /* for more than 1024 rows the first LARGE of them */
+
+static const hopper_shape candidates[CANDIDATES] = {{256, 2, 8},  {256, 2, 16}, {256, 1, 16}, {128, 2, 8},
+                                                    {128, 1, 16}, {64, 2, 8},   {64, 1, 16}};
+
+/* DTX_CUDA_TILES: the number of a candidate, to test each. */
+static void choose_before(op_dev *d)
+{
+    const char *s = getenv("DTX_CUDA_TILES");
+    long n = s && *s ? strtol(s, NULL, 10) : -1;
+    d->tiles = n >= 0 && n < CANDIDATES ? (int32_t)n : -1;
+}
+
 cudaError_t hopper_gemm_setup(op_dev *d)
 {
+    choose_before(d);
     cudaDriverEntryPointQueryResult found;
     cudaError_t rc =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &d->encode_map, 12000, cudaEnableDefault, &found);
@@ -546,13 +562,6 @@ bool hopper_gemm_fits(const op_dev *d, const op_linear *l)
         fits = fits && l->part[p].out0 % 8 == 0 && l->part[p].n % 8 == 0;
     return fits;
 }
-
-/* ---- the size of tiles: all give the same bits, so the fastest is taken, by measurement ---- */
-
-enum { LARGE = 3, CANDIDATES = 7 }; /* for more than 1024 rows the first LARGE of them */
-
-static const hopper_shape candidates[CANDIDATES] = {{256, 2, 8},  {256, 2, 16}, {256, 1, 16}, {128, 2, 8},
-                                                    {128, 1, 16}, {64, 2, 8},   {64, 1, 16}};
 
 struct hopper_choice {
     bool back;
@@ -617,6 +626,8 @@ static hopper_shape choose_shape(op_dev *d, bool back, const op_linear *l, const
     int size = 7; /* 128 rows or fewer are one case */
     hopper_choice *c;
 
+    if (d->tiles >= 0)
+        return candidates[d->tiles];
     while (a.rows > 1 << size)
         size++;
     for (c = d->hopper_choices; c; c = c->next)

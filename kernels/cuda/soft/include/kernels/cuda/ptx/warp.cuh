@@ -1,0 +1,135 @@
+/* Stands in for ptx/warp.cuh on the device in software: same names, same meaning. */
+#ifndef DTX_CUDA_PTX_WARP_CUH
+#define DTX_CUDA_PTX_WARP_CUH
+
+#include <cmath>
+#include <cstring>
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/soft/soft.h"
+
+static inline uint32_t smem_addr(const void *p)
+{
+    return soft_address(p);
+}
+
+static inline void copy16(void *smem, const void *global, bool valid)
+{
+    soft_copy_start(smem, global, valid ? 16 : 0, 16);
+}
+
+static inline void copy4(void *smem, const void *global, bool valid)
+{
+    soft_copy_start(smem, global, valid ? 4 : 0, 4);
+}
+
+static inline void copy_commit()
+{
+    soft_copy_commit();
+}
+
+template <int N> static inline void copy_wait()
+{
+    soft_copy_wait(N);
+}
+
+/* ldmatrix: lane i gives the address of row i % 8 of matrix i / 8; a lane gets a pair of each matrix. */
+static inline void soft_load4(uint32_t r[4], const void *p, bool transposed)
+{
+    const unsigned char *all = soft_show(&p, sizeof(p));
+    unsigned lane = threadIdx.x % 32;
+    for (unsigned m = 0; m < 4; m++)
+        for (unsigned j = 0; j < 2; j++) {
+            unsigned row = transposed ? lane % 4 * 2 + j : lane / 4, column = transposed ? lane / 4 : lane % 4 * 2 + j;
+            const uint16_t *at;
+            memcpy(&at, all + (m * 8 + row) * 64, sizeof(at));
+            if ((uintptr_t)at % 16)
+                soft_die("ldmatrix: an odd address");
+            memcpy((char *)&r[m] + j * 2, at + column, 2);
+        }
+    soft_show(NULL, 0); /* the others may have read what this lane writes next */
+}
+
+static inline void load4(uint32_t r[4], const __nv_bfloat16 *p)
+{
+    soft_load4(r, p, false);
+}
+
+static inline void load4t(uint32_t r[4], const __nv_bfloat16 *p)
+{
+    soft_load4(r, p, true);
+}
+
+static inline void load4_at(uint32_t r[4], uint32_t from)
+{
+    soft_load4(r, soft_pointer(from), false);
+}
+
+static inline void store4_at(uint32_t to, const uint32_t r[4])
+{
+    struct {
+        uint32_t to, r[4];
+    } mine = {to, {r[0], r[1], r[2], r[3]}}, from;
+    const unsigned char *all = soft_show(&mine, sizeof(mine));
+    unsigned lane = threadIdx.x % 32; /* writes the row whose address it gave */
+    unsigned char *row = soft_pointer(to);
+    for (unsigned q = 0; q < 4; q++) {
+        memcpy(&from, all + (lane % 8 * 4 + q) * 64, sizeof(from));
+        memcpy(row + q * 4, &from.r[lane / 8], 4);
+    }
+    soft_show(NULL, 0);
+}
+
+static inline float soft_half(uint32_t word, unsigned which)
+{
+    uint32_t bits = which ? word & 0xffff0000u : word << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    struct {
+        uint32_t a[4], b[2];
+    } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}}, of[2];
+    const unsigned char *all = soft_show(&mine, sizeof(mine));
+    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    for (unsigned i = 0; i < 4; i++) { /* c: row g + i / 2 * 8, column t * 2 + i % 2 */
+        float sum = 0.f;
+        for (unsigned k = 0; k < 16; k++) {
+            memcpy(&of[0], all + (g * 4 + k % 8 / 2) * 64, sizeof(of[0]));
+            memcpy(&of[1], all + ((t * 2 + i % 2) * 4 + k % 8 / 2) * 64, sizeof(of[1]));
+            sum += soft_half(of[0].a[i / 2 + k / 8 * 2], k % 2) * soft_half(of[1].b[k / 8], k % 2);
+        }
+        c[i] += sum;
+    }
+}
+
+static inline float exp2_fast(float x)
+{
+    return exp2f(x);
+}
+
+static inline void prefetch_l2(const void *)
+{
+}
+
+static inline void chain_wait()
+{
+}
+
+static inline void chain_next()
+{
+}
+
+template <int ID, int N> static inline void named_barrier()
+{
+    soft_barrier(ID, N);
+}
+
+template <int N> static inline void settled(float (*)[4])
+{
+}
+
+#endif

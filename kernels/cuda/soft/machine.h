@@ -1,0 +1,36 @@
+/* What machine.cc and async.cc know of each other. */
+#ifndef DTX_CUDA_SOFT_MACHINE_H
+#define DTX_CUDA_SOFT_MACHINE_H
+
+#include "kernels/cuda/soft/soft.h"
+
+struct soft_load { /* of a box, to the same place of each block of the mask */
+    soft_map map;
+    int column, row;
+    uint32_t to, bar;
+    unsigned mask;
+};
+
+struct soft_cluster {
+    std::vector<soft_block> blocks;
+    soft_meet meet;
+    std::vector<soft_load> loads; /* in flight */
+    uint64_t seed, random; /* random: the state of soft_chance */
+    const void *host_stack; /* for AddressSanitizer */
+    size_t host_stack_bytes;
+};
+
+static inline unsigned soft_chance(soft_cluster *c)
+{
+    c->random = c->random * 6364136223846793005u + 1442695040888963407u;
+    return (unsigned)(c->random >> 33);
+}
+
+/* Does some of the loads in flight, at least one if `must`; false if there was none to do. */
+bool soft_loads_some(soft_cluster *c, bool must);
+bool soft_phase_over(uint64_t bar, unsigned parity);
+unsigned char *soft_pointer_in(soft_block *b, uint32_t address);
+bool soft_arrive(soft_meet *m, int count);
+void soft_wait_round(const soft_meet *m, unsigned old, const char *where);
+
+#endif
