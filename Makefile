@@ -150,6 +150,7 @@ build/engine_bench: tests/bench/engine_bench.c $(KERNEL_OBJ) $(BASE_OBJ)
 
 # ---- the same kernels on a device in software (kernels/cuda/soft), for tests on machines without a GPU ----
 CXX       ?= g++
+SOFT_ARCH := $(if $(filter x86_64,$(shell uname -m)),-mavx2 -mfma -mtls-dialect=gnu2)
 SOFT_DIR  := $(BUILD)/soft
 SOFT_OBJ  := $(patsubst kernels/cuda/%,$(SOFT_DIR)/%.o,$(CU_SRC) $(wildcard kernels/cuda/soft/*.cc))
 SOFT_BASE := $(patsubst %,$(SOFT_DIR)/%.o,err text_control)
@@ -159,7 +160,7 @@ soft: $(SOFT_DIR)/dtx_cuda.so $(SOFT_DIR)/gpu_parity
 $(SOFT_DIR)/%.o: kernels/cuda/% $(SOFT_HEAD)
 	@mkdir -p $(@D)
 	$(call say,CXX,$@)
-	$(Q)$(CXX) -x c++ -std=c++17 -O3 -mavx2 -mfma -g1 -fPIC -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas $(SAN_FLAGS) \
+	$(Q)$(CXX) -x c++ -std=c++17 -O3 $(SOFT_ARCH) -g1 -fPIC -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas $(SAN_FLAGS) \
 	    -Ikernels/cuda/soft/include -I. -c -o $@ $<
 $(SOFT_DIR)/%.o: scheduler/base/%.c
 	@mkdir -p $(@D)

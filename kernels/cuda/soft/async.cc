@@ -55,14 +55,6 @@ void soft_copy_wait(int groups)
 
 /* ---- wgmma ---- */
 
-static float half_of(uint32_t word, unsigned which)
-{
-    uint32_t bits = which ? word & 0xffff0000u : word << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
 /* Eight elements from an address on, a multiple of 16: the pieces of rows of 128 bytes are swizzled by the address
  * itself, as wgmma.cuh describes it. */
 static void read_piece(uint32_t address, float to[8])
@@ -70,7 +62,7 @@ static void read_piece(uint32_t address, float to[8])
     uint32_t words[4];
     memcpy(words, soft_pointer(address ^ (address >> 7 & 7) << 4), 16);
     for (unsigned i = 0; i < 8; i++)
-        to[i] = half_of(words[i / 2], i % 2);
+        to[i] = soft_half(words[i / 2], i % 2);
 }
 
 struct operand {
@@ -99,7 +91,7 @@ static void read_fragments(const soft_thread *group, size_t item, float a[64][16
         for (unsigned i = 0; i < 4; i++)
             for (unsigned j = 0; j < 2; j++)
                 a[t / 32 * 16 + t % 32 / 4 + i % 2 * 8][t % 4 * 2 + j + i / 2 * 8] =
-                    half_of(group[t].products.items[item].fragment[i], j);
+                    soft_half(group[t].products.items[item].fragment[i], j);
 }
 
 static void read_b(const soft_product &p, float (*b)[256])

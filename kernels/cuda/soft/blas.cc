@@ -112,31 +112,40 @@ struct product {
     float beta;
 };
 
+static void store(const product &p, size_t at, float sum)
+{
+    if (p.d.type == CUDA_R_32F) {
+        float *y = (float *)p.D + at;
+        *y = sum + (p.beta != 0.f ? p.beta * *y : 0.f);
+    } else {
+        __nv_bfloat16 *y = (__nv_bfloat16 *)p.D + at;
+        *y = __float2bfloat16(sum + (p.beta != 0.f ? p.beta * __bfloat162float(*y) : 0.f));
+    }
+}
+
+/* COLS columns of the result at a time, so that A is read and converted seldom. */
 static void multiply(const product &p)
 {
+    enum { COLS = 16 };
     size_t m = p.d.rows, inner = p.b.rows;
-    std::vector<float> sum(m);
-    for (size_t j = 0; j < p.d.cols; j++) {
+    bool t = p.desc.transa == CUBLAS_OP_T;
+    std::vector<float> b(inner * COLS), sum(m * COLS);
+    for (size_t j0 = 0; j0 < p.d.cols; j0 += COLS) {
+        size_t n = std::min(p.d.cols - j0, (size_t)COLS);
+        for (size_t j = 0; j < n; j++)
+            for (size_t k = 0; k < inner; k++)
+                b[k * COLS + j] = __bfloat162float(p.B[(j0 + j) * (size_t)p.b.ld + k]);
         std::fill(sum.begin(), sum.end(), 0.f);
-        for (size_t k = 0; k < inner; k++) {
-            float b = __bfloat162float(p.B[j * (size_t)p.b.ld + k]);
-            if (p.desc.transa == CUBLAS_OP_N)
-                for (size_t i = 0; i < m; i++)
-                    sum[i] += __bfloat162float(p.A[k * (size_t)p.a.ld + i]) * b;
-            else
-                for (size_t i = 0; i < m; i++)
-                    sum[i] += __bfloat162float(p.A[i * (size_t)p.a.ld + k]) * b;
-        }
-        for (size_t i = 0; i < m; i++) {
-            size_t at = j * (size_t)p.d.ld + i;
-            if (p.d.type == CUDA_R_32F) {
-                float *y = (float *)p.D + at;
-                *y = sum[i] + (p.beta != 0.f ? p.beta * *y : 0.f);
-            } else {
-                __nv_bfloat16 *y = (__nv_bfloat16 *)p.D + at;
-                *y = __float2bfloat16(sum[i] + (p.beta != 0.f ? p.beta * __bfloat162float(*y) : 0.f));
+        for (size_t x = 0; x < (t ? m : inner); x++) /* as A lies in memory */
+            for (size_t y = 0; y < (t ? inner : m); y++) {
+                size_t i = t ? x : y, k = t ? y : x;
+                float a = __bfloat162float(p.A[x * (size_t)p.a.ld + y]);
+                for (int j = 0; j < COLS; j++)
+                    sum[i * COLS + j] += a * b[k * COLS + j];
             }
-        }
+        for (size_t j = 0; j < n; j++)
+            for (size_t i = 0; i < m; i++)
+                store(p, (j0 + j) * (size_t)p.d.ld + i, sum[i * COLS + j]);
     }
 }
 

@@ -219,6 +219,55 @@ const unsigned char *soft_show(const void *mine, size_t n)
     return w->post[round & 1][0];
 }
 
+struct mma_lane {
+    uint32_t a[4], b[2];
+    float *c;
+};
+
+/* Lane: g = lane / 4, t = lane % 4.  a: rows g, g + 8, columns 2 t (+ 1) and 8 more; b: rows 2 t (+ 1) and 8 more,
+ * column g; c: rows g, g + 8, columns 2 t (+ 1). */
+static void mma_of_warp(const unsigned char *shown)
+{
+    float a[16][16], b[16][8], sum[16][8] = {};
+    for (unsigned lane = 0; lane < 32; lane++) {
+        mma_lane l;
+        unsigned g = lane / 4, t = lane % 4;
+        memcpy(&l, shown + lane * 64, sizeof(l));
+        for (unsigned i = 0; i < 4; i++)
+            for (unsigned j = 0; j < 2; j++)
+                a[g + i % 2 * 8][t * 2 + j + i / 2 * 8] = soft_half(l.a[i], j);
+        for (unsigned i = 0; i < 2; i++)
+            for (unsigned j = 0; j < 2; j++)
+                b[t * 2 + j + i * 8][g] = soft_half(l.b[i], j);
+    }
+    for (unsigned r = 0; r < 16; r++)
+        for (unsigned k = 0; k < 16; k++)
+            for (unsigned n = 0; n < 8; n++)
+                sum[r][n] += a[r][k] * b[k][n];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        mma_lane l;
+        memcpy(&l, shown + lane * 64, sizeof(l));
+        for (unsigned i = 0; i < 4; i++)
+            l.c[i] += sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    }
+}
+
+/* The last lane to come does the work of all: their sums lie on their stacks. */
+void soft_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    soft_thread *t = soft_now;
+    soft_warp *w = &t->block->warps[(size_t)t->number / 32];
+    unsigned round = w->meet.round;
+    mma_lane mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, c};
+    if (w->alive < 32)
+        soft_die("mma: lanes of the warp have ended");
+    memcpy(w->post[round & 1][t->number % 32], &mine, sizeof(mine));
+    if (w->meet.arrived + 1 == w->alive)
+        mma_of_warp(w->post[round & 1][0]);
+    if (!soft_arrive(&w->meet, w->alive))
+        soft_wait_round(&w->meet, round, "the other lanes of its warp");
+}
+
 void soft_barrier(int id, int threads)
 {
     soft_block *b = soft_now->block;

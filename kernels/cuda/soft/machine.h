@@ -2,6 +2,8 @@
 #ifndef DTX_CUDA_SOFT_MACHINE_H
 #define DTX_CUDA_SOFT_MACHINE_H
 
+#include <cstring>
+
 #include "kernels/cuda/soft/soft.h"
 
 struct soft_load { /* of a box, to the same place of each block of the mask */
@@ -24,6 +26,15 @@ static inline unsigned soft_chance(soft_cluster *c)
 {
     c->random = c->random * 6364136223846793005u + 1442695040888963407u;
     return (unsigned)(c->random >> 33);
+}
+
+/* The lower or the upper bf16 of a word. */
+static inline float soft_half(uint32_t word, unsigned which)
+{
+    uint32_t bits = which ? word & 0xffff0000u : word << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
 }
 
 /* Does some of the loads in flight, at least one if `must`; false if there was none to do. */

@@ -129,6 +129,8 @@ void soft_run(const soft_launch &l);
 
 /* All lanes of the warp show `n` <= 64 bytes; returns what they show, 64 bytes a lane, until the next call. */
 const unsigned char *soft_show(const void *mine, size_t n);
+/* c[16 x 8] += a[16 x 16] b[16 x 8] of the warp, as mma.sync has them. */
+void soft_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
 void soft_barrier(int id, int threads); /* threads 0: all */
 void soft_cluster_barrier();
 /* Lets others run: for a loop that waits.  where: for what. */

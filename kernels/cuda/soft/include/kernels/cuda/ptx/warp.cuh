@@ -80,30 +80,9 @@ static inline void store4_at(uint32_t to, const uint32_t r[4])
     soft_show(NULL, 0);
 }
 
-static inline float soft_half(uint32_t word, unsigned which)
-{
-    uint32_t bits = which ? word & 0xffff0000u : word << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
 static inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
-    struct {
-        uint32_t a[4], b[2];
-    } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}}, of[2];
-    const unsigned char *all = soft_show(&mine, sizeof(mine));
-    unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (unsigned i = 0; i < 4; i++) { /* c: row g + i / 2 * 8, column t * 2 + i % 2 */
-        float sum = 0.f;
-        for (unsigned k = 0; k < 16; k++) {
-            memcpy(&of[0], all + (g * 4 + k % 8 / 2) * 64, sizeof(of[0]));
-            memcpy(&of[1], all + ((t * 2 + i % 2) * 4 + k % 8 / 2) * 64, sizeof(of[1]));
-            sum += soft_half(of[0].a[i / 2 + k / 8 * 2], k % 2) * soft_half(of[1].b[k / 8], k % 2);
-        }
-        c[i] += sum;
-    }
+    soft_mma(c, a, b0, b1);
 }
 
 static inline float exp2_fast(float x)

@@ -1,0 +1,10 @@
+build2/kernels/cpu/attention.o: kernels/cpu/attention.c kernels/cpu/cpu.h \
+ kernels/cpu/pool.h kernels/ops.h kernels/dtx_engine.h \
+ scheduler/base/buf.h scheduler/base/err.h kernels/cpu/vec.h
+kernels/cpu/cpu.h:
+kernels/cpu/pool.h:
+kernels/ops.h:
+kernels/dtx_engine.h:
+scheduler/base/buf.h:
+scheduler/base/err.h:
+kernels/cpu/vec.h:

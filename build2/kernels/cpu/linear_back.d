@@ -1,0 +1,12 @@
+build2/kernels/cpu/linear_back.o: kernels/cpu/linear_back.c \
+ kernels/cpu/cpu.h kernels/cpu/pool.h kernels/ops.h kernels/dtx_engine.h \
+ scheduler/base/buf.h scheduler/base/err.h kernels/cpu/linear.h \
+ kernels/rng.h
+kernels/cpu/cpu.h:
+kernels/cpu/pool.h:
+kernels/ops.h:
+kernels/dtx_engine.h:
+scheduler/base/buf.h:
+scheduler/base/err.h:
+kernels/cpu/linear.h:
+kernels/rng.h:

@@ -1,0 +1,10 @@
+build2/kernels/step.o: kernels/step.c kernels/job.h kernels/model.h \
+ kernels/ops.h kernels/dtx_engine.h scheduler/base/buf.h \
+ scheduler/base/err.h kernels/rng.h
+kernels/job.h:
+kernels/model.h:
+kernels/ops.h:
+kernels/dtx_engine.h:
+scheduler/base/buf.h:
+scheduler/base/err.h:
+kernels/rng.h:

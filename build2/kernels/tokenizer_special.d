@@ -1,0 +1,11 @@
+build2/kernels/tokenizer_special.o: kernels/tokenizer_special.c \
+ kernels/tokenizer_impl.h kernels/dtx_engine.h scheduler/base/buf.h \
+ scheduler/base/err.h scheduler/base/fdio.h scheduler/base/json.h \
+ scheduler/base/sha256.h
+kernels/tokenizer_impl.h:
+kernels/dtx_engine.h:
+scheduler/base/buf.h:
+scheduler/base/err.h:
+scheduler/base/fdio.h:
+scheduler/base/json.h:
+scheduler/base/sha256.h:
