@@ -102,7 +102,7 @@ static int load(struct dtx_base *b, struct dtx_seq *const *seqs, int n, struct o
     if (rc == 0)
         rc = base_need_positions(b, positions, e);
     if (rc == 0)
-        rc = workspace_need(b, n, r->pack.max_rank, false, e);
+        rc = workspace_need(b, n, r->pack.max_rank, e);
     if (rc == 0)
         rc = base_need_logits(b, n, e);
     if (rc < 0)

@@ -186,6 +186,7 @@ struct dtx_job_size { /* what the plan must know of a job */
     int rank;
     unsigned targets;
     bool moments, eval; /* eval: it has rows to evaluate on while it trains */
+    bool dropout;
     int tokens;         /* of its largest pass */
     int longest;        /* tokens of its longest row */
 };
@@ -199,6 +200,7 @@ struct dtx_plan {          /* of all jobs that train on a base, together */
     int rows, rank;        /* of the shared workspace: rows of a pack, the highest rank */
     int recompute, layers; /* layers whose activations are computed again in backward, of how many */
     bool keep;             /* outputs of norms and of swiglu, too, are kept for backward */
+    bool masks;            /* what dropout kept is, for some job */
     uint64_t adapters;     /* what the jobs have to themselves */
     uint64_t activations;  /* the shared workspace */
     uint64_t scratch;      /* of operations, beyond what serving takes */

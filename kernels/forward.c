@@ -138,7 +138,7 @@ static void forward_layer(struct dtx_base *b, const struct op_pack *p, int layer
 int forward(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)
 {
     const struct dtx_model_config *c = &b->config;
-    int rc = workspace_need(b, p->rows, p->max_rank, train, e);
+    int rc = workspace_need_for(b, p, train, e);
     if (rc < 0)
         return rc;
     struct workspace *ws = b->ws;

@@ -41,7 +41,7 @@ int dtx_seq_new(struct dtx_base *b, const struct dtx_adapter *a, const struct dt
     const struct dtx_model_config *c = &b->config;
     int rc = check_prompt(b, prompt, n_prompt, s, e);
     if (rc == 0) /* now, so that no step has to ask for memory */
-        rc = workspace_need(b, pack_padded(b, (int)n_prompt), a ? a->rank : 0, false, e);
+        rc = workspace_need(b, pack_padded(b, (int)n_prompt), a ? a->rank : 0, e);
     if (rc < 0)
         return rc;
     size_t cap = n_prompt + (size_t)s->max_new_tokens;

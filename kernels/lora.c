@@ -57,7 +57,7 @@ static int adapter_new(struct dtx_base *b, const struct dtx_train_params *p, str
     *a = (struct dtx_adapter){.base = b, .rank = p->rank, .targets = p->targets, .scale = lora_scale(p)};
     a->n = lora_floats(&b->dims, p->targets, p->rank);
     a->w = base_alloc(b, a->n * sizeof *a->w, e);
-    if (!a->w || workspace_need(b, SERVE_ROWS, p->rank, false, e) < 0) {
+    if (!a->w || workspace_need(b, SERVE_ROWS, p->rank, e) < 0) {
         dtx_adapter_free(a);
         return -ENOMEM;
     }

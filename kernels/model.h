@@ -46,6 +46,7 @@ struct workspace { /* one allocation, cut up by workspace_layout */
     int rows, rank;           /* capacities */
     int recompute;            /* training: layers that run forward once more in backward */
     bool keep;                /* training: xn1, xn2 and a are not computed again either */
+    bool masks;               /* behind h is room for what dropout kept, see ops.h, mask_bytes */
     struct layer_acts *layer; /* host array [layers] */
     void *x_last;             /* act [R, hidden] residual stream after the last layer */
     void *xn;                 /* act [R, hidden] the last norm's output; of all norms without keep */
@@ -97,13 +98,14 @@ enum {
 int base_reserve(struct dtx_base *b, struct dtx_err *e);
 
 /* workspace.c */
-/* Bytes of a workspace of w's rows, rank, recompute and keep; with memory and layer set, its pointers are set
- * too. */
+/* Bytes of a workspace of w's rows, rank, recompute, keep and masks; with memory and layer set, its pointers
+ * are set too. */
 size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, bool train);
-/* Makes b->ws one with room for that; it grows, and recomputes as before. */
-int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e);
-/* The training workspace exactly so, whatever it was before; rows 0: none. */
-int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, bool keep, struct dtx_err *e);
+/* Makes b->ws one with room for that: of serving, or for a pass over p; it grows, and recomputes as before. */
+int workspace_need(struct dtx_base *b, int rows, int rank, struct dtx_err *e);
+int workspace_need_for(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e);
+/* The training workspace exactly as planned, whatever it was before; rows 0: none. */
+int workspace_set(struct dtx_base *b, const struct dtx_plan *p, struct dtx_err *e);
 void workspace_free(struct dtx_base *b);
 
 /* pack.c: makes packs on the host.  pack_new with the most there will be, then segments, each followed by its

@@ -192,6 +192,20 @@ struct op_outcome {  /* device memory; downloaded once a step */
     int32_t unused;
 };
 
+/* Of devices that keep masks: bytes of one part's mask of a row, a bit for each element of x. */
+static inline size_t mask_bytes(int32_t in)
+{
+    return (size_t)(in + 127) / 128 * 16;
+}
+
+static inline bool pack_drops(const struct op_pack *p)
+{
+    bool drops = false;
+    for (int32_t i = 0; i < p->n_adapters; i++)
+        drops = drops || p->adapters[i].dropout > 0;
+    return drops;
+}
+
 /* ---------------------------------------------------------------- the operations */
 
 struct op_dev; /* a device's own state */
@@ -204,6 +218,7 @@ struct dtx_ops {
                           number) */
     int32_t head_step, head_most; /* attention is built for heads of a multiple of this many values, up to
                                      that many */
+    int32_t keeps_masks;          /* linear leaves what dropout kept of x behind h, for linear_back: see mask_bytes */
 
     void (*close)(struct op_dev *d);
     void (*info)(struct op_dev *d, struct dtx_device_info *info);
@@ -247,7 +262,8 @@ struct dtx_ops {
     void (*linear)(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const void *x,
                    const void *add, void *y, float *h);
     size_t (*linear_h_floats)(const struct op_pack *p,
-                              int32_t n_parts); /* grows with p->rows and p->max_rank only */
+                              const struct op_linear *l); /* grows with p->rows, p->max_rank and, where some
+                                                             adapter has dropout, l->in only */
     /* dh_t = scale * dy[:, part t] B_t;  dx = dy W + sum_t drop_t'(dh_t A_t)  (drop_t': the same mask and
      * factor); for adapters with g:  dB_t += scale * dy[:, part t]^T h_t,  dA_t += dh_t^T drop_t(x), over the
      * segment's real rows only, in a fixed order.  dx may be NULL (nothing below needs it).  No dW, no dbias:

@@ -22,6 +22,7 @@ struct group {
     const struct dtx_model_config *c;
     int chunk, together; /* rows: the largest chunk, all chunks side by side */
     int rank;
+    bool masks;
 };
 
 struct dtx_job_size dtx_job_size(const struct dtx_train_params *p, const struct dtx_rows *rows, bool eval)
@@ -30,6 +31,7 @@ struct dtx_job_size dtx_job_size(const struct dtx_train_params *p, const struct 
                              .targets = p->targets,
                              .moments = p->optimizer != DTX_SGD,
                              .eval = eval,
+                             .dropout = p->dropout > 0,
                              .tokens = largest_chunk(p, rows)};
     for (uint32_t i = 0; i < rows->n; i++) {
         int n = (int)(rows->start[i + 1] - rows->start[i]);
@@ -71,6 +73,7 @@ static struct group group_of(const struct dtx_device *d, const struct dtx_model_
         sum += rows;
         g.chunk = rows > g.chunk ? rows : g.chunk;
         g.rank = jobs[i].rank > g.rank ? jobs[i].rank : g.rank;
+        g.masks = g.masks || (jobs[i].dropout && d->ops->keeps_masks);
     }
     int most = g.chunk > d->ops->pack_rows ? g.chunk : d->ops->pack_rows;
     g.together = sum < most ? (int)sum : most;
@@ -81,13 +84,15 @@ static struct group group_of(const struct dtx_device *d, const struct dtx_model_
 static bool try(const struct group *g, int rows, int recompute, bool keep, uint64_t budget,
                 struct dtx_plan *p)
 {
-    struct workspace w = {.rows = rows, .rank = g->rank, .recompute = recompute, .keep = keep};
+    struct workspace w = {
+        .rows = rows, .rank = g->rank, .recompute = recompute, .keep = keep, .masks = g->masks};
     uint64_t most = scratch(g->d, g->c, rows, g->rank, 0), /* one operation runs at a time */
         counted = scratch(g->d, g->c, SERVE_ROWS, SERVE_RANK, 0);
     p->rows = rows;
     p->rank = g->rank;
     p->recompute = recompute;
     p->keep = keep;
+    p->masks = g->masks;
     p->activations = rows ? workspace_layout(&w, g->c, g->d->ops->act_bytes, true) : 0;
     p->scratch = (most > counted ? most - counted : 0) + (uint64_t)rows * PACK_TABLES;
     p->total = p->adapters + p->activations + p->scratch;
@@ -191,7 +196,7 @@ int base_reserve(struct dtx_base *b, struct dtx_err *e)
         rc = base_need_step(b, STEP_JOBS, e);
     if (rc == 0)
         rc = base_need_logits(b, SERVE_LOGITS, e);
-    return rc == 0 ? workspace_need(b, SERVE_ROWS, SERVE_RANK, false, e) : rc;
+    return rc == 0 ? workspace_need(b, SERVE_ROWS, SERVE_RANK, e) : rc;
 }
 
 int dtx_base_plan_training(struct dtx_base *b, const struct dtx_plan *p, struct dtx_err *e)
@@ -200,7 +205,7 @@ int dtx_base_plan_training(struct dtx_base *b, const struct dtx_plan *p, struct 
     if (rc == 0)
         rc = base_need_positions(b, p->longest, e);
     if (rc == 0)
-        rc = workspace_set(b, p->rows, p->rank, p->recompute, p->keep, e);
+        rc = workspace_set(b, p, e);
     b->pack_rows = p->rows;
     return rc;
 }

@@ -17,10 +17,18 @@ static void *cut(struct cutter *c, size_t rows, size_t width, size_t bytes)
     return c->base ? c->base + at : NULL;
 }
 
+/* Enough for every device's linear_h_floats. */
+static float *cut_h(struct cutter *k, const struct dtx_model_config *c, const struct workspace *w, int which)
+{
+    static const size_t parts[H_COUNT] = {3, 1, 2, 1};
+    int in = which == H_O ? c->heads * c->head_dim : which == H_DOWN ? c->ffn : c->hidden;
+    size_t row = parts[which] * ((size_t)w->rank * sizeof(float) + (w->masks ? mask_bytes(in) : 0));
+    return cut(k, (size_t)w->rows, row, 1);
+}
+
 static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_config *c, size_t act,
                                    const struct workspace *w)
 {
-    static const size_t parts[H_COUNT] = {3, 1, 2, 1};
     size_t rows = (size_t)w->rows, hidden = (size_t)c->hidden, q = (size_t)(c->heads * c->head_dim),
            kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {
@@ -34,7 +42,7 @@ static struct layer_acts cut_layer(struct cutter *k, const struct dtx_model_conf
         .rstd2 = cut(k, rows, 1, sizeof(float)),
     };
     for (int i = 0; i < H_COUNT; i++)
-        a.h[i] = cut(k, rows, parts[i] * (size_t)w->rank, sizeof(float));
+        a.h[i] = cut_h(k, c, w, i);
     if (w->keep) {
         a.xn1 = cut(k, rows, hidden, act);
         a.xn2 = cut(k, rows, hidden, act);
@@ -55,7 +63,7 @@ static struct layer_acts cut_next(struct cutter *k, const struct dtx_model_confi
         return cut_layer(k, c, act, w);
     if (train) {
         last.x = cut(k, rows, (size_t)c->hidden, act);
-        last.h[H_DOWN] = cut(k, rows, (size_t)w->rank, sizeof(float));
+        last.h[H_DOWN] = cut_h(k, c, w, H_DOWN);
     }
     return last;
 }
@@ -66,7 +74,7 @@ size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, i
     size_t act = (size_t)act_bytes, R = (size_t)w->rows, hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
     struct layer_acts a = {0};
-    w->rank = (w->rank + 15) / 16 * 16; /* enough for every device's linear_h_floats */
+    w->rank = (w->rank + 15) / 16 * 16;
     w->xn = cut(&k, R, hidden, act);
     void *shared_a = w->keep ? NULL : cut(&k, R, ffn, act);
     for (int i = 0; i < c->layers; i++) {
@@ -111,7 +119,7 @@ static int space_new(struct dtx_base *b, struct workspace n, bool train, struct 
     n.layer = calloc((size_t)b->config.layers, sizeof *n.layer);
     if (!n.layer)
         return dtx_fail(e, -ENOMEM, "out of memory");
-    struct workspace size = {.rows = n.rows, .rank = n.rank, .recompute = n.recompute, .keep = n.keep};
+    struct workspace size = n;
     n.memory = base_alloc(b, workspace_layout(&size, &b->config, b->ops->act_bytes, train), e);
     if (!n.memory) {
         free(n.layer);
@@ -123,27 +131,44 @@ static int space_new(struct dtx_base *b, struct workspace n, bool train, struct 
     return 0;
 }
 
-int workspace_need(struct dtx_base *b, int rows, int rank, bool train, struct dtx_err *e)
+static int space_grow(struct dtx_base *b, int rows, int rank, bool masks, bool train, struct dtx_err *e)
 {
     struct workspace *w = b->ws = &b->spaces[train];
-    if (w->memory && rows <= w->rows && rank <= w->rank)
+    if (w->memory && rows <= w->rows && rank <= w->rank && masks <= w->masks)
         return 0;
     struct workspace n = {.rows = rows > w->rows ? rows : w->rows,
                           .rank = rank > w->rank ? rank : w->rank,
                           .recompute = w->recompute,
-                          .keep = w->keep};
+                          .keep = w->keep,
+                          .masks = masks || w->masks};
     return space_new(b, n, train, e);
 }
 
-int workspace_set(struct dtx_base *b, int rows, int rank, int recompute, bool keep, struct dtx_err *e)
+int workspace_need(struct dtx_base *b, int rows, int rank, struct dtx_err *e)
+{
+    return space_grow(b, rows, rank, false, false, e);
+}
+
+int workspace_need_for(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e)
+{
+    return space_grow(b, p->rows, p->max_rank, b->ops->keeps_masks && pack_drops(p), train, e);
+}
+
+int workspace_set(struct dtx_base *b, const struct dtx_plan *p, struct dtx_err *e)
 {
     const struct workspace *w = &b->spaces[1];
-    int rounded = (rank + 15) / 16 * 16;
-    if (w->memory && w->rows == rows && w->rank == rounded && w->recompute == recompute && w->keep == keep)
+    int rounded = (p->rank + 15) / 16 * 16;
+    if (w->memory && w->rows == p->rows && w->rank == rounded && w->recompute == p->recompute &&
+        w->keep == p->keep && w->masks == p->masks)
         return 0;
-    if (rows > 0)
-        return space_new(
-            b, (struct workspace){.rows = rows, .rank = rank, .recompute = recompute, .keep = keep}, true, e);
+    if (p->rows > 0)
+        return space_new(b,
+                         (struct workspace){.rows = p->rows,
+                                            .rank = p->rank,
+                                            .recompute = p->recompute,
+                                            .keep = p->keep,
+                                            .masks = p->masks},
+                         true, e);
     space_free(b, &b->spaces[1]);
     return 0;
 }

@@ -85,7 +85,7 @@ void cpu_swiglu_back(struct op_dev *d, const struct op_pack *p, const void *dy, 
                      void *dgu);
 void cpu_linear(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const void *x,
                 const void *add, void *y, float *h);
-size_t cpu_linear_h_floats(const struct op_pack *p, int32_t n_parts);
+size_t cpu_linear_h_floats(const struct op_pack *p, const struct op_linear *l);
 void cpu_linear_back(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const void *dy,
                      const void *x, const float *h, void *dx);
 void cpu_linear_decode(struct op_dev *d, const struct op_pack *p, const struct op_linear *l, const float *x,

@@ -68,7 +68,7 @@ void cpu_linear_decode(struct op_dev *d, const struct op_pack *p, const struct o
     for (int i = 0; i < l->n_parts; i++)
         tasks += c.blocks[i] = div_up(l->part[i].n, COLS);
     if (p->max_rank) {
-        c.h = cpu_shared(d, &d->shared, cpu_linear_h_floats(p, l->n_parts));
+        c.h = cpu_shared(d, &d->shared, cpu_linear_h_floats(p, l));
         if (!c.h)
             return;
         pool_run(d->pool, p->n_segs * l->n_parts, h_task, &c);

@@ -10,9 +10,9 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/vec.h"
 
-size_t cpu_linear_h_floats(const struct op_pack *p, int32_t n_parts)
+size_t cpu_linear_h_floats(const struct op_pack *p, const struct op_linear *l)
 {
-    return (size_t)p->rows * (size_t)n_parts * (size_t)p->max_rank;
+    return (size_t)p->rows * (size_t)l->n_parts * (size_t)p->max_rank;
 }
 
 bool lora_part(const struct op_pack *p, const struct op_linear *l, int32_t seg, int part,

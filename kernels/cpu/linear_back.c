@@ -108,7 +108,7 @@ void cpu_linear_back(struct op_dev *d, const struct op_pack *p, const struct op_
     struct back_call c = {.d = d, .p = p, .l = l, .cp = p->dev, .dy = dy, .x = x, .h = h, .dx = dx};
     int weight_tasks = 0;
     if (p->max_rank) {
-        c.dh = cpu_shared(d, &d->shared, cpu_linear_h_floats(p, l->n_parts));
+        c.dh = cpu_shared(d, &d->shared, cpu_linear_h_floats(p, l));
         if (!c.dh)
             return;
         pool_run(d->pool, c.cp->n_tiles * l->n_parts, dh_task, &c);

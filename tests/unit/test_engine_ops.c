@@ -373,7 +373,7 @@ static void check_linear(int which, bool bias, bool add)
     a.y = rows_of(&v, 2, out, 0);
     a.add = add ? rows_of(&v, 3, out, 1) : NULL;
     a.r = rows_of(&v, 4, out, 1);
-    a.h = util_floats(0, v.o->linear_h_floats(&v.p, a.l.n_parts) + 1, 0);
+    a.h = util_floats(0, v.o->linear_h_floats(&v.p, &a.l) + 1, 0);
     linear_f(&v, &a);
     for (int r = 0; r < v.p.rows; r++)
         for (int c = 0; v.p.seq_of_row[r] >= 0 && c < out; c++) {
