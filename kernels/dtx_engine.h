@@ -187,8 +187,8 @@ struct dtx_job_size { /* what the plan must know of a job */
     unsigned targets;
     bool moments, eval; /* eval: it has rows to evaluate on while it trains */
     bool dropout;
-    int tokens;         /* of its largest pass */
-    int longest;        /* tokens of its longest row */
+    int tokens;  /* of its largest pass */
+    int longest; /* tokens of its longest row */
 };
 struct dtx_job_size dtx_job_size(const struct dtx_train_params *p, const struct dtx_rows *rows, bool eval);
 /* What the job has to itself: adapter, gradient, moments, the copy that is evaluated. */

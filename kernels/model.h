@@ -101,7 +101,8 @@ int base_reserve(struct dtx_base *b, struct dtx_err *e);
 /* Bytes of a workspace of w's rows, rank, recompute, keep and masks; with memory and layer set, its pointers
  * are set too. */
 size_t workspace_layout(struct workspace *w, const struct dtx_model_config *c, int act_bytes, bool train);
-/* Makes b->ws one with room for that: of serving, or for a pass over p; it grows, and recomputes as before. */
+/* Makes b->ws one with room for that: of serving, or for a pass over p; it grows, and recomputes as before.
+ */
 int workspace_need(struct dtx_base *b, int rows, int rank, struct dtx_err *e);
 int workspace_need_for(struct dtx_base *b, const struct op_pack *p, bool train, struct dtx_err *e);
 /* The training workspace exactly as planned, whatever it was before; rows 0: none. */

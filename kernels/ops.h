@@ -218,7 +218,7 @@ struct dtx_ops {
                           number) */
     int32_t head_step, head_most; /* attention is built for heads of a multiple of this many values, up to
                                      that many */
-    int32_t keeps_masks;          /* linear leaves what dropout kept of x behind h, for linear_back: see mask_bytes */
+    int32_t keeps_masks; /* linear leaves what dropout kept of x behind h, for linear_back: see mask_bytes */
 
     void (*close)(struct op_dev *d);
     void (*info)(struct op_dev *d, struct dtx_device_info *info);

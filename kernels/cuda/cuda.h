@@ -185,17 +185,14 @@ void decode_setup(op_dev *d);
 size_t lora_down_scratch(size_t R, int in, int n_parts, int hr);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);
-/* dropped_only: for rows whose adapter has dropout; the others' dx is not written. */
-void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, const uint32_t *kept, bf16 *dx,
-                  bool dropped_only);
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, const uint32_t *kept, bf16 *dx);
+/* What dropout kept of x, behind h; NULL if nothing was dropped. */
+uint32_t *lora_kept(const op_pack *p, const op_linear *l, const bf16 *h);
 void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -> bf16 */
-/* lora_back.cu: dh, written whole but for padding tiles without an adapter, and the gradients of A and B.  kept (or
- * NULL): lora_kept_bytes, what dropout kept of x for each part, for lora_up_back. */
+/* lora_back.cu: dh, written whole but for padding tiles without an adapter, and the gradients of A and B. */
 void lora_back_setup(op_dev *d);
 size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr);
-void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh,
-               uint32_t *kept);
-size_t lora_kept_bytes(size_t R, int in, int n_parts);
+void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh);
 void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 
 /* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */

@@ -394,9 +394,11 @@ static int cu_pack_prepare(op_dev *d, op_pack *p)
 
 /* ---- linear ---- */
 
-static size_t cu_linear_h_floats(const op_pack *p, int32_t n_parts)
+/* bf16 [n_parts][R][h_columns], then the masks. */
+static size_t cu_linear_h_floats(const op_pack *p, const op_linear *l)
 {
-    return ((size_t)n_parts * p->rows * h_columns(p) + 1) / 2 + 64; /* bf16 in a float buffer */
+    size_t rows = (size_t)l->n_parts * p->rows, mask = pack_drops(p) ? mask_bytes(l->in) : 0;
+    return (rows * (h_columns(p) * sizeof(bf16) + mask) + 3) / sizeof(float);
 }
 
 __global__ void add_bias_kernel(bf16 *y, const bf16 *bias, const bf16 *add, int n)
@@ -446,21 +448,20 @@ static void cu_linear_back(op_dev *d, const op_pack *p, const op_linear *l, cons
                            const float *h, void *dx)
 {
     bool lora = p->n_adapters > 0 && p->max_rank > 0, hopper = hopper_gemm_fits(d, l);
+    const uint32_t *kept = NULL;
     bf16 *dh = NULL;
 
     if (lora) {
-        size_t bytes = cu_linear_h_floats(p, l->n_parts) * sizeof(float);
-        bool drops = dx && pack_dev(p)->dropout;
-        dh = (bf16 *)dev_alloc(d, bytes + (drops ? lora_kept_bytes(p->rows, l->in, l->n_parts) : 0));
+        dh = (bf16 *)dev_alloc(d, (size_t)l->n_parts * p->rows * h_columns(p) * sizeof(bf16));
         if (!dh)
             return;
-        uint32_t *kept = drops ? (uint32_t *)((char *)dh + bytes) : NULL;
-        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh, kept);
-        if (dx && (!hopper || drops))
-            lora_up_back(d, p, l, dh, kept, (bf16 *)dx, hopper);
+        kept = lora_kept(p, l, (const bf16 *)h);
+        lora_back(d, p, l, (const bf16 *)dy, (const bf16 *)x, (const bf16 *)h, dh);
+        if (dx && !hopper)
+            lora_up_back(d, p, l, dh, kept, (bf16 *)dx);
     }
     if (dx && hopper)
-        hopper_linear_back(d, p, l, (const bf16 *)dy, dh, (bf16 *)dx);
+        hopper_linear_back(d, p, l, (const bf16 *)dy, dh, kept, (bf16 *)dx);
     else if (dx)
         gemm(d, true, p->rows, l->out, l->in, (const bf16 *)dy, l->out, (const bf16 *)l->W, lora, dx, l->in, false);
     dev_free(d, dh);
@@ -487,7 +488,7 @@ static size_t cu_scratch_bytes(const lora_dims *l, int32_t hidden, int32_t vocab
                back = lora_back_scratch(R, slots, in, q.n, n, (int)hr);
         size_t choice = rows ? gemm_scratch(rows, in > out ? in : out, sizeof(bf16)) : 0;
         size_t lora = forward > back ? forward : back;
-        size_t bytes = q.n * R * hr * sizeof(bf16) + lora_kept_bytes(R, in, q.n) + (lora > choice ? lora : choice);
+        size_t bytes = q.n * R * hr * sizeof(bf16) + (lora > choice ? lora : choice);
         most = bytes > most ? bytes : most;
     }
     head += rows ? gemm_scratch(rows < HEAD_ROWS ? rows : HEAD_ROWS, div_up(vocab, 8) * 8, sizeof(float)) : 0;
@@ -549,6 +550,7 @@ static const struct dtx_ops cuda_ops = {
     16384,
     HEAD_STEP,
     HEAD_MOST,
+    true,
     cu_close,
     cu_info,
     cu_alloc,

@@ -2,7 +2,7 @@
  * Products with frozen matrices by Hopper's matrix instruction, and the LoRA part as more steps of the same sum:
  *
  *   forward    y  = x W^T + h_t B_t^T + add + bias      W [N, K] k-major
- *   backward   dx = dy W + sum_t dh_t A_t               W [N, K] read as it lies: N is the inner dimension
+ *   backward   dx = dy W + sum_t drop_t(dh_t A_t)       W [N, K] read as it lies: N is the inner dimension
  *
  * A block has one warpgroup that brings tiles (one thread by TMA; three warps by cp.async for the tail, whose operands
  * differ from row tile to row tile) and two that multiply, 64 rows each.  Tiles pass through a ring of slots, [128 rows
@@ -13,11 +13,16 @@
  * columns of the rank, of one part after another, up to four in a slot; then, in two slots, the rows of `add`, which
  * are added in float32.  The blocks of a cluster go through the same number of slots, the longer of their tails.
  *
+ * Of a row tile whose adapter has dropout, a slot with the masks comes before those groups: a part's share of 64
+ * columns is summed in accumulators of its own, and what the mask keeps of it added.  (An extra product of 64 columns a
+ * part, and nine instructions for four elements; without this dx was written, read and written again.)
+ *
  * Row invariance: a tile's sum goes by 16 of the inner dimension, ascending, then by 16 of the rank, whatever the size
  * of tiles; so the choice of tiles (by the number of rows) changes speed alone.  Segments start at multiples of 128
  * rows, so a row tile has one adapter or none.
  */
 #include "kernels/cuda/gemm_hopper.cuh"
+#include "kernels/cuda/lora.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx/barrier.cuh"
 #include "kernels/cuda/ptx/tma.cuh"
@@ -52,13 +57,16 @@ struct gemm_args {
     int32_t group;                                 /* see hopper_shape */
     const bf16 *bias;
     int32_t out0[PARTS];
-    bool has_add, dropped_add; /* of all rows; of row tiles whose adapter has dropout */
+    bool has_add;
     /* the tail */
     const row_block *blocks; /* NULL: none */
     const dev_adapter *adapters;
     const bf16 *h;
+    const uint32_t *kept;                          /* see lora.cuh */
     int32_t hr, layer, in, targets, target[PARTS]; /* in: row length of A */
 };
+
+enum direction { FORWARD, BACKWARD, MASKED /* backward, and some adapter has dropout */ };
 
 #ifdef DTX_WGMMA
 
@@ -102,56 +110,60 @@ template <int BN, int CL> __device__ __forceinline__ tile_at find_tile(const gem
 /* ---- the tail of a row tile ---- */
 
 struct tail_size {
-    int groups, slots; /* groups of 16; slots of the longer tail in the cluster */
-    bool add, any_add; /* this row tile has rows to add; some of the cluster has */
+    int groups, slots;   /* groups of 16; slots of the longer tail in the cluster */
+    bool mask, any_mask; /* this row tile has masks; some of the cluster has */
 };
 
-template <int BACK>
-__device__ __forceinline__ void tail_of_block(const gemm_args &a, int row_tile, int part, int *groups, bool *add)
+template <int DIR>
+__device__ __forceinline__ void tail_of_block(const gemm_args &a, int row_tile, int part, int *groups, bool *mask)
 {
     *groups = 0;
-    *add = a.has_add;
+    *mask = false;
     if (!a.blocks || row_tile * TILE_ROWS >= a.rows)
         return;
     const row_block b = a.blocks[row_tile];
     int of_each = (b.rank + 15) / 16;
-    if (BACK && b.dropout)
-        *add = a.dropped_add;
-    else if (BACK)
+    if (DIR == FORWARD)
+        *groups = b.targets >> a.target[part] & 1 ? of_each : 0;
+    else
         for (int q = 0; q < a.targets; q++)
             *groups += b.targets >> a.target[q] & 1 ? of_each : 0;
-    else
-        *groups = b.targets >> a.target[part] & 1 ? of_each : 0;
+    *mask = DIR == MASKED && b.dropout && *groups;
 }
 
-template <int BACK, int CL> __device__ __forceinline__ tail_size tail_of(const gemm_args &a, const tile_at &t)
+template <int DIR, int CL> __device__ __forceinline__ tail_size tail_of(const gemm_args &a, const tile_at &t)
 {
     tail_size s;
     int most;
-    tail_of_block<BACK>(a, t.row_tile, t.part, &s.groups, &s.add);
+    tail_of_block<DIR>(a, t.row_tile, t.part, &s.groups, &s.mask);
     most = s.groups;
-    s.any_add = s.add;
+    s.any_mask = s.mask;
     if (CL == 2) {
         int other;
-        bool other_add;
-        tail_of_block<BACK>(a, t.row_tile ^ 1, t.part, &other, &other_add);
+        bool other_mask;
+        tail_of_block<DIR>(a, t.row_tile ^ 1, t.part, &other, &other_mask);
         most = max(most, other);
-        s.any_add |= other_add;
+        s.any_mask |= other_mask;
     }
     s.slots = (most + 3) / 4;
     return s;
 }
 
+/* The part of group g, backward, and the group's number within it. */
+__device__ __forceinline__ int part_of_group(const gemm_args &a, const row_block &b, int *g)
+{
+    int of_each = (b.rank + 15) / 16, q = 0;
+    for (; !(b.targets >> a.target[q] & 1) || *g >= of_each; q++)
+        *g -= b.targets >> a.target[q] & 1 ? of_each : 0;
+    return q;
+}
+
 /* Group g of the tail into place `at` (0..3) of a slot, by the helpers. */
-template <int BN, int BACK>
+template <int BN, int DIR>
 __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t, int g, int at, bf16 *slot, int thread)
 {
     const row_block b = a.blocks[t.row_tile];
-    int of_each = (b.rank + 15) / 16, q = BACK ? 0 : t.part, r0;
-    if (BACK)
-        for (; !(b.targets >> a.target[q] & 1) || g >= of_each; q++)
-            g -= b.targets >> a.target[q] & 1 ? of_each : 0;
-    r0 = g * 16;
+    int q = DIR == FORWARD ? t.part : part_of_group(a, b, &g), r0 = g * 16;
     const bf16 *A = adapter_at(a.adapters + b.adapter, a.layer, a.target[q]);
     const bf16 *h = a.h + ((size_t)q * a.rows + (size_t)t.row_tile * TILE_ROWS) * a.hr + r0;
     for (int i = thread; i < TILE_ROWS * 2; i += HELPERS) {
@@ -160,7 +172,7 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
     }
     bf16 *to = slot + A_BYTES / 2;
     int width = a.n[t.part] - t.column; /* columns that exist */
-    if (BACK) {
+    if (DIR != FORWARD) {
         for (int i = thread; i < 16 * (BN / 8); i += HELPERS) {
             int k = i / (BN / 8), c = i % (BN / 8) * 8, row = at * 16 + k;
             bool valid = r0 + k < b.rank && c < width;
@@ -185,10 +197,53 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
     }
 }
 
+/* The masks of a row tile's BN columns: [part][16 rows][8 columns][4 words]. */
+template <int BN>
+__device__ __forceinline__ void fill_masks(const gemm_args &a, const tile_at &t, uint32_t *to, int thread)
+{
+    enum { BLOCKS = TILE_ROWS / 16 };
+    const row_block b = a.blocks[t.row_tile];
+    for (int i = thread; i < a.targets * BLOCKS * (BN / 8); i += HELPERS) {
+        int q = i / (BLOCKS * (BN / 8)), rows = i / (BN / 8) % BLOCKS, column = t.column + i % (BN / 8) * 8;
+        bool valid = column < a.in && (b.targets >> a.target[q] & 1);
+        copy16(to + i * 4, a.kept + (valid ? kept_at(a.in, a.rows, q, t.row_tile * TILE_ROWS + rows * 16, column) : 0),
+               valid);
+    }
+}
+
+/* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot (da, db), part after part.  masks:
+ * of this warp's rows in part 0. */
+template <int BN>
+__device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, const tile_at &t, int first, int n,
+                                         uint64_t da, uint64_t db, const uint4 *masks)
+{
+    const row_block b = a.blocks[t.row_tile];
+    float keep = a.adapters[b.adapter].keep;
+    uint32_t mine = 1u << threadIdx.x % 32;
+    for (int k = 0, end; k < n; k = end) {
+        int g = first + k, q = part_of_group(a, b, &g);
+        end = min(n, k + (b.rank + 15) / 16 - g);
+        const uint4 *mask = masks + q * (TILE_ROWS / 16) * (BN / 8);
+#pragma unroll
+        for (int c = 0; c < BN / 64; c++) {
+            float sum[8][4];
+            wg_fence();
+            for (int i = k; i < end; i++)
+                wg_tiles<64, 1>(sum, da + i * 2, db + c * (INNER * 128 / 16) + i * 128, i > k);
+            wg_commit();
+            wg_wait<0>();
+            settled<8>(sum);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                kept_add(acc[c * 8 + i], sum[i], mask[c * 8 + i], mine, keep);
+        }
+    }
+}
+
 #endif
 
 /* grid: clusters of CL blocks, each takes every so many tiles. */
-template <int BN, int CL, int BACK>
+template <int BN, int CL, int DIR>
 __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant__ gemm_args a)
 {
 #ifdef DTX_WGMMA
@@ -200,6 +255,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
     int rank = CL == 1 ? 0 : (int)cluster_rank(), first = blockIdx.x / CL, step = gridDim.x / CL;
     int total = all_tiles<BN, CL>(a), chunks = (a.inner + INNER - 1) / INNER;
     int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    constexpr int BACK = DIR != FORWARD;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < G::SLOTS; i++) {
@@ -230,14 +286,14 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             tma_prefetch(&a.x);
             for (int i = first; i < total; i += step) {
                 tile_at t = find_tile<BN, CL>(a, i, rank);
-                tail_size tail = tail_of<BACK, CL>(a, t);
+                tail_size tail = tail_of<DIR, CL>(a, t);
                 const CUtensorMap *W = &a.W[t.part];
                 for (int c = 0; c < chunks; c++) {
                     uint32_t to = slots + slot * G::SLOT, bar = full + slot * 8;
                     bar_wait(empty + slot * 8, phase ^ 1);
                     bar_expect(bar, G::SLOT);
                     tma_load(to, &a.x, c * INNER, t.row_tile * TILE_ROWS, bar);
-                    if (BACK) {
+                    if (DIR != FORWARD) {
 #pragma unroll
                         for (int s = 0; s < BN / 64; s++) {
                             uint32_t at = to + A_BYTES + s * (INNER * 128);
@@ -254,16 +310,16 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                     }
                     advance();
                 }
-                for (int j = 0; j < tail.slots; j++) { /* the helpers' turn */
+                for (int j = 0; j < tail.slots + tail.any_mask; j++) { /* the helpers' turn */
                     bar_wait(empty + slot * 8, phase ^ 1);
                     bar_arrive(turn + slot * 8);
                     advance();
                 }
-                for (int w = 0; w < 2 && tail.any_add; w++) {
+                for (int w = 0; w < 2 && a.has_add; w++) {
                     uint32_t to = slots + slot * G::SLOT + A_BYTES, bar = full + slot * 8;
                     bar_wait(empty + slot * 8, phase ^ 1);
-                    bar_expect(bar, tail.add ? BN * 128 : 0);
-                    for (int s = 0; s < BN / 64 && tail.add; s++)
+                    bar_expect(bar, BN * 128);
+                    for (int s = 0; s < BN / 64; s++)
                         tma_load(to + s * (64 * 128), &a.add[t.part], t.column + s * 64,
                                  t.row_tile * TILE_ROWS + w * 64, bar);
                     advance();
@@ -276,13 +332,15 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             uint32_t turns = 0; /* phases */
             for (int i = first; i < total; i += step) {
                 tile_at t = find_tile<BN, CL>(a, i, rank);
-                tail_size tail = tail_of<BACK, CL>(a, t);
+                tail_size tail = tail_of<DIR, CL>(a, t);
                 slot = (slot + chunks) % G::SLOTS;
-                for (int j = 0; j < tail.slots; j++) {
+                for (int j = -(int)tail.any_mask; j < tail.slots; j++) {
                     bar_wait(turn + slot * 8, turns >> slot & 1);
                     turns ^= 1u << slot;
-                    for (int g = j * 4; g < min(j * 4 + 4, tail.groups); g++)
-                        fill_group<BN, BACK>(a, t, g, g % 4, (bf16 *)(smem + slot * G::SLOT), thread);
+                    if (j < 0 && tail.mask)
+                        fill_masks<BN>(a, t, (uint32_t *)(smem + slot * G::SLOT), thread);
+                    for (int g = j * 4; g >= 0 && g < min(j * 4 + 4, tail.groups); g++)
+                        fill_group<BN, DIR>(a, t, g, g % 4, (bf16 *)(smem + slot * G::SLOT), thread);
                     copy_commit();
                     copy_wait<0>();
                     shared_for_matrix_unit();
@@ -291,7 +349,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                         bar_arrive(full + slot * 8);
                     advance();
                 }
-                slot = (slot + (tail.any_add ? 2 : 0)) % G::SLOTS;
+                slot = (slot + (a.has_add ? 2 : 0)) % G::SLOTS;
             }
         }
     } else {
@@ -311,7 +369,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
         int mrow = lane % 16, mpiece = lane / 16;
         for (int i = first; i < total; i += step) {
             tile_at t = find_tile<BN, CL>(a, i, rank);
-            tail_size tail = tail_of<BACK, CL>(a, t);
+            tail_size tail = tail_of<DIR, CL>(a, t);
             float acc[BN / 8][4];
             int last = -1; /* slot that the matrix unit may still read */
             for (int c = 0; c < chunks; c++) {
@@ -330,12 +388,26 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                 last = slot;
                 advance();
             }
+            int masks = slot; /* where they are */
+            if (DIR == MASKED && tail.any_mask) {
+                bar_wait(full + slot * 8, phase);
+                advance();
+            }
             for (int j = 0; j < tail.slots; j++) {
                 bar_wait(full + slot * 8, phase);
                 const unsigned char *p = smem + slot * G::SLOT;
                 uint64_t da = k_major(p + half * 8192),
                          db = BACK ? n_major(p + A_BYTES, INNER * 128) : k_major(p + A_BYTES);
                 int n = min(4, tail.groups - j * 4);
+                if (DIR == MASKED && tail.mask && n > 0) {
+                    wg_wait<0>();
+                    release(last);
+                    add_kept<BN>(acc, a, t, j * 4, n, da, db,
+                                 (const uint4 *)(smem + masks * G::SLOT) + (half * 4 + warp) * (BN / 8));
+                    last = slot;
+                    advance();
+                    continue;
+                }
 #pragma unroll 1
                 for (int k = 0; k < n; k++) {
                     wg_fence();
@@ -354,9 +426,11 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             }
             wg_wait<0>();
             release(last);
-            for (int w = 0; w < 2 && tail.any_add; w++) {
+            if (DIR == MASKED && tail.any_mask)
+                release(masks);
+            for (int w = 0; w < 2 && a.has_add; w++) {
                 bar_wait(full + slot * 8, phase);
-                if (w == half && tail.add) {
+                if (w == half) {
                     uint32_t from = slots + slot * G::SLOT + A_BYTES + (warp * 16 + mrow) * 128;
 #pragma unroll
                     for (int n = 0; n < BN / 16; n++) {
@@ -455,12 +529,12 @@ static void make_maps(op_dev *d, gemm_args *a, const hopper_shape &s, bool back,
     }
 }
 
-template <int BN, int CL, int BACK> static cudaError_t setup_kernel(int *blocks)
+template <int BN, int CL, int DIR> static cudaError_t setup_kernel(int *blocks)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[1];
     int clusters = 0;
-    cudaError_t rc = cudaFuncSetAttribute(gemm_kernel<BN, CL, BACK>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    cudaError_t rc = cudaFuncSetAttribute(gemm_kernel<BN, CL, DIR>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           tile_ring<BN>::BYTES);
     attribute[0].id = cudaLaunchAttributeClusterDimension;
     attribute[0].val.clusterDim.x = CL;
@@ -471,13 +545,13 @@ template <int BN, int CL, int BACK> static cudaError_t setup_kernel(int *blocks)
     config.attrs = attribute;
     config.numAttrs = 1;
     if (rc == cudaSuccess)
-        rc = cudaOccupancyMaxActiveClusters(&clusters, gemm_kernel<BN, CL, BACK>, &config);
+        rc = cudaOccupancyMaxActiveClusters(&clusters, gemm_kernel<BN, CL, DIR>, &config);
     if (rc == cudaSuccess && (*blocks == 0 || clusters * CL < *blocks))
         *blocks = clusters * CL;
     return rc == cudaSuccess && clusters == 0 ? cudaErrorNotSupported : rc;
 }
 
-template <int BN, int CL, int BACK> static void launch_kernel(op_dev *d, const gemm_args &a)
+template <int BN, int CL, int DIR> static void launch_kernel(op_dev *d, const gemm_args &a)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[2];
@@ -498,33 +572,33 @@ template <int BN, int CL, int BACK> static void launch_kernel(op_dev *d, const g
     config.stream = d->stream;
     config.attrs = attribute;
     config.numAttrs = d->overlap ? 2 : 1;
-    DEV_CHECK(d, cudaLaunchKernelEx(&config, gemm_kernel<BN, CL, BACK>, a));
+    DEV_CHECK(d, cudaLaunchKernelEx(&config, gemm_kernel<BN, CL, DIR>, a));
 }
 
-template <int BACK> static void launch_shape(op_dev *d, const hopper_shape &s, const gemm_args &a)
+template <int DIR> static void launch_shape(op_dev *d, const hopper_shape &s, const gemm_args &a)
 {
     if (s.columns == 256 && s.cluster == 2)
-        launch_kernel<256, 2, BACK>(d, a);
+        launch_kernel<256, 2, DIR>(d, a);
     else if (s.columns == 256)
-        launch_kernel<256, 1, BACK>(d, a);
+        launch_kernel<256, 1, DIR>(d, a);
     else if (s.columns == 128 && s.cluster == 2)
-        launch_kernel<128, 2, BACK>(d, a);
+        launch_kernel<128, 2, DIR>(d, a);
     else if (s.columns == 128)
-        launch_kernel<128, 1, BACK>(d, a);
+        launch_kernel<128, 1, DIR>(d, a);
     else if (s.cluster == 2)
-        launch_kernel<64, 2, BACK>(d, a);
+        launch_kernel<64, 2, DIR>(d, a);
     else
-        launch_kernel<64, 1, BACK>(d, a);
+        launch_kernel<64, 1, DIR>(d, a);
 }
 
-template <int BACK> static cudaError_t setup_all(op_dev *d)
+template <int DIR> static cudaError_t setup_all(op_dev *d)
 {
     cudaError_t rc;
-    if ((rc = setup_kernel<256, 1, BACK>(&d->gemm_blocks[0])) ||
-        (rc = setup_kernel<128, 1, BACK>(&d->gemm_blocks[0])) || (rc = setup_kernel<64, 1, BACK>(&d->gemm_blocks[0])) ||
-        (rc = setup_kernel<256, 2, BACK>(&d->gemm_blocks[1])) || (rc = setup_kernel<128, 2, BACK>(&d->gemm_blocks[1])))
+    if ((rc = setup_kernel<256, 1, DIR>(&d->gemm_blocks[0])) || (rc = setup_kernel<128, 1, DIR>(&d->gemm_blocks[0])) ||
+        (rc = setup_kernel<64, 1, DIR>(&d->gemm_blocks[0])) || (rc = setup_kernel<256, 2, DIR>(&d->gemm_blocks[1])) ||
+        (rc = setup_kernel<128, 2, DIR>(&d->gemm_blocks[1])))
         return rc;
-    return setup_kernel<64, 2, BACK>(&d->gemm_blocks[1]);
+    return setup_kernel<64, 2, DIR>(&d->gemm_blocks[1]);
 }
 
 /* ---- the size of tiles: all give the same bits, so the fastest is taken, by measurement ---- */
@@ -551,8 +625,10 @@ cudaError_t hopper_gemm_setup(op_dev *d)
     if (rc == cudaSuccess && found != cudaDriverEntryPointSuccess)
         rc = cudaErrorNotSupported;
     if (rc == cudaSuccess)
-        rc = setup_all<0>(d);
-    return rc == cudaSuccess ? setup_all<1>(d) : rc;
+        rc = setup_all<FORWARD>(d);
+    if (rc == cudaSuccess)
+        rc = setup_all<BACKWARD>(d);
+    return rc == cudaSuccess ? setup_all<MASKED>(d) : rc;
 }
 
 bool hopper_gemm_fits(const op_dev *d, const op_linear *l)
@@ -575,10 +651,12 @@ static void run(op_dev *d, bool back, const hopper_shape &s, const op_linear *l,
 {
     a->group = s.group;
     make_maps(d, a, s, back, l, x, add, y);
-    if (back)
-        launch_shape<1>(d, s, *a);
+    if (back && a->kept)
+        launch_shape<MASKED>(d, s, *a);
+    else if (back)
+        launch_shape<BACKWARD>(d, s, *a);
     else
-        launch_shape<0>(d, s, *a);
+        launch_shape<FORWARD>(d, s, *a);
 }
 
 /* Of the product alone, into scratch memory. */
@@ -595,8 +673,9 @@ static int fastest(op_dev *d, bool back, const op_linear *l, const bf16 *x, cons
         (void)cudaGetLastError(); /* no memory to spare: not an error */
         return 0;
     }
-    a.has_add = a.dropped_add = false;
+    a.has_add = false;
     a.blocks = NULL;
+    a.kept = NULL;
     DEV_CHECK(d, cudaEventCreate(&begin));
     DEV_CHECK(d, cudaEventCreate(&end));
     for (int i = 0; i < ROUNDS * n && d->status == cudaSuccess; i++) {
@@ -685,7 +764,8 @@ void hopper_linear(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *
     run(d, false, choose_shape(d, false, l, x, a), l, x, add, y, &a);
 }
 
-void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh, bf16 *dx)
+void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh,
+                        const uint32_t *kept, bf16 *dx)
 {
     TRACE(d, "hopper dx %d -> %d R %d", l->in, l->out, p->rows);
     gemm_args a = {};
@@ -693,7 +773,7 @@ void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const b
     a.inner = l->out;
     a.parts = 1;
     a.n[0] = l->in;
-    a.dropped_add = dh && pack_dev(p)->dropout;
+    a.kept = dh ? kept : NULL;
     tail_args(&a, p, l, dh);
-    run(d, true, choose_shape(d, true, l, dy, a), l, dy, a.dropped_add ? dx : NULL, dx, &a);
+    run(d, true, choose_shape(d, true, l, dy, a), l, dy, NULL, dx, &a);
 }

@@ -15,7 +15,8 @@ bool hopper_gemm_fits(const op_dev *d, const op_linear *l);
 /* y = add + x W^T + bias + LoRA from h (NULL: none); add may be y. */
 void hopper_linear(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, const bf16 *add, bf16 *y,
                    const bf16 *h);
-/* dx = dy W + LoRA from dh (NULL: none); adapters with dropout: their part is in dx already. */
-void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh, bf16 *dx);
+/* dx = dy W + LoRA from dh (NULL: none), kept: lora_kept. */
+void hopper_linear_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *dh,
+                        const uint32_t *kept, bf16 *dx);
 
 #endif

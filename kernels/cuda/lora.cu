@@ -6,12 +6,13 @@
  *   up_back    dx   = sum_t drop_t'(dh_t A_t)       [R, r]  -> [R, in]
  *   (dh and the gradients of A and B: lora_back.cu)
  *
- * Where gemm_hopper.cu serves the frozen product, up is part of that, and up_back too but for adapters with dropout.
+ * Where gemm_hopper.cu serves the frozen product, up and up_back are part of that.
  *
  * A and B enter the products rounded to bf16 (dev_adapter.shadow), h and dh are kept in bf16; sums are float32.
  * All are bound by memory: each reads x or dy once and writes y or dx once.  Dropout masks are made where the elements
- * pass through registers, from (sequence, token, layer, target, element); what was drawn for dA is kept, a bit each,
- * for dx of the same product. h: bf16 [parts][R][h_columns], columns from a job's rank up to h_columns are zeros.
+ * pass through registers on their way down, from (sequence, token, layer, target, element); what was drawn is kept, a
+ * bit each, for dA and dx (kept_at). h: bf16 [parts][R][h_columns], columns from a job's rank up to h_columns are
+ * zeros.
  */
 #include "kernels/cuda/lora.cuh"
 
@@ -31,7 +32,7 @@ template <int BN, int PARTS> struct down_shape {
 /* DROP: some adapter of the pack has dropout; others are computed the same either way.
  * grid (128 rows, stretches, blocks of BN); a warp has 16 rows. */
 template <int BN, int PARTS, bool DROP>
-__global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, const bf16 *x, float *sums)
+__global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, const bf16 *x, float *sums, uint32_t *kept)
 {
     typedef down_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES, LD = G::LD;
@@ -89,11 +90,17 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
                 if (!has(p))
                     continue;
                 if (DROP && ad.threshold) {
-                    int i = k0 + c * DOWN_CHUNK + k + lane % 4 * 2;
-                    fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold);
-                    fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold);
-                    fa[2] = drop_pair(fa[2], key0[p], i + 8, ad.threshold);
-                    fa[3] = drop_pair(fa[3], key1[p], i + 8, ad.threshold);
+                    int column = k0 + c * DOWN_CHUNK + k, i = column + lane % 4 * 2;
+                    uint32_t bits[4][2];
+                    fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold, bits[0]);
+                    fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold, bits[1]);
+                    fa[2] = drop_pair(fa[2], key0[p], i + 8, ad.threshold, bits[2]);
+                    fa[3] = drop_pair(fa[3], key1[p], i + 8, ad.threshold, bits[3]);
+                    if (lane == 0 && blockIdx.z == 0) {
+                        uint4 *to = (uint4 *)(kept + kept_at(a.in, a.rows, p, t.row0 + wrow, column));
+                        to[0] = make_uint4(bits[0][0], bits[0][1], bits[1][0], bits[1][1]);
+                        to[1] = make_uint4(bits[2][0], bits[2][1], bits[3][0], bits[3][1]);
+                    }
                 }
 #pragma unroll
                 for (int n = 0; n < BN; n += 16) {
@@ -265,35 +272,6 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
     store_short(y + at, add ? add + at : NULL, a.out, cols, acc, smem);
 }
 
-/* What 128 columns of the two rows of a lane kept: the elements that it has of mma's accumulators. */
-struct kept_rows {
-    uint32_t word[2][4]; /* [row, row + 8][32 columns], shifted to the lane's first column */
-    /* from: the first of 16 rows, stride words apart */
-    __device__ __forceinline__ void load(const uint32_t *from, size_t stride)
-    {
-        int lane = threadIdx.x % 32, shift = lane % 4 * 2;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            uint4 w = *(const uint4 *)(from + (lane / 4 + half * 8) * stride);
-            word[half][0] = w.x >> shift;
-            word[half][1] = w.y >> shift;
-            word[half][2] = w.z >> shift;
-            word[half][3] = w.w >> shift;
-        }
-    }
-    /* sum[2][4] += keep * acc[2][4], columns n .. n + 15, rounded once: whichever kernel it runs in depends on the
-     * neighbours' ranks. */
-    __device__ __forceinline__ void add(float (*sum)[4], const float (*acc)[4], int n, float keep) const
-    {
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (word[j / 2][n / 32] >> (n % 32 + i * 8 + j % 2) & 1)
-                    sum[i][j] = __fmaf_rn(keep, acc[i][j], sum[i][j]);
-    }
-};
-
 /* Backward: grid (blocks of 128 rows, 128-column tiles of `in`); the parts are summed in order, each under its own
  * mask. DROP: some adapter of the pack has dropout; others are computed the same either way. */
 template <int KC, bool DROP>
@@ -305,8 +283,6 @@ __global__ void __launch_bounds__(THREADS)
     int c0 = blockIdx.x * UP_COLS, cols = min(a.in - c0, (int)UP_COLS);
     int wrow = threadIdx.x / 32 * 16;
     float sum[UP_COLS / 8][4] = {};
-    if (a.dropped_only && (t.adapter < 0 || !a.adapters[t.adapter].threshold))
-        return;
     for (int part = 0; part < a.n_parts && t.adapter >= 0; part++) {
         const dev_adapter ad = a.adapters[t.adapter];
         int target = a.target[part];
@@ -319,12 +295,11 @@ __global__ void __launch_bounds__(THREADS)
             continue;
         }
         float acc[UP_COLS / 8][4] = {};
-        kept_rows bits;
-        bits.load(kept + kept_at(a, part, t.row0 + wrow, c0), kept_row(a.in));
+        const uint4 *bits = (const uint4 *)(kept + kept_at(a.in, a.rows, part, t.row0 + wrow, c0));
         short_product<KC, true>(acc, dhg, a.hr, A, a.in, ad.rank, cols, smem);
 #pragma unroll
-        for (int n = 0; n < UP_COLS; n += 16)
-            bits.add(sum + n / 8, acc + n / 8, n, ad.keep);
+        for (int n = 0; n < UP_COLS / 8; n++)
+            kept_add(sum[n], acc[n], bits[n], 1u << threadIdx.x % 32, ad.keep);
     }
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, smem);
 }
@@ -367,8 +342,6 @@ __global__ void __launch_bounds__(THREADS, 2)
     dev_adapter ad = {};
     if (t.adapter >= 0)
         ad = a.adapters[t.adapter];
-    if (BACK && a.dropped_only && !ad.threshold)
-        return;
 #pragma unroll
     for (int q = 0; q < 3; q++)
         if (q < parts && t.adapter >= 0 && (ad.targets >> a.target[first + q] & 1)) {
@@ -400,7 +373,8 @@ __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
         for (int q = 0; q < 3; q++)
             if (m[q] && lane < 16 && c0 < end)
-                copy16(my_kept + q * S::KEPT + lane * S::KEPT_LD, kept + kept_at(a, q, t.row0 + wrow + lane, c0), true);
+                copy16(my_kept + q * S::KEPT + lane * 4, kept + kept_at(a.in, a.rows, q, t.row0 + wrow, c0 + lane * 8),
+                       true);
         copy_commit();
     };
     load_kept(begin);
@@ -422,13 +396,11 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
         load_m(c0 + UP_COLS, (i + 1) % 2);
         float sum[UP_COLS / 8][4] = {};
-        kept_rows bits[DROP ? 3 : 1];
 #pragma unroll
         for (int q = 0; q < 3; q++) {
             if (!m[q])
                 continue;
-            if (DROP && ad.threshold)
-                bits[q].load(my_kept + q * S::KEPT, S::KEPT_LD);
+            const uint4 *bits = (const uint4 *)(my_kept + q * S::KEPT);
             const bf16 *tile = ms + (i % 2 * parts + q) * S::M;
             uint32_t fa[4];
             frag_a<S::LD>(fa, hs + q * S::H, wrow, 0);
@@ -447,7 +419,8 @@ __global__ void __launch_bounds__(THREADS, 2)
                 float acc[2][4] = {};
                 mma(acc[0], fa, fb[0], fb[1]);
                 mma(acc[1], fa, fb[2], fb[3]);
-                bits[q].add(sum + n / 8, acc, n, ad.keep);
+                kept_add(sum[n / 8], acc[0], bits[n / 8], 1u << lane, ad.keep);
+                kept_add(sum[n / 8 + 1], acc[1], bits[n / 8 + 1], 1u << lane, ad.keep);
             }
         }
         load_kept(c0 + UP_COLS);
@@ -503,7 +476,7 @@ void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n)
 /* ---- launches ---- */
 
 template <int BN, int PARTS>
-static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
+static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums, uint32_t *kept)
 {
     int bytes = down_shape<BN, PARTS>::BYTES;
     if (!a) { /* once, when the device opens: tiles of more than 48 KB */
@@ -513,28 +486,34 @@ static void launch_down(op_dev *d, const op_pack *p, const lora_args *a, const b
     }
     dim3 grid(p->rows / ROW_ALIGN, div_up(a->in, DOWN_SPLIT), div_up(a->hr, BN));
     launch(d->stream, pack_dev(p)->dropout ? lora_down_kernel<BN, PARTS, true> : lora_down_kernel<BN, PARTS, false>,
-           grid, THREADS, bytes, *a, x, sums);
+           grid, THREADS, bytes, *a, x, sums, kept);
     DEV_LAUNCHED(d, "lora_down");
 }
 
-template <int BN> static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums)
+template <int BN>
+static void down_by_parts(op_dev *d, const op_pack *p, const lora_args *a, const bf16 *x, float *sums, uint32_t *kept)
 {
     if (!a || a->n_parts == 1)
-        launch_down<BN, 1>(d, p, a, x, sums);
+        launch_down<BN, 1>(d, p, a, x, sums, kept);
     if (!a || a->n_parts == 2)
-        launch_down<BN, 2>(d, p, a, x, sums);
+        launch_down<BN, 2>(d, p, a, x, sums, kept);
     if (!a || a->n_parts == 3)
-        launch_down<BN, 3>(d, p, a, x, sums);
+        launch_down<BN, 3>(d, p, a, x, sums, kept);
 }
 
 void lora_setup(op_dev *d)
 {
-    down_by_parts<16>(d, NULL, NULL, NULL, NULL);
-    down_by_parts<32>(d, NULL, NULL, NULL, NULL);
+    down_by_parts<16>(d, NULL, NULL, NULL, NULL, NULL);
+    down_by_parts<32>(d, NULL, NULL, NULL, NULL, NULL);
     allow_smem(d, lora_narrow_kernel<false, false>, narrow_shape::bytes(1));
     allow_smem(d, lora_narrow_kernel<true, false>, narrow_shape::bytes(3));
     allow_smem(d, lora_narrow_kernel<true, true>, narrow_shape::bytes(3, true));
     lora_back_setup(d);
+}
+
+uint32_t *lora_kept(const op_pack *p, const op_linear *l, const bf16 *h)
+{
+    return pack_dev(p)->dropout ? (uint32_t *)(h + (size_t)l->n_parts * p->rows * h_columns(p)) : NULL;
 }
 
 /* Bytes that lora_down allocates. */
@@ -554,9 +533,9 @@ void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, b
     if (!sums)
         return;
     if (a.hr <= 16)
-        down_by_parts<16>(d, p, &a, x, sums);
+        down_by_parts<16>(d, p, &a, x, sums, lora_kept(p, l, h));
     else
-        down_by_parts<32>(d, p, &a, x, sums);
+        down_by_parts<32>(d, p, &a, x, sums, lora_kept(p, l, h));
     lora_join(d, p, a, make_int3(n, n, n), false, sums, h);
     dev_free(d, sums);
 }
@@ -578,12 +557,10 @@ void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, con
     DEV_LAUNCHED(d, "lora_up");
 }
 
-void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, const uint32_t *kept, bf16 *dx,
-                  bool dropped_only)
+void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dh, const uint32_t *kept, bf16 *dx)
 {
     TRACE(d, "lora_up_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
-    a.dropped_only = dropped_only;
     bool narrow = a.hr <= 16, drop = pack_dev(p)->dropout;
     int bytes = narrow ? narrow_shape::bytes(a.n_parts, drop) : 0;
     dim3 grid(narrow ? narrow_groups(a.in) : div_up(a.in, UP_COLS), p->rows / UP_ROWS);

@@ -22,7 +22,6 @@ struct lora_args { /* what every kernel here needs; by value */
     int32_t rows, hr; /* R and h_columns */
     int32_t layer, in, out, n_parts;
     int32_t target[3], out0[3], n[3];
-    bool dropped_only; /* up_back: only rows whose adapter has dropout */
 };
 
 static inline lora_args make_args(const op_pack *p, const op_linear *l)
@@ -130,27 +129,36 @@ __device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int tar
     return rng_dropout_key(q.drop_key, q.token0 + row - q.row0, a.layer, target);
 }
 
-/* Elements i (even) and i + 1 of a row. */
-__device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold)
+/* What dropout keeps of x: a bit for each element, 1 where it is kept, in words as mma's accumulators lie.  [part][16
+ * rows][8 columns][4]: word e, bit `lane` is element (row lane / 4 + e / 2 * 8, column lane % 4 * 2 + e % 2).
+ * mask_bytes a row.  lora_down draws it and leaves it behind h; dA and dx take it up. */
+__device__ __forceinline__ size_t kept_at(int in, int rows, int part, int row, int column)
+{
+    return (((size_t)part * rows + row) / 16 * ((in + 127) / 128 * 16) + column / 8) * 4;
+}
+
+/* Elements i (even) and i + 1 of a row, and what all lanes keep of theirs. */
+__device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold, uint32_t kept[2])
 {
     uint32_t bits = rng_u32(key, (uint32_t)i >> 1);
-    if ((bits & 0xffff) < threshold)
-        v &= 0xffff0000u;
-    if (bits >> 16 < threshold)
-        v &= 0x0000ffffu;
-    return v;
+    bool first = (bits & 0xffff) >= threshold, next = bits >> 16 >= threshold;
+    kept[0] = __ballot_sync(~0u, first);
+    kept[1] = __ballot_sync(~0u, next);
+    return v & ((first ? 0x0000ffffu : 0) | (next ? 0xffff0000u : 0));
 }
 
-/* What lora_da drew for dx to take up again: a bit for each element of x, 1 where it is kept.  [part][row][kept_row],
- * bit i % 32 of word i / 32 for column i; rows of whole 16 bytes. */
-__host__ __device__ __forceinline__ int kept_row(int in)
+/* sum += keep * acc where it is kept; mine: 1 << lane.  Rounded once: whichever kernel it runs in depends on the
+ * neighbours' ranks. */
+__device__ __forceinline__ void kept_add(float sum[4], const float acc[4], uint4 kept, uint32_t mine, float keep)
 {
-    return (in + 127) / 128 * 4;
-}
-
-__device__ __forceinline__ size_t kept_at(const lora_args &a, int part, int row, int column)
-{
-    return ((size_t)part * a.rows + row) * kept_row(a.in) + column / 32;
+    if (kept.x & mine)
+        sum[0] = __fmaf_rn(keep, acc[0], sum[0]);
+    if (kept.y & mine)
+        sum[1] = __fmaf_rn(keep, acc[1], sum[1]);
+    if (kept.z & mine)
+        sum[2] = __fmaf_rn(keep, acc[2], sum[2]);
+    if (kept.w & mine)
+        sum[3] = __fmaf_rn(keep, acc[3], sum[3]);
 }
 
 template <typename K> static inline void allow_smem(op_dev *d, K kernel, int bytes)

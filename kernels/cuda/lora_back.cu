@@ -177,37 +177,26 @@ template <int BN, int PARTS> struct da_shape {
     static_assert(BYTES + PARTS * CHUNK * (DA_COLS / 8) <= SMALL_SHARED, "shared memory");
 };
 
-/* 32 elements of a row from column i on, a multiple of 32: a bit each, 1 where it is kept. */
-__device__ __forceinline__ uint32_t draw_word(uint64_t key, int i, uint32_t threshold)
+/* Elements of two rows in one column, as frag_a_t has them: those whose bit is 1, at and four further (kept_at). */
+__device__ __forceinline__ uint32_t keep_rows(uint32_t v, uint32_t word, int at)
 {
-    uint32_t word = 0;
-#pragma unroll
-    for (int k = 0; k < 16; k++) {
-        uint32_t bits = rng_u32(key, (uint32_t)(i / 2 + k));
-        word |= ((bits & 0xffff) >= threshold ? 1u << 2 * k : 0) | (bits >> 16 >= threshold ? 2u << 2 * k : 0);
-    }
-    return word;
-}
-
-/* Elements of two rows in one column, as frag_a_t has them: those whose bit `at` of their row's word is 1. */
-__device__ __forceinline__ uint32_t keep_rows(uint32_t v, uint32_t word0, uint32_t word1, int at)
-{
-    uint32_t first = (uint32_t)((int32_t)(word0 << (31 - at)) >> 31),
-             next = (uint32_t)((int32_t)(word1 << (31 - at)) >> 31);
+    uint32_t first = (uint32_t)((int32_t)(word << (31 - at)) >> 31),
+             next = (uint32_t)((int32_t)(word << (27 - at)) >> 31);
     return v & __byte_perm(first, next, 0x5410);
 }
 
-/* DROP: some adapter of the pack has dropout; others are computed the same either way.  kept (or NULL): see
- * kept_row.
+/* DROP: some adapter of the pack has dropout; others are computed the same either way.
  * grid (DA_COLS columns of x, slices, blocks of BN); a warp has 16 columns. */
 template <int BN, int PARTS, bool DROP>
 __global__ void __launch_bounds__(THREADS, 2)
-    lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial, uint32_t *kept)
+    lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial, const uint32_t *kept)
 {
     typedef da_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES;
     DYNAMIC_SHARED(bf16, smem);
-    __shared__ uint32_t words[DROP ? PARTS : 1][CHUNK][DA_COLS / 32];
+    constexpr int WORDS = CHUNK / 16 * (DA_COLS / 8) * 4; /* of a chunk's mask */
+    __shared__ uint32_t words[DROP ? PARTS : 1][WORDS];
+    static_assert(THREADS == WORDS, "a word a thread");
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
     int r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -234,27 +223,32 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
         copy_commit();
     };
+    /* A chunk's masks are on their way while the one before is worked on. */
+    uint32_t fetched[PARTS] = {};
+    auto fetch_kept = [&](int c) {
+        if (!DROP || !ad.threshold || c >= chunks)
+            return;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (ad.targets >> a.target[p] & 1) {
+                int row = c * CHUNK + threadIdx.x / (DA_COLS / 2) * 16, word = threadIdx.x % (DA_COLS / 2);
+                fetched[p] = kept[kept_at(a.in, a.rows, p, row0 + row, c0) + word];
+            }
+    };
     float acc[PARTS][BN / 8][4] = {};
     int wcol = warp * 16;
     for (int c = 0; c < STAGES - 1; c++)
         load_stage(c);
+    fetch_kept(0);
     for (int c = 0; c < chunks; c++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
         if (DROP && ad.threshold) {
-            int r = threadIdx.x / (DA_COLS / 32), w = threadIdx.x % (DA_COLS / 32), row = c * CHUNK + r;
-            static_assert(THREADS == CHUNK * DA_COLS / 32, "a word a thread");
-            if (row < sl.rows)
 #pragma unroll
-                for (int p = 0; p < PARTS; p++) {
-                    if (!(ad.targets >> a.target[p] & 1))
-                        continue;
-                    uint64_t key = row_key(a, row0 + row, a.target[p]);
-                    words[p][r][w] = draw_word(key, c0 + w * 32, ad.threshold);
-                    if (kept && blockIdx.z == 0)
-                        kept[kept_at(a, p, row0 + row, c0) + w] = words[p][r][w];
-                }
+            for (int p = 0; p < PARTS; p++)
+                words[p][threadIdx.x] = fetched[p];
+            fetch_kept(c + 1);
             __syncthreads();
         }
         const bf16 *xt = smem + c % STAGES * G::STAGE;
@@ -268,13 +262,12 @@ __global__ void __launch_bounds__(THREADS, 2)
                     continue;
                 uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
                 if (DROP && ad.threshold) {
-                    const uint32_t(*word)[DA_COLS / 32] = words[p] + k + lane % 4 * 2;
-                    int w = wcol / 32, at = wcol % 32 + lane / 4;
+                    /* column lane / 4 (+ 8) of the warp's, rows lane % 4 * 2 and the next (+ 8) */
+                    const uint32_t *word = words[p] + (k / 16 * (DA_COLS / 8) + wcol / 8) * 4 + lane / 4 % 2;
+                    int at = lane % 4 * 8 + lane / 8;
 #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        const uint32_t(*rows)[DA_COLS / 32] = word + j / 2 * 8;
-                        fa[j] = keep_rows(fa[j], rows[0][w], rows[1][w], at + j % 2 * 8);
-                    }
+                    for (int j = 0; j < 4; j++)
+                        fa[j] = keep_rows(fa[j], word[j % 2 * 4 + j / 2 * 2], at);
                 }
 #pragma unroll
                 for (int n = 0; n < BN; n += 16) {
@@ -351,7 +344,7 @@ struct back_args {
     float *parts, *partial;
     dim3 grid;
     bool drop; /* some adapter of the pack has dropout */
-    uint32_t *kept;
+    const uint32_t *kept;
 };
 
 template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
@@ -405,11 +398,6 @@ static size_t grad_floats(const op_pack *p, const lora_args &a)
     return (size_t)pack_dev(p)->n_slots * grad_columns(a) * a.hr;
 }
 
-size_t lora_kept_bytes(size_t R, int in, int n_parts)
-{
-    return (size_t)n_parts * R * kept_row(in) * sizeof(uint32_t);
-}
-
 /* The most bytes that lora_back allocates for R rows, `slots` of them partial sums, of a linear with parts of n[]
  * columns. */
 size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr)
@@ -453,8 +441,7 @@ static void back_da(op_dev *d, const op_pack *p, back_args b)
     DEV_LAUNCHED(d, "lora dA");
 }
 
-void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh,
-               uint32_t *kept)
+void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh)
 {
     TRACE(d, "lora_back %d -> %d R %d", l->in, l->out, p->rows);
     lora_args a = make_args(p, l);
@@ -474,7 +461,7 @@ void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, 
                    floats ? scratch + (size_t)tiles * a.rows * a.hr : NULL,
                    dim3(),
                    pack_dev(p)->dropout,
-                   kept};
+                   lora_kept(p, l, h)};
     int3 n = make_int3(div_up(a.n[0], cols), div_up(a.n[1], cols), div_up(a.n[2], cols));
     back_dy(d, p, b, cols, tiles);
     lora_join(d, p, a, n, true, scratch, dh);

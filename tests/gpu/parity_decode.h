@@ -126,7 +126,7 @@ static void dr_make(struct dr_run *r, const struct dr_model *m)
         .gu = poisoned(s, R * (size_t)(2 * F)),
         .a = poisoned(s, R * (size_t)F)};
     struct op_pack widest = {.rows = r->n, .max_rank = r->max_rank, .decode = true};
-    size_t h = s->ops->linear_h_floats(&widest, 3) * sizeof(float);
+    size_t h = s->ops->linear_h_floats(&widest, &l.qkv) * sizeof(float);
     l.h_qkv = take(s, h);
     l.h_out = take(s, h);
     l.h_gate_up = take(s, h);

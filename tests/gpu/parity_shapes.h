@@ -46,7 +46,7 @@ static void bias_alone(struct world *w)
         struct op_linear l = linear_for(&w->s, 0, put_weights(s, W, in * out), put_weights(s, bias, out));
         y[i] = poisoned(s, R * out);
         s->ops->linear(s->dev, p, &l, put_act(s, x, R * in), NULL, y[i],
-                       take(s, s->ops->linear_h_floats(p, l.n_parts) * 4));
+                       take(s, s->ops->linear_h_floats(p, &l) * 4));
     }
     compare_act(w, "linear qkv, bias alone", y[0], y[1], out, 6e-3, false);
     free(W);
@@ -64,7 +64,7 @@ static void linear_ways(struct world *w)
           *add = random_rows(p, out, 1), *dy = random_rows(p, out, 1);
     void *d_x = put_act(&gpu, x, R * in), *d_add = put_act(&gpu, add, R * out),
          *d_dy = put_act(&gpu, dy, R * out), *y = poisoned(&gpu, R * out), *dx = poisoned(&gpu, R * in);
-    float *h = take(&gpu, gpu.ops->linear_h_floats(p, l.n_parts) * 4);
+    float *h = take(&gpu, gpu.ops->linear_h_floats(p, &l) * 4);
     l.W = put_weights(&gpu, W, in * out);
     gpu.ops->linear(gpu.dev, p, &l, d_x, d_add, y, h);
     void *place = copy_of(&gpu, d_add, R * out);
@@ -309,7 +309,7 @@ static void linear_contained(struct world *w, int job, int which)
             spoil(w, job, out, dy);
         }
         void *d_x = put_act(&gpu, x, R * in), *d_y = poisoned(&gpu, R * out), *d_dx = poisoned(&gpu, R * in);
-        float *h = take(&gpu, gpu.ops->linear_h_floats(p, l.n_parts) * 4);
+        float *h = take(&gpu, gpu.ops->linear_h_floats(p, &l) * 4);
         for (int j = 0; j < w->n_jobs; j++)
             if (w->grads[1][j])
                 gpu.ops->zero(gpu.dev, w->grads[1][j], w->floats[j] * 4);
@@ -435,7 +435,7 @@ static void check_decode_many(struct world *w)
             void *to = poisoned(s, n * out);
             s->ops->linear(s->dev, &p, &l, put_act(s, x + first * in, n * in),
                            which % 2 ? put_act(s, add + first * out, n * out) : NULL, to,
-                           take(s, s->ops->linear_h_floats(&p, l.n_parts) * 4));
+                           take(s, s->ops->linear_h_floats(&p, &l) * 4));
             y[run] = get_act(s, to, n * out);
             pack_free(&p, &b);
         }
@@ -599,7 +599,7 @@ static void check_read_adapters(void)
             s->ops->pack_prepare(s->dev, &p);
             void *to = poisoned(s, 128 * out);
             s->ops->linear(s->dev, &p, &l, put_act(s, x, 128 * in), NULL, to,
-                           take(s, s->ops->linear_h_floats(&p, l.n_parts) * 4));
+                           take(s, s->ops->linear_h_floats(&p, &l) * 4));
             y[i][k] = get_act(s, to, 128 * out);
             pack_free(&p, &b);
         }
@@ -661,7 +661,7 @@ static void check_far_rows(void)
             printf("pack_prepare failed\n");
         void *d_x = take(&gpu, rows * in * act), *y = take(&gpu, rows * out * act),
              *dx = take(&gpu, rows * in * act), *f = take(&gpu, rows * out / 2 * act);
-        float *h = take(&gpu, gpu.ops->linear_h_floats(&p, 2) * 4);
+        float *h = take(&gpu, gpu.ops->linear_h_floats(&p, &l) * 4);
         void *values = put_act(&gpu, x + (alone ? far * in : 0), (far * (size_t)!alone + NEAR) * in);
         gpu.ops->zero(gpu.dev, d_x, rows * in * act);
         gpu.ops->copy(gpu.dev, d_x, values, (far * (size_t)!alone + NEAR) * in * act);

@@ -278,7 +278,10 @@ template <typename F> static void each_of_box(const soft_map &m, int column, int
             uint32_t linear = at + (uint32_t)(r * m.box_columns + c) * 2;
             int64_t left = row + r < m.rows ? m.columns - column - c : 0;
             f(linear ^ (linear >> 7 & 7) << 4, m.base + (row + r) * m.stride + (column + c) * 2,
-              (size_t)(left < 0 ? 0 : left < 8 ? left : 8) * 2);
+              (size_t)(left < 0   ? 0
+                       : left < 8 ? left
+                                  : 8) *
+                  2);
         }
 }
 

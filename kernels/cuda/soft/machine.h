@@ -17,8 +17,8 @@ struct soft_cluster {
     std::vector<soft_block> blocks;
     soft_meet meet;
     std::vector<soft_load> loads; /* in flight */
-    uint64_t seed, random; /* random: the state of soft_chance */
-    const void *host_stack; /* for AddressSanitizer */
+    uint64_t seed, random;        /* random: the state of soft_chance */
+    const void *host_stack;       /* for AddressSanitizer */
     size_t host_stack_bytes;
 };
 

@@ -89,8 +89,7 @@ static CUresult encode(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t ra
                        const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *steps, CUtensorMapInterleave,
                        CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill)
 {
-    soft_map m = {(char *)base,           (int64_t)size[0], (int64_t)size[1],
-                  (int64_t)strides[0],    (int)box[0],      (int)box[1]};
+    soft_map m = {(char *)base, (int64_t)size[0], (int64_t)size[1], (int64_t)strides[0], (int)box[0], (int)box[1]};
     static_assert(sizeof(m) <= sizeof(*map), "fits");
     if (type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || rank != 2 || (uintptr_t)base % 16 || strides[0] % 16 ||
         box[0] * 2 != 128 || box[1] == 0 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || !size[0] || !size[1] ||

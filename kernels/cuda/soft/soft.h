@@ -112,7 +112,7 @@ struct soft_block {
 struct soft_launch {
     soft_uint3 grid, block;
     size_t shared_bytes;
-    int cluster; /* blocks */
+    int cluster;   /* blocks */
     bool together; /* all blocks are there at the same time */
     std::function<void()> body;
 };

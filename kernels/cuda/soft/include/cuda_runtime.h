@@ -143,6 +143,15 @@ template <typename T> static inline T __shfl_up_sync(unsigned, T v, unsigned by)
     return soft_of_lane(v, lane < by ? lane : lane - by);
 }
 
+static inline unsigned __ballot_sync(unsigned, bool mine)
+{
+    const unsigned char *all = soft_show(&mine, 1);
+    unsigned bits = 0;
+    for (unsigned i = 0; i < 32; i++)
+        bits |= (unsigned)all[i * 64] << i;
+    return bits;
+}
+
 template <typename T, typename V> static inline T atomicAdd(T *p, V v)
 {
     return __atomic_fetch_add(p, (T)v, __ATOMIC_SEQ_CST);
@@ -293,8 +302,7 @@ template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *kernel, 
     return soft_allow_shared((const void *)kernel, value);
 }
 
-template <typename F>
-static inline cudaError_t cudaOccupancyMaxActiveClusters(int *n, F *, const cudaLaunchConfig_t *)
+template <typename F> static inline cudaError_t cudaOccupancyMaxActiveClusters(int *n, F *, const cudaLaunchConfig_t *)
 {
     *n = 2;
     return cudaSuccess;

@@ -41,8 +41,7 @@ template <int N, int N_MAJOR> static inline void wg_tiles(float (*c)[4], uint64_
     soft_product_start({c, a, b, {0}, N, false, N_MAJOR != 0, keep != 0});
 }
 
-template <int N, int N_MAJOR>
-static inline void wg_registers(float (*c)[4], const uint32_t a[4], uint64_t b, int keep)
+template <int N, int N_MAJOR> static inline void wg_registers(float (*c)[4], const uint32_t a[4], uint64_t b, int keep)
 {
     soft_product_start({c, 0, b, {a[0], a[1], a[2], a[3]}, N, true, N_MAJOR != 0, keep != 0});
 }
