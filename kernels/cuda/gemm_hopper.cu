@@ -211,31 +211,40 @@ __device__ __forceinline__ void fill_masks(const gemm_args &a, const tile_at &t,
     }
 }
 
-/* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot (da, db), part after part.  masks:
- * of this warp's rows in part 0. */
+/* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot, part after part; `row`: of the
+ * warp's 16.  masks: of these rows in part 0.  By mma.sync: beside sums of wgmma in other registers the compiler would
+ * have the main loop wait for each product. */
 template <int BN>
 __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, const tile_at &t, int first, int n,
-                                         uint64_t da, uint64_t db, const uint4 *masks)
+                                         uint32_t slot, int row, const uint4 *masks)
 {
     const row_block b = a.blocks[t.row_tile];
     float keep = a.adapters[b.adapter].keep;
-    uint32_t mine = 1u << threadIdx.x % 32;
+    int lane = threadIdx.x % 32, mrow = lane % 16, mpiece = lane / 16;
     for (int k = 0, end; k < n; k = end) {
         int g = first + k, q = part_of_group(a, b, &g);
         end = min(n, k + (b.rank + 15) / 16 - g);
         const uint4 *mask = masks + q * (TILE_ROWS / 16) * (BN / 8);
+        uint32_t fa[4][4];
 #pragma unroll
-        for (int c = 0; c < BN / 64; c++) {
-            float sum[8][4];
-            wg_fence();
-            for (int i = k; i < end; i++)
-                wg_tiles<64, 1>(sum, da + i * 2, db + c * (INNER * 128 / 16) + i * 128, i > k);
-            wg_commit();
-            wg_wait<0>();
-            settled<8>(sum);
+        for (int i = 0; i < 4; i++)
+            if (k + i < end)
+                load4_at(fa[i], slot + (row + mrow) * 128 + (((k + i) * 2 + mpiece) ^ mrow % 8) * 16);
+        uint32_t from = slot + A_BYTES + (k * 16 + mrow) * 128;
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                kept_add(acc[c * 8 + i], sum[i], mask[c * 8 + i], mine, keep);
+        for (int c = 0; c < BN / 16; c++) {
+            float sum[2][4] = {};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (k + i >= end)
+                    continue;
+                uint32_t fb[4];
+                load4t_at(fb, from + c / 4 * (INNER * 128) + i * 2048 + ((c % 4 * 2 + mpiece) ^ mrow % 8) * 16);
+                mma(sum[0], fa[i], fb[0], fb[1]);
+                mma(sum[1], fa[i], fb[2], fb[3]);
+            }
+            kept_add(acc[c * 2], sum[0], mask[c * 2], 1u << lane, keep);
+            kept_add(acc[c * 2 + 1], sum[1], mask[c * 2 + 1], 1u << lane, keep);
         }
     }
 }
@@ -393,21 +402,13 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                 bar_wait(full + slot * 8, phase);
                 advance();
             }
-            for (int j = 0; j < tail.slots; j++) {
+            bool masked = DIR == MASKED && tail.mask;
+            for (int j = 0; j < tail.slots && !masked; j++) {
                 bar_wait(full + slot * 8, phase);
                 const unsigned char *p = smem + slot * G::SLOT;
                 uint64_t da = k_major(p + half * 8192),
                          db = BACK ? n_major(p + A_BYTES, INNER * 128) : k_major(p + A_BYTES);
                 int n = min(4, tail.groups - j * 4);
-                if (DIR == MASKED && tail.mask && n > 0) {
-                    wg_wait<0>();
-                    release(last);
-                    add_kept<BN>(acc, a, t, j * 4, n, da, db,
-                                 (const uint4 *)(smem + masks * G::SLOT) + (half * 4 + warp) * (BN / 8));
-                    last = slot;
-                    advance();
-                    continue;
-                }
 #pragma unroll 1
                 for (int k = 0; k < n; k++) {
                     wg_fence();
@@ -426,6 +427,15 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             }
             wg_wait<0>();
             release(last);
+            for (int j = 0; j < tail.slots && masked; j++) {
+                bar_wait(full + slot * 8, phase);
+                add_kept<BN>(acc, a, t, j * 4, min(4, tail.groups - j * 4), slots + slot * G::SLOT,
+                             half * 64 + warp * 16,
+                             (const uint4 *)(smem + masks * G::SLOT) + (half * 4 + warp) * (BN / 8));
+                __syncwarp();
+                release(slot);
+                advance();
+            }
             if (DIR == MASKED && tail.any_mask)
                 release(masks);
             for (int w = 0; w < 2 && a.has_add; w++) {

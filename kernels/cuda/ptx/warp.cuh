@@ -61,6 +61,14 @@ __device__ __forceinline__ void load4_at(uint32_t r[4], uint32_t from)
 }
 
 /* sm_90 and newer. */
+__device__ __forceinline__ void load4t_at(uint32_t r[4], uint32_t from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
 __device__ __forceinline__ void store4_at(uint32_t to, const uint32_t r[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]), "r"(r[1]),

@@ -65,6 +65,11 @@ static inline void load4_at(uint32_t r[4], uint32_t from)
     soft_load4(r, soft_pointer(from), false);
 }
 
+static inline void load4t_at(uint32_t r[4], uint32_t from)
+{
+    soft_load4(r, soft_pointer(from), true);
+}
+
 static inline void store4_at(uint32_t to, const uint32_t r[4])
 {
     struct {
