@@ -226,11 +226,9 @@ __global__ void __launch_bounds__(THREADS, 2)
     /* A chunk's masks are on their way while the one before is worked on. */
     uint32_t fetched[PARTS] = {};
     auto fetch_kept = [&](int c) {
-        if (!DROP || !ad.threshold || c >= chunks)
-            return;
 #pragma unroll
-        for (int p = 0; p < PARTS; p++)
-            if (ad.targets >> a.target[p] & 1) {
+        for (int p = 0; p < PARTS && DROP; p++)
+            if (ad.threshold && c < chunks && (ad.targets >> a.target[p] & 1)) {
                 int row = c * CHUNK + threadIdx.x / (DA_COLS / 2) * 16, word = threadIdx.x % (DA_COLS / 2);
                 fetched[p] = kept[kept_at(a.in, a.rows, p, row0 + row, c0) + word];
             }
