@@ -177,8 +177,13 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
         for (int i = thread; i < 16 * (BN / 8); i += HELPERS) {
             int k = i / (BN / 8), c = i % (BN / 8) * 8, row = at * 16 + k;
             bool valid = r0 + k < b.rank && c < width;
-            copy16(to + c / 64 * (INNER * 64) + row * 64 + (c / 8 % 8 ^ row % 8) * 8,
-                   A + (valid ? (size_t)(r0 + k) * a.in + t.column + c : 0), valid);
+            bf16 *piece = to + c / 64 * (INNER * 64) + row * 64 + (c / 8 % 8 ^ row % 8) * 8;
+            const bf16 *from = A + (valid ? (size_t)(r0 + k) * a.in + t.column + c : 0);
+            if (((uintptr_t)A & 15) == 0)
+                copy16(piece, from, valid);
+            else /* an odd rank, and another matrix with odd sides */
+                for (int e = 0; e < 8; e++)
+                    piece[e] = valid ? from[e] : __float2bfloat16(0.f);
         }
         return;
     }
