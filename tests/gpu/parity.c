@@ -1,8 +1,8 @@
 /*
  * Every CUDA operation against the CPU one, on random inputs and poisoned outputs.
  *
- *   parity [SEED [DEVICE [WORLDS]]]   exit 0: all within tolerance; prints one line a check: name, relative L2
- * error, bound.  WORLDS: part of the name of those to do alone, like d32.
+ *   parity [SEED [DEVICE [WORLDS]]]   exit 0: all within tolerance; prints one line a check: name, relative
+ * L2 error, bound.  WORLDS: part of the name of those to do alone, like d32.
  *
  * Both devices get the same numbers, rounded to bf16 first; the error is |gpu - cpu| / |cpu| over real rows.
  * Padding must be exactly zero where ops.h says so.  Row invariance is checked to the bit: a segment alone =
@@ -25,6 +25,8 @@ struct side {
 static struct side cpu, gpu;
 static uint64_t seed_key, draws;
 static int failures;
+static const char *only = ""; /* part of the name of worlds to do alone */
+static const char *gpu_kind = "cuda:0";
 
 /* Device memory of a world, given back at its end. */
 static struct {
@@ -782,9 +784,6 @@ static void check_decode_layer(struct world *w)
     }
 }
 
-#include "tests/gpu/parity_decode.h"
-#include "tests/gpu/parity_shapes.h"
-
 static int open_side(struct side *s, const char *kind)
 {
     struct dtx_err e;
@@ -797,6 +796,9 @@ static int open_side(struct side *s, const char *kind)
     return 0;
 }
 
+#include "tests/gpu/parity_decode.h"
+#include "tests/gpu/parity_shapes.h"
+
 /* DEVICE cpu: the CPU against itself, to try the checks where there is no GPU. */
 int main(int argc, char **argv)
 {
@@ -808,9 +810,10 @@ int main(int argc, char **argv)
         {"[512,1024,d128]", 512, 1024, 4, 4, 128, 32000, 0.1f},
         {"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f},
     };
-    const char *only = argc > 3 ? argv[3] : "";
+    only = argc > 3 ? argv[3] : "";
     seed_key = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    if (open_side(&cpu, "cpu") || open_side(&gpu, argc > 2 ? argv[2] : "cuda:0"))
+    gpu_kind = argc > 2 ? argv[2] : gpu_kind;
+    if (open_side(&cpu, "cpu") || open_side(&gpu, gpu_kind))
         return 2;
     check_choose(300);
     check_choose(32000);
@@ -841,9 +844,10 @@ int main(int argc, char **argv)
             check_optim(&w);
         world_done(&w);
     }
+    check_shapes();
+    check_tails();
     if (!*only) {
         check_decode_shapes();
-        check_shapes();
         check_memory();
         check_read_adapters();
         check_far_rows();
