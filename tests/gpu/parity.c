@@ -1,8 +1,11 @@
 /*
  * Every CUDA operation against the CPU one, on random inputs and poisoned outputs.
  *
- *   parity [SEED [DEVICE [WORLDS]]]   exit 0: all within tolerance; prints one line a check: name, relative
- * L2 error, bound.  WORLDS: part of the name of those to do alone, like d32.
+ *   parity [SEED [DEVICE [WORLDS [CHECKS]]]]
+ *
+ * exit 0: all within tolerance; prints one line a check: name, relative L2 error, bound.  WORLDS, CHECKS:
+ * part of the name of those to do alone, like d32 and linear (see worlds, checks).  Before the last line: a
+ * digest of all that was read back from DEVICE, the same whenever the same is computed again.
  *
  * Both devices get the same numbers, rounded to bf16 first; the error is |gpu - cpu| / |cpu| over real rows.
  * Padding must be exactly zero where ops.h says so.  Row invariance is checked to the bit: a segment alone =
@@ -23,9 +26,8 @@ struct side {
 };
 
 static struct side cpu, gpu;
-static uint64_t seed_key, draws;
+static uint64_t seed_key, draws, digest;
 static int failures;
-static const char *only = ""; /* part of the name of worlds to do alone */
 static const char *gpu_kind = "cuda:0";
 
 /* Device memory of a world, given back at its end. */
@@ -201,6 +203,7 @@ struct world {
     struct op_pack cpu_pack, gpu_pack;
     struct job jobs[4];
     int n_jobs;
+    bool usual;         /* these are the usual jobs */
     float *grads[2][4]; /* device */
     size_t floats[4];
 };
@@ -266,12 +269,12 @@ static void build_pack(struct world *w, struct side *side, struct op_pack *p, in
 /* jobs [4], NULL: the usual ones */
 static void world_of(struct world *w, struct shape s, const struct job *jobs)
 {
-    static const struct job usual[4] = {{.rank = 8, .targets = 0x7f, .seqs = 3, .len = {70, 1, 130}},
-                                        {.rank = 0, .seqs = 1, .len = {33}},
-                                        {.rank = 20, .targets = 0x25, .seqs = 2, .len = {200, 64}},
-                                        {.rank = 64, .targets = 0x7f, .seqs = 1, .len = {128}}};
-    *w = (struct world){.s = s, .n_jobs = 4};
-    memcpy(w->jobs, jobs ? jobs : usual, sizeof w->jobs);
+    static const struct job as_usual[4] = {{.rank = 8, .targets = 0x7f, .seqs = 3, .len = {70, 1, 130}},
+                                           {.rank = 0, .seqs = 1, .len = {33}},
+                                           {.rank = 20, .targets = 0x25, .seqs = 2, .len = {200, 64}},
+                                           {.rank = 64, .targets = 0x7f, .seqs = 1, .len = {128}}};
+    *w = (struct world){.s = s, .n_jobs = 4, .usual = !jobs};
+    memcpy(w->jobs, jobs ? jobs : as_usual, sizeof w->jobs);
     w->gpu_base = (struct dtx_base){.ops = gpu.ops, .dev = gpu.dev, .dims = dims_of(&s)};
     w->cpu_base = (struct dtx_base){.ops = cpu.ops, .dev = cpu.dev, .dims = dims_of(&s)};
     for (int j = 0; j < w->n_jobs; j++) {
@@ -282,11 +285,6 @@ static void world_of(struct world *w, struct shape s, const struct job *jobs)
     }
     build_pack(w, &cpu, &w->cpu_pack, 0, -1);
     build_pack(w, &gpu, &w->gpu_pack, 1, -1);
-}
-
-static void world_init(struct world *w, struct shape s)
-{
-    world_of(w, s, NULL);
 }
 
 static void world_done(struct world *w)
@@ -546,7 +544,7 @@ static void check_head(struct world *w)
     }
 }
 
-static void check_optim(struct world *w)
+static void check_optim(void)
 {
     static const enum dtx_optimizer kinds[] = {DTX_ADAMW, DTX_ADAM, DTX_SGD};
     size_t n = 70001;
@@ -594,7 +592,6 @@ static void check_optim(struct world *w)
         report("optim, update", rel_error(got[0], got[1], 1, n, NULL), 1e-3);
         report("optim, norm", fabs(out[0][0].norm - out[1][0].norm) / out[0][0].norm, 1e-6);
     }
-    (void)w;
 }
 
 /* Decode: rows of several sequences over a cache; the same through both devices, and 1 row = among 5 to the
@@ -784,6 +781,29 @@ static void check_decode_layer(struct world *w)
     }
 }
 
+/* ---- what was read back ---- */
+
+static const struct dtx_ops *gpu_ops;
+
+static void digest_add(const void *p, size_t n)
+{
+    const unsigned char *v = p;
+    for (uint64_t word = 0; n; v += 8, word = 0) {
+        size_t part = n < 8 ? n : 8;
+        memcpy(&word, v, part);
+        digest = (digest ^ word) * 0x9e3779b97f4a7c15u;
+        digest ^= digest >> 29;
+        n -= part;
+    }
+}
+
+static int download_seen(struct op_dev *d, void *host, const void *src, size_t bytes)
+{
+    int rc = gpu_ops->download(d, host, src, bytes);
+    digest_add(host, bytes);
+    return rc;
+}
+
 static int open_side(struct side *s, const char *kind)
 {
     struct dtx_err e;
@@ -796,62 +816,107 @@ static int open_side(struct side *s, const char *kind)
     return 0;
 }
 
+static int open_sides(const char *kind)
+{
+    static struct dtx_ops seen;
+    if (open_side(&cpu, "cpu") || open_side(&gpu, kind))
+        return -1;
+    gpu_ops = gpu.ops;
+    seen = *gpu.ops;
+    seen.download = download_seen;
+    gpu.ops = &seen;
+    return 0;
+}
+
 #include "tests/gpu/parity_decode.h"
 #include "tests/gpu/parity_shapes.h"
+
+/* ---- which worlds, which checks ---- */
+
+static void check_linears(struct world *w)
+{
+    for (int k = 0; k < 4; k++)
+        check_linear(w, k);
+}
+
+static void check_invariances(struct world *w)
+{
+    for (int j = 0; j < w->n_jobs; j++)
+        for (int k = 0; k < 4; k++)
+            check_invariance(w, j, k);
+}
+
+enum { USUAL = 1, OTHER = 2, ALL = USUAL | OTHER };
+
+static const struct {
+    const char *name;
+    void (*run)(struct world *);
+    int worlds;
+} checks[] = {
+    {"elementwise", check_elementwise, ALL},
+    {"attention", check_attention, ALL},
+    {"linear", check_linears, ALL},
+    {"invariance", check_invariances, ALL},
+    {"alone", check_all_alone, OTHER},
+    {"head", check_head, ALL},
+    {"ways", check_ways, ALL},
+    {"contained", check_contained, ALL},
+    {"logits", check_logits, ALL},
+    {"decode", check_decode, USUAL},
+    {"decode-many", check_decode_many, ALL},
+    {"decode-layer", check_decode_layer, USUAL},
+    {"decode-run", check_decode_run, USUAL},
+    {"decode-rows", check_decode_rows, USUAL},
+};
+
+/* Worlds of their own, without such checks. */
+static const struct {
+    const char *name;
+    void (*run)(void);
+} others[] = {
+    {"choose", check_choices},
+    {"optim", check_optim},
+    {"decode shapes", check_decode_shapes},
+    {"memory", check_memory},
+    {"read adapters", check_read_adapters},
+    {"far rows", check_far_rows},
+    {"tiles", check_all_tiles},
+};
+
+static int run_world(const struct planned *p, const char *part)
+{
+    struct world w;
+    int n = 0;
+    world_of(&w, p->shape, p->jobs);
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+        if (checks[i].worlds & (p->jobs ? OTHER : USUAL) && strstr(checks[i].name, part)) {
+            checks[i].run(&w);
+            n++;
+        }
+    world_done(&w);
+    return n;
+}
 
 /* DEVICE cpu: the CPU against itself, to try the checks where there is no GPU. */
 int main(int argc, char **argv)
 {
-    static const struct shape shapes[] = {
-        {"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f},
-        {"[256,384,d128]", 256, 384, 2, 1, 128, 300, 0.1f},
-        {"[192,512,d32]", 192, 512, 6, 6, 32, 1000, 0.25f},
-        {"[512,1376,d64]", 512, 1376, 8, 2, 64, 4000, 0.f},
-        {"[512,1024,d128]", 512, 1024, 4, 4, 128, 32000, 0.1f},
-        {"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f},
-    };
-    only = argc > 3 ? argv[3] : "";
+    const char *only = argc > 3 ? argv[3] : "", *part = argc > 4 ? argv[4] : "";
+    int n = 0;
     seed_key = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
     gpu_kind = argc > 2 ? argv[2] : gpu_kind;
-    if (open_side(&cpu, "cpu") || open_side(&gpu, gpu_kind))
+    if (open_sides(gpu_kind))
         return 2;
-    check_choose(300);
-    check_choose(32000);
-    check_choose(128256);
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        struct world w;
-        if (!strstr(shapes[i].name, only))
-            continue;
-        world_init(&w, shapes[i]);
-        check_elementwise(&w);
-        check_attention(&w);
-        for (int k = 0; k < 4; k++)
-            check_linear(&w, k);
-        for (int j = 0; j < w.n_jobs; j++)
-            for (int k = 0; k < 4; k++)
-                check_invariance(&w, j, k);
-        check_head(&w);
-        check_ways(&w);
-        check_contained(&w, 2);
-        check_logits(&w);
-        check_decode(&w);
-        check_decode_many(&w);
-        check_decode_layer(&w);
-        check_decode_run(&w);
-        if (shapes[i].head_dim == 64 || shapes[i].head_dim == 80)
-            check_decode_rows(&w);
-        if (i == 0)
-            check_optim(&w);
-        world_done(&w);
-    }
-    check_shapes();
-    check_tails();
-    if (!*only) {
-        check_decode_shapes();
-        check_memory();
-        check_read_adapters();
-        check_far_rows();
-    }
+    for (size_t i = 0; i < sizeof worlds / sizeof worlds[0]; i++)
+        if (strstr(worlds[i].shape.name, only))
+            n += run_world(&worlds[i], part);
+    for (size_t i = 0; i < sizeof others / sizeof others[0] && !*part; i++)
+        if (strstr(others[i].name, only)) {
+            others[i].run();
+            n++;
+        }
+    if (!n)
+        return printf("parity: no such worlds or checks\n"), 2;
+    printf("digest of what was read back: %016llx\n", (unsigned long long)digest);
     printf("parity: %d failed\n", failures);
     return failures != 0;
 }

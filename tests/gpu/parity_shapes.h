@@ -274,6 +274,12 @@ static void check_alone(struct world *w, int job)
     free(W);
 }
 
+static void check_all_alone(struct world *w)
+{
+    for (int j = 0; j < w->n_jobs; j++)
+        check_alone(w, j);
+}
+
 /* ---- values that are not finite stay in their segment ---- */
 
 static void spoil(const struct world *w, int job, size_t width, float *v)
@@ -339,9 +345,10 @@ static void linear_contained(struct world *w, int job, int which)
     free(dy);
 }
 
-static void check_contained(struct world *w, int job)
+static void check_contained(struct world *w)
 {
     const struct op_pack *p = &w->gpu_pack;
+    int job = w->usual ? 2 : 1;
     size_t R = (size_t)p->rows, H = (size_t)w->s.hidden, V = (size_t)w->s.vocab,
            Q = (size_t)(w->s.heads * w->s.head_dim), LD = Q + 2 * (size_t)(w->s.kv_heads * w->s.head_dim);
     for (int k = 0; k < 4; k++)
@@ -455,67 +462,70 @@ static void check_decode_many(struct world *w)
 
 /* ---- other shapes and other jobs ---- */
 
-static void check_world(struct shape s, const struct job *jobs)
-{
-    struct world w;
-    if (!strstr(s.name, only))
-        return;
-    world_of(&w, s, jobs);
-    check_elementwise(&w);
-    check_attention(&w);
-    for (int k = 0; k < 4; k++)
-        check_linear(&w, k);
-    for (int j = 0; j < w.n_jobs; j++) {
-        for (int k = 0; k < 4; k++)
-            check_invariance(&w, j, k);
-        check_alone(&w, j);
-    }
-    check_head(&w);
-    check_ways(&w);
-    check_contained(&w, 1);
-    check_logits(&w);
-    check_decode_many(&w);
-    world_done(&w);
-}
+static const struct job narrow[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {2}},
+                                     {.rank = 3, .targets = 0x11, .seqs = 2, .len = {127, 1}},
+                                     {.rank = 16, .targets = 0x7f, .seqs = 1, .len = {65}},
+                                     {.rank = 12, .targets = 0x48, .seqs = 3, .len = {2, 64, 63}}},
+                        wide[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {2}},
+                                   {.rank = 100, .targets = 0x6c, .seqs = 1, .len = {129}},
+                                   {.rank = 256, .targets = 0x7f, .seqs = 3, .len = {64, 63, 1}},
+                                   {.rank = 17, .targets = 0x2, .seqs = 1, .len = {191}}},
+                        tall[4] = {{.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1500, 1100}},
+                                   {.rank = 5, .targets = 0x7f, .seqs = 1, .len = {1025}},
+                                   {.rank = 40, .targets = 0x52, .seqs = 3, .len = {700, 323, 1}},
+                                   {.rank = 0, .seqs = 1, .len = {33}}},
+                        mixed[4] = {{.rank = 512, .targets = 0x33, .dry = true, .seqs = 1, .len = {257}},
+                                    {.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1300, 90}},
+                                    {.rank = 0, .seqs = 1, .len = {129}},
+                                    {.rank = 24, .targets = 0x5e, .dry = true, .seqs = 2, .len = {640, 7}}},
+                        none[4] = {{.rank = 0, .seqs = 2, .len = {70, 59}},
+                                   {.rank = 0, .seqs = 1, .len = {5}},
+                                   {.rank = 0, .seqs = 1, .len = {128}},
+                                   {.rank = 0, .seqs = 1, .len = {1}}},
+                        high[4] = {{.rank = 128, .targets = 0x7f, .seqs = 1, .len = {65}},
+                                   {.rank = 4, .targets = 0x7f, .dry = true, .seqs = 1, .len = {2}},
+                                   {.rank = 0, .seqs = 1, .len = {128}},
+                                   {.rank = 40, .targets = 0x2d, .seqs = 2, .len = {100, 60}}},
+                        dry[4] = {{.rank = 200, .targets = 0x7f, .dry = true, .seqs = 1, .len = {7}},
+                                  {.rank = 16, .targets = 0x5a, .seqs = 1, .len = {128}},
+                                  {.rank = 21, .targets = 0x7f, .seqs = 2, .len = {1, 100}},
+                                  {.rank = 1, .targets = 0x7f, .seqs = 1, .len = {129}}},
+                        low[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {9}},
+                                  {.rank = 3, .targets = 0x7f, .dry = true, .seqs = 1, .len = {129}},
+                                  {.rank = 5, .targets = 0x68, .seqs = 1, .len = {40}},
+                                  {.rank = 16, .targets = 0x15, .seqs = 1, .len = {1}}};
 
-static void check_shapes(void)
-{
-    static const struct job none[4] = {{.rank = 0, .seqs = 2, .len = {70, 59}},
-                                       {.rank = 0, .seqs = 1, .len = {5}},
-                                       {.rank = 0, .seqs = 1, .len = {128}},
-                                       {.rank = 0, .seqs = 1, .len = {1}}},
-                            narrow[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {2}},
-                                         {.rank = 3, .targets = 0x11, .seqs = 2, .len = {127, 1}},
-                                         {.rank = 16, .targets = 0x7f, .seqs = 1, .len = {65}},
-                                         {.rank = 12, .targets = 0x48, .seqs = 3, .len = {2, 64, 63}}},
-                            wide[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {2}},
-                                       {.rank = 100, .targets = 0x6c, .seqs = 1, .len = {129}},
-                                       {.rank = 256, .targets = 0x7f, .seqs = 3, .len = {64, 63, 1}},
-                                       {.rank = 17, .targets = 0x2, .seqs = 1, .len = {191}}},
-                            tall[4] = {{.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1500, 1100}},
-                                       {.rank = 5, .targets = 0x7f, .seqs = 1, .len = {1025}},
-                                       {.rank = 40, .targets = 0x52, .seqs = 3, .len = {700, 323, 1}},
-                                       {.rank = 0, .seqs = 1, .len = {33}}},
-                            mixed[4] = {
-                                {.rank = 512, .targets = 0x33, .dry = true, .seqs = 1, .len = {257}},
-                                {.rank = 16, .targets = 0x7f, .seqs = 2, .len = {1300, 90}},
-                                {.rank = 0, .seqs = 1, .len = {129}},
-                                {.rank = 24, .targets = 0x5e, .dry = true, .seqs = 2, .len = {640, 7}}};
-    check_world((struct shape){"[100,172,d16 4:1 narrow]", 100, 172, 4, 1, 16, 37, 0.1f}, narrow);
-    check_world((struct shape){"[896,1216,d64 7:1 wide]", 896, 1216, 14, 2, 64, 2001, 0.f}, wide);
-    check_world((struct shape){"[256,768,d48 6:1 narrow]", 256, 768, 6, 1, 48, 1001, 0.3f}, narrow);
-    check_world((struct shape){"[320,960,d96 2:1 wide]", 320, 960, 4, 2, 96, 997, 0.5f}, wide);
-    check_world((struct shape){"[104,344,d120 bare]", 104, 344, 3, 3, 120, 515, 0.f}, none);
-    check_world((struct shape){"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall);
-    check_world((struct shape){"[128,192,d64 8:1 tall]", 128, 192, 8, 1, 64, 251, 0.f}, tall);
-    check_world((struct shape){"[192,256,d128 3:1 wide]", 192, 256, 3, 1, 128, 509, 0.f}, wide);
-    check_world((struct shape){"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall);
-    check_world((struct shape){"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall);
-    check_world((struct shape){"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed);
-    check_world((struct shape){"[64,11008,d32 narrow]", 64, 11008, 2, 2, 32, 32001, 0.1f}, narrow);
-}
+static const struct planned {
+    struct shape shape;
+    const struct job *jobs; /* NULL: the usual ones */
+    bool tiles;             /* see check_tiles */
+} worlds[] = {
+    {{"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f}, NULL, false},
+    {{"[256,384,d128]", 256, 384, 2, 1, 128, 300, 0.1f}, NULL, false},
+    {{"[192,512,d32]", 192, 512, 6, 6, 32, 1000, 0.25f}, NULL, false},
+    {{"[512,1376,d64]", 512, 1376, 8, 2, 64, 4000, 0.f}, NULL, false},
+    {{"[512,1024,d128]", 512, 1024, 4, 4, 128, 32000, 0.1f}, NULL, false},
+    {{"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f}, NULL, false},
+    {{"[100,172,d16 4:1 narrow]", 100, 172, 4, 1, 16, 37, 0.1f}, narrow, false},
+    {{"[896,1216,d64 7:1 wide]", 896, 1216, 14, 2, 64, 2001, 0.f}, wide, false},
+    {{"[256,768,d48 6:1 narrow]", 256, 768, 6, 1, 48, 1001, 0.3f}, narrow, false},
+    {{"[320,960,d96 2:1 wide]", 320, 960, 4, 2, 96, 997, 0.5f}, wide, false},
+    {{"[104,344,d120 bare]", 104, 344, 3, 3, 120, 515, 0.f}, none, false},
+    {{"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall, false},
+    {{"[128,192,d64 8:1 tall]", 128, 192, 8, 1, 64, 251, 0.f}, tall, false},
+    {{"[192,256,d128 3:1 wide]", 192, 256, 3, 1, 128, 509, 0.f}, wide, false},
+    {{"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall, false},
+    {{"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall, false},
+    {{"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed, false},
+    {{"[64,11008,d32 narrow]", 64, 11008, 2, 2, 32, 32001, 0.1f}, narrow, false},
+    /* tails of products: jobs of other ranks, with dropout and without, side by side in one cluster */
+    {{"[136,264,d8 17:1 high]", 136, 264, 17, 1, 8, 64, 0.25f}, high, true},
+    {{"[200,136,d40 5:1 dry]", 200, 136, 5, 1, 40, 64, 0.1f}, dry, true},
+    {{"[264,392,d8 1:1 low]", 264, 392, 1, 1, 8, 64, 0.5f}, low, true},
+    {{"[64,100,d8 2:1 low]", 64, 100, 8, 4, 8, 64, 0.3f}, low, true},
+};
 
-/* ---- tails of products: jobs of other ranks, with dropout and without, side by side in one cluster ---- */
+/* ---- tiles of other shapes ---- */
 
 enum { TILES = 7 /* shapes that DTX_CUDA_TILES knows */ };
 
@@ -537,7 +547,7 @@ static float *linear_values(struct world *w, int which, size_t *n)
     *n = at;
     for (int j = 0; j < w->n_jobs; j++)
         *n += w->floats[j];
-    float *all = malloc(*n * sizeof *all), *part[2] = {get_act(&gpu, y, R * out), get_act(&gpu, dx, R * in)};
+    float *all = calloc(*n, sizeof *all), *part[2] = {get_act(&gpu, y, R * out), get_act(&gpu, dx, R * in)};
     memcpy(all, part[0], R * out * 4);
     memcpy(all + R * out, part[1], R * in * 4);
     for (int j = 0; j < w->n_jobs; at += w->floats[j++])
@@ -586,39 +596,11 @@ static void check_tiles(struct shape s, const struct job *jobs)
         free(want[k]);
 }
 
-static void check_linears(struct shape s, const struct job *jobs)
+static void check_all_tiles(void)
 {
-    struct world w;
-    if (!strstr(s.name, only))
-        return;
-    world_of(&w, s, jobs);
-    for (int k = 0; k < 4; k++)
-        check_linear(&w, k);
-    for (int j = 0; j < w.n_jobs; j++)
-        check_invariance(&w, j, 0);
-    check_decode_many(&w);
-    world_done(&w);
-    check_tiles(s, jobs);
-}
-
-static void check_tails(void)
-{
-    static const struct job high[4] = {{.rank = 128, .targets = 0x7f, .seqs = 1, .len = {65}},
-                                       {.rank = 4, .targets = 0x7f, .dry = true, .seqs = 1, .len = {2}},
-                                       {.rank = 0, .seqs = 1, .len = {128}},
-                                       {.rank = 40, .targets = 0x2d, .seqs = 2, .len = {100, 60}}},
-                            dry[4] = {{.rank = 200, .targets = 0x7f, .dry = true, .seqs = 1, .len = {7}},
-                                      {.rank = 16, .targets = 0x5a, .seqs = 1, .len = {128}},
-                                      {.rank = 21, .targets = 0x7f, .seqs = 2, .len = {1, 100}},
-                                      {.rank = 1, .targets = 0x7f, .seqs = 1, .len = {129}}},
-                            low[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {9}},
-                                      {.rank = 3, .targets = 0x7f, .dry = true, .seqs = 1, .len = {129}},
-                                      {.rank = 5, .targets = 0x68, .seqs = 1, .len = {40}},
-                                      {.rank = 16, .targets = 0x15, .seqs = 1, .len = {1}}};
-    check_linears((struct shape){"[136,264,d8 17:1 high]", 136, 264, 17, 1, 8, 64, 0.25f}, high);
-    check_linears((struct shape){"[200,136,d40 5:1 dry]", 200, 136, 5, 1, 40, 64, 0.1f}, dry);
-    check_linears((struct shape){"[264,392,d8 1:1 low]", 264, 392, 1, 1, 8, 64, 0.5f}, low);
-    check_linears((struct shape){"[64,100,d8 2:1 low]", 64, 100, 8, 4, 8, 64, 0.3f}, low);
+    for (size_t i = 0; i < sizeof worlds / sizeof worlds[0]; i++)
+        if (worlds[i].tiles)
+            check_tiles(worlds[i].shape, worlds[i].jobs);
 }
 
 /* ---- memory ---- */
@@ -677,7 +659,7 @@ static void check_memory(void)
 static void check_read_adapters(void)
 {
     struct world w;
-    world_init(&w, (struct shape){"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f});
+    world_of(&w, (struct shape){"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f}, NULL);
     struct op_linear shape = linear_for(&w.s, 1, NULL, NULL);
     size_t in = (size_t)shape.in, out = (size_t)shape.out, n = w.floats[0];
     float *W = random_floats(in * out, 0.05f, true), *x = random_floats(128 * in, 1, true),

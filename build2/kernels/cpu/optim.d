@@ -1,9 +1,0 @@
-build2/kernels/cpu/optim.o: kernels/cpu/optim.c kernels/cpu/cpu.h \
- kernels/cpu/pool.h kernels/ops.h kernels/dtx_engine.h \
- scheduler/base/buf.h scheduler/base/err.h
-kernels/cpu/cpu.h:
-kernels/cpu/pool.h:
-kernels/ops.h:
-kernels/dtx_engine.h:
-scheduler/base/buf.h:
-scheduler/base/err.h:

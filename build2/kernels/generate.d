@@ -1,9 +1,0 @@
-build2/kernels/generate.o: kernels/generate.c kernels/seq.h \
- kernels/model.h kernels/ops.h kernels/dtx_engine.h scheduler/base/buf.h \
- scheduler/base/err.h
-kernels/seq.h:
-kernels/model.h:
-kernels/ops.h:
-kernels/dtx_engine.h:
-scheduler/base/buf.h:
-scheduler/base/err.h:

@@ -1,7 +1,0 @@
-build2/kernels/pack.o: kernels/pack.c kernels/model.h kernels/ops.h \
- kernels/dtx_engine.h scheduler/base/buf.h scheduler/base/err.h
-kernels/model.h:
-kernels/ops.h:
-kernels/dtx_engine.h:
-scheduler/base/buf.h:
-scheduler/base/err.h:

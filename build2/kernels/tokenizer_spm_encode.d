@@ -1,8 +1,0 @@
-build2/kernels/tokenizer_spm_encode.o: kernels/tokenizer_spm_encode.c \
- kernels/tokenizer_impl.h kernels/dtx_engine.h scheduler/base/buf.h \
- scheduler/base/err.h scheduler/base/text.h
-kernels/tokenizer_impl.h:
-kernels/dtx_engine.h:
-scheduler/base/buf.h:
-scheduler/base/err.h:
-scheduler/base/text.h:
