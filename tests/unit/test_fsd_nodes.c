@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fsd/nodes.h"
@@ -127,6 +128,36 @@ START_TEST(test_hard_links_share_a_node)
     n = reopen(n);
     ck_assert_str_eq(path_of(n, a.id), "two");
     buf_release(&name);
+    nodes_close(n);
+}
+END_TEST
+
+/* CPU seconds to make names in a folder, look each up in turn, and take them away. */
+static double time_of_names(struct nodes *n, unsigned names, bool one_file)
+{
+    struct node_info folder = bind(n, NODE_ROOT, one_file ? "links" : "files", one_file ? 10 : 11, true);
+    clock_t start = clock();
+    char name[32];
+
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < names; i++) {
+            snprintf(name, sizeof(name), "%u", i);
+            bind(n, folder.id, name, one_file ? 20 : 100 + i, false);
+        }
+    for (unsigned i = 0; i < names; i++) {
+        snprintf(name, sizeof(name), "%u", i);
+        nodes_unbind(n, folder.id, name);
+    }
+    return (double)(clock() - start) / CLOCKS_PER_SEC;
+}
+
+/* As many names as ext4 gives a file: whoever makes them must not make all others wait. */
+START_TEST(test_many_hard_links_cost_what_files_cost)
+{
+    struct nodes *n = reopen(NULL);
+    double files = time_of_names(n, 65000, false), links = time_of_names(n, 65000, true);
+
+    ck_assert_msg(links < 5 * files + 0.2, "65000 files took %.2f s, 65000 links %.2f s", files, links);
     nodes_close(n);
 }
 END_TEST
@@ -320,6 +351,7 @@ int main(void)
     tcase_add_test(c, test_replaced_file_gets_new_id);
     tcase_add_test(c, test_inode_number_used_again);
     tcase_add_test(c, test_hard_links_share_a_node);
+    tcase_add_test(c, test_many_hard_links_cost_what_files_cost);
     tcase_add_test(c, test_rename_of_a_folder);
     tcase_add_test(c, test_folder_renamed_behind_the_back);
     tcase_add_test(c, test_exchange);
