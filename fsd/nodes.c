@@ -527,9 +527,10 @@ static int load_name(void *arg, uint64_t parent, const char *text, uint64_t id)
     return add_name(n, folder, text, node) ? 0 : -ENOMEM;
 }
 
+/* Its generation is 0: the kernel takes no other, and complains where an NFS server looks up "..". */
 static int make_root(struct nodes *n)
 {
-    struct node_info root = {.id = NODE_ROOT, .generation = 1, .owner = NODE_GENERATED, .is_dir = true};
+    struct node_info root = {.id = NODE_ROOT, .owner = NODE_GENERATED, .is_dir = true};
 
     return add_node(n, &root) ? 0 : -ENOMEM;
 }

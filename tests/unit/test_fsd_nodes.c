@@ -80,6 +80,18 @@ START_TEST(test_restart_keeps_ids)
 }
 END_TEST
 
+/* The kernel knows the root as (1, 0) and warns of any other answer. */
+START_TEST(test_root_has_no_generation)
+{
+    struct nodes *n = reopen(NULL);
+    struct node_info root;
+
+    ck_assert_int_eq(nodes_get(n, NODE_ROOT, &root), 0);
+    ck_assert_uint_eq(root.generation, 0);
+    nodes_close(n);
+}
+END_TEST
+
 START_TEST(test_replaced_file_gets_new_id)
 {
     struct nodes *n = reopen(NULL);
@@ -348,6 +360,7 @@ int main(void)
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_set_timeout(c, 60);
     tcase_add_test(c, test_restart_keeps_ids);
+    tcase_add_test(c, test_root_has_no_generation);
     tcase_add_test(c, test_replaced_file_gets_new_id);
     tcase_add_test(c, test_inode_number_used_again);
     tcase_add_test(c, test_hard_links_share_a_node);
