@@ -2,7 +2,7 @@
 # Install what DTX needs from Debian's (or Ubuntu's) packages.
 #   deps.sh               install everything
 #   deps.sh --if-missing  only when something is missing
-#   deps.sh --tests       also what some tests need and skip without: a real NFS server, another shell
+#   deps.sh --tests       also what some tests need and skip without: a real NFS server, another shell, g++
 #   deps.sh --clang       also clang, its sanitizers and libFuzzer (for `make check-all`)
 set -eu
 pkgs="gcc make pkg-config libc6-dev libfuse3-dev fuse3 libjansson-dev libsqlite3-dev check libopenblas-pthread-dev
@@ -11,7 +11,7 @@ missing_only=no
 for arg; do
     case $arg in
     --if-missing) missing_only=yes ;;
-    --tests) pkgs="$pkgs busybox nfs-ganesha nfs-ganesha-vfs python3" ;;
+    --tests) pkgs="$pkgs busybox nfs-ganesha nfs-ganesha-vfs python3 g++" ;;
     --clang) pkgs="$pkgs clang libclang-rt-14-dev llvm" ;;
     *) echo "deps.sh: unknown option $arg (expected --if-missing or --clang)" >&2; exit 2 ;;
     esac

@@ -523,6 +523,7 @@ static const struct planned {
     {{"[200,136,d40 5:1 dry]", 200, 136, 5, 1, 40, 64, 0.1f}, dry, true},
     {{"[264,392,d8 1:1 low]", 264, 392, 1, 1, 8, 64, 0.5f}, low, true},
     {{"[64,100,d8 2:1 low]", 64, 100, 8, 4, 8, 64, 0.3f}, low, true},
+    {{"[64,72,d8 1:1 high]", 64, 72, 1, 1, 8, 64, 0.3f}, high, true},
 };
 
 /* ---- tiles of other shapes ---- */
