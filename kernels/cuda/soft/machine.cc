@@ -366,15 +366,23 @@ static bool run_warp(soft_cluster *c, size_t warp)
     return ran;
 }
 
+/* Of threads side by side that wait for the same, the first. */
 [[noreturn]] static void say_who_waits(const soft_cluster *c)
 {
-    const char *last = NULL;
-    for (const soft_block &b : c->blocks)
-        for (const soft_thread &t : b.threads)
-            if (!t.done && t.where != last) {
-                fprintf(stderr, "block %u,%u,%u thread %d waits for %s\n", b.index.x, b.index.y, b.index.z, t.number,
-                        last = t.where);
-            }
+    for (const soft_block &b : c->blocks) {
+        const soft_thread *last = NULL;
+        for (const soft_thread &t : b.threads) {
+            if (t.done || (last && t.where == last->where && t.bar == last->bar && t.parity == last->parity))
+                continue;
+            last = &t;
+            fprintf(stderr, "block %u,%u,%u thread %d waits for %s", b.index.x, b.index.y, b.index.z, t.number,
+                    t.where ? t.where : "nothing");
+            if (t.bar)
+                fprintf(stderr, " (byte %td of its shared memory, phase %u)", (const unsigned char *)t.bar - b.shared,
+                        t.parity & 1);
+            fputc('\n', stderr);
+        }
+    }
     soft_die("all threads of a block wait");
 }
 
