@@ -25,9 +25,9 @@ enum { ID_BLOCK = 1 << 16, FIRST_BUCKETS = 1024, MAX_DEPTH = 4096, RANDOMS = 64 
 
 struct name {
     struct name *hash_next;
-    struct name *same_node;     /* next name of the node */
-    struct name *prev, *next;   /* names in the same folder */
-    struct node *node, *folder; /* folder->info.id is the parent */
+    struct name *other_prev, *other_next; /* names of the same node */
+    struct name *prev, *next;             /* names in the same folder */
+    struct node *node, *folder;           /* folder->info.id is the parent */
     uint64_t hash;
     char text[];
 };
@@ -261,6 +261,26 @@ static void unhash_name(struct nodes *n, struct name *name)
     n->name_count--;
 }
 
+/* Both ways, because a file may have 65,000 names, and everybody waits for mu. */
+static void unlink_other(struct name *name)
+{
+    if (name->other_prev)
+        name->other_prev->other_next = name->other_next;
+    else
+        name->node->names = name->other_next;
+    if (name->other_next)
+        name->other_next->other_prev = name->other_prev;
+}
+
+static void link_other(struct node *node, struct name *name)
+{
+    name->other_prev = NULL;
+    name->other_next = node->names;
+    if (name->other_next)
+        name->other_next->other_prev = name;
+    node->names = name;
+}
+
 static void set_parent(struct node *node)
 {
     node->info.parent = node->names ? node->names->folder->info.id : 0;
@@ -284,8 +304,7 @@ static struct name *add_name(struct nodes *n, struct node *folder, const char *t
     if (name->next)
         name->next->prev = name;
     folder->children = name;
-    name->same_node = node->names;
-    node->names = name;
+    link_other(node, name);
     set_parent(node);
     if (++n->name_count > n->name_buckets)
         grow_by_name(n);
@@ -295,15 +314,10 @@ static struct name *add_name(struct nodes *n, struct node *folder, const char *t
 /* The name that was used last is the one that a path is made of. */
 static void make_current(struct node *node, struct name *name)
 {
-    struct name **p = &node->names;
-
     if (node->names == name)
         return;
-    while (*p != name)
-        p = &(*p)->same_node;
-    *p = name->same_node;
-    name->same_node = node->names;
-    node->names = name;
+    unlink_other(name);
+    link_other(node, name);
     set_parent(node);
 }
 
@@ -360,12 +374,9 @@ static bool is_known(const struct node *node)
 static void remove_name(struct nodes *n, struct name *name)
 {
     struct node *node = name->node;
-    struct name **p = &node->names;
 
     queue_change(n, NOP_DROP_NAME, &node->info, name->folder->info.id, name->text);
-    while (*p != name)
-        p = &(*p)->same_node;
-    *p = name->same_node;
+    unlink_other(name);
     unhash_name(n, name);
     unlink_child(name);
     free(name);
@@ -516,9 +527,10 @@ static int load_name(void *arg, uint64_t parent, const char *text, uint64_t id)
     return add_name(n, folder, text, node) ? 0 : -ENOMEM;
 }
 
+/* Its generation is 0: the kernel takes no other, and complains where an NFS server looks up "..". */
 static int make_root(struct nodes *n)
 {
-    struct node_info root = {.id = NODE_ROOT, .generation = 1, .owner = NODE_GENERATED, .is_dir = true};
+    struct node_info root = {.id = NODE_ROOT, .owner = NODE_GENERATED, .is_dir = true};
 
     return add_node(n, &root) ? 0 : -ENOMEM;
 }
@@ -689,8 +701,8 @@ static int give_name(struct nodes *n, struct node *folder, const char *text, str
         store_node(n, node);
     queue_change(n, NOP_PUT_NAME, &node->info, folder->info.id, text);
     while (node->info.is_dir &&
-           name->same_node) /* a folder has one name: it was renamed behind the mount's back */
-        remove_name(n, name->same_node);
+           name->other_next) /* a folder has one name: it was renamed behind the mount's back */
+        remove_name(n, name->other_next);
     return 0;
 }
 
@@ -777,7 +789,7 @@ int nodes_name(struct nodes *n, uint64_t id, unsigned k, uint64_t *parent, struc
     node = node_by_id(n, id);
     if (node)
         for (p = node->names; p && k; k--)
-            p = p->same_node;
+            p = p->other_next;
     if (p) {
         *parent = p->folder->info.id;
         buf_adds(name, p->text);

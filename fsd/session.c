@@ -15,6 +15,9 @@
 /* Few threads beat many on few cores, but some must be left while others wait for a disk's fsync. */
 enum { MIN_THREADS = 4, MAX_THREADS = 16 };
 
+/* The kernel ends the connection right after the last umount(2). */
+enum { END_WAIT_MS = 2000 };
+
 struct session {
     struct fuse_session *se;
     struct channel channel;
@@ -45,6 +48,20 @@ static void end_loop(struct session *s)
     }
 }
 
+/* A mount namespace that was copied from ours (unshare -m, a container) may have the mount still: it would
+ * keep the connection, and us, for as long as it lives. */
+static void await_end(struct session *s)
+{
+    for (int ms = 0; ms < END_WAIT_MS; ms += 20) {
+        if (__atomic_load_n(&s->ended, __ATOMIC_ACQUIRE))
+            return;
+        usleep(20000);
+    }
+    log_line("%s is still mounted in another mount namespace: ending, programs there get an error",
+             s->mountpoint);
+    end_loop(s);
+}
+
 /* Unmount in order, so that nothing that the kernel still holds is lost; if programs have files open there,
  * write back what they mapped, detach, and end the loop. */
 static void unmount(struct session *s)
@@ -53,8 +70,10 @@ static void unmount(struct session *s)
 
     notify_quiet(s->notify);
     rc = mount_remove(s->mountpoint, 0);
-    if (rc == 0)
-        return; /* the loop sees the end of the connection */
+    if (rc == 0) {
+        await_end(s);
+        return;
+    }
     log_line("unmounting %s: %s; detaching it", s->mountpoint, strerror(-rc));
     fd = open(s->mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {

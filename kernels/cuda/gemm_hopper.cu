@@ -13,9 +13,10 @@
  * columns of the rank, of one part after another, up to four in a slot; then, in two slots, the rows of `add`, which
  * are added in float32.  The blocks of a cluster go through the same number of slots, the longer of their tails.
  *
- * Of a row tile whose adapter has dropout, a slot with the masks comes before those groups: a part's share of 64
- * columns is summed in accumulators of its own, and what the mask keeps of it added.  (An extra product of 64 columns a
- * part, and nine instructions for four elements; without this dx was written, read and written again.)
+ * Of a row tile whose adapter has dropout, a slot with the masks comes before those groups: a part's share of 16
+ * columns is summed in accumulators of its own, and what the mask keeps of it added.  (Nine instructions for four
+ * elements; without this dx was written, read and written again.)  A warp moves its rows' masks to where it will put
+ * its results, and gives the slot back: the groups may need more slots than there are.
  *
  * Row invariance: a tile's sum goes by 16 of the inner dimension, ascending, then by 16 of the rank, whatever the size
  * of tiles; so the choice of tiles (by the number of rows) changes speed alone.  Segments start at multiples of 128
@@ -176,8 +177,13 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
         for (int i = thread; i < 16 * (BN / 8); i += HELPERS) {
             int k = i / (BN / 8), c = i % (BN / 8) * 8, row = at * 16 + k;
             bool valid = r0 + k < b.rank && c < width;
-            copy16(to + c / 64 * (INNER * 64) + row * 64 + (c / 8 % 8 ^ row % 8) * 8,
-                   A + (valid ? (size_t)(r0 + k) * a.in + t.column + c : 0), valid);
+            bf16 *piece = to + c / 64 * (INNER * 64) + row * 64 + (c / 8 % 8 ^ row % 8) * 8;
+            const bf16 *from = A + (valid ? (size_t)(r0 + k) * a.in + t.column + c : 0);
+            if (((uintptr_t)A & 15) == 0)
+                copy16(piece, from, valid);
+            else /* an odd rank, and another matrix with odd sides */
+                for (int e = 0; e < 8; e++)
+                    piece[e] = valid ? from[e] : __float2bfloat16(0.f);
         }
         return;
     }
@@ -211,9 +217,17 @@ __device__ __forceinline__ void fill_masks(const gemm_args &a, const tile_at &t,
     }
 }
 
+/* Those of 16 rows, number `rows` of the tile's, out of a slot: [part][8 columns]. */
+template <int BN> __device__ __forceinline__ void take_masks(const uint4 *slot, int parts, int rows, uint4 *to)
+{
+    static_assert(PARTS * (BN / 8) * 16 <= 2 * STORE_BYTES, "fits");
+    for (int i = threadIdx.x % 32; i < parts * (BN / 8); i += 32)
+        to[i] = slot[(i / (BN / 8) * (TILE_ROWS / 16) + rows) * (BN / 8) + i % (BN / 8)];
+}
+
 /* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot, part after part; `row`: of the
- * warp's 16.  masks: of these rows in part 0.  By mma.sync: beside sums of wgmma in other registers the compiler would
- * have the main loop wait for each product. */
+ * warp's 16.  masks: of these rows, as take_masks leaves them.  By mma.sync: beside sums of wgmma in other registers
+ * the compiler would have the main loop wait for each product. */
 template <int BN>
 __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, const tile_at &t, int first, int n,
                                          uint32_t slot, int row, const uint4 *masks)
@@ -224,7 +238,7 @@ __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, co
     for (int k = 0, end; k < n; k = end) {
         int g = first + k, q = part_of_group(a, b, &g);
         end = min(n, k + (b.rank + 15) / 16 - g);
-        const uint4 *mask = masks + q * (TILE_ROWS / 16) * (BN / 8);
+        const uint4 *mask = masks + q * (BN / 8);
         uint32_t fa[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -397,12 +411,20 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                 last = slot;
                 advance();
             }
-            int masks = slot; /* where they are */
+            bool masked = DIR == MASKED && tail.mask;
+            uint4 *masks = (uint4 *)(smem + (mine - slots));
             if (DIR == MASKED && tail.any_mask) {
                 bar_wait(full + slot * 8, phase);
+                if (masked) {
+                    if (lane == 0)
+                        store_wait<0>();
+                    __syncwarp();
+                    take_masks<BN>((const uint4 *)(smem + slot * G::SLOT), a.targets, half * 4 + warp, masks);
+                }
+                __syncwarp();
+                release(slot);
                 advance();
             }
-            bool masked = DIR == MASKED && tail.mask;
             for (int j = 0; j < tail.slots && !masked; j++) {
                 bar_wait(full + slot * 8, phase);
                 const unsigned char *p = smem + slot * G::SLOT;
@@ -430,14 +452,11 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
             for (int j = 0; j < tail.slots && masked; j++) {
                 bar_wait(full + slot * 8, phase);
                 add_kept<BN>(acc, a, t, j * 4, min(4, tail.groups - j * 4), slots + slot * G::SLOT,
-                             half * 64 + warp * 16,
-                             (const uint4 *)(smem + masks * G::SLOT) + (half * 4 + warp) * (BN / 8));
+                             half * 64 + warp * 16, masks);
                 __syncwarp();
                 release(slot);
                 advance();
             }
-            if (DIR == MASKED && tail.any_mask)
-                release(masks);
             for (int w = 0; w < 2 && a.has_add; w++) {
                 bar_wait(full + slot * 8, phase);
                 if (w == half) {

@@ -73,6 +73,21 @@ stop_dtxd; check "SIGTERM while a file is open" test $? = 0
 if mounted; then fail "it is unmounted all the same" "mounted"; else ok "it is unmounted all the same"; fi
 exec 7<&-
 
+# a container that began meanwhile has a copy of the mount, which umount(2) does not reach
+start_dtxd || exit 1
+if unshare --mount --propagation private true 2>/dev/null; then
+    unshare --mount --propagation private sleep 300 &
+    elsewhere=$!
+    wait_for 5 sh -c "[ \$(readlink /proc/$elsewhere/ns/mnt) != \$(readlink /proc/$$/ns/mnt) ]"
+    kill -TERM "$DTXD_PID"
+    check "SIGTERM while another mount namespace has the mount" wait_for 15 gone "$DTXD_PID"
+    check "in words" grep -q 'another mount namespace' "$S/tree/log"
+    kill "$elsewhere"
+    stop_dtxd; check "with status 0" test $? = 0
+else
+    skip "SIGTERM while another mount namespace has the mount" "unshare(1) may not make one here"
+fi
+
 # in the background: returns when the mount is live
 "$BUILD/dtxd" --store "$S" --devices cpu --log "$T/dtxd.log" "$M"; rc=$?
 if [ $rc = 0 ] && [ -f "$M/README.md" ]; then ok "the daemon returns when the mount is live"; else fail "the daemon returns when the mount is live" "$rc"; fi

@@ -28,6 +28,7 @@ struct side {
 static struct side cpu, gpu;
 static uint64_t seed_key, draws, digest;
 static int failures;
+static const char *gpu_kind = "cuda:0";
 
 /* Device memory of a world, given back at its end. */
 static struct {
@@ -780,9 +781,6 @@ static void check_decode_layer(struct world *w)
     }
 }
 
-#include "tests/gpu/parity_decode.h"
-#include "tests/gpu/parity_shapes.h"
-
 /* ---- what was read back ---- */
 
 static const struct dtx_ops *gpu_ops;
@@ -829,6 +827,9 @@ static int open_sides(const char *kind)
     gpu.ops = &seen;
     return 0;
 }
+
+#include "tests/gpu/parity_decode.h"
+#include "tests/gpu/parity_shapes.h"
 
 /* ---- which worlds, which checks ---- */
 
@@ -879,6 +880,7 @@ static const struct {
     {"memory", check_memory},
     {"read adapters", check_read_adapters},
     {"far rows", check_far_rows},
+    {"tiles", check_all_tiles},
 };
 
 static int run_world(const struct planned *p, const char *part)
@@ -901,7 +903,8 @@ int main(int argc, char **argv)
     const char *only = argc > 3 ? argv[3] : "", *part = argc > 4 ? argv[4] : "";
     int n = 0;
     seed_key = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    if (open_sides(argc > 2 ? argv[2] : "cuda:0"))
+    gpu_kind = argc > 2 ? argv[2] : gpu_kind;
+    if (open_sides(gpu_kind))
         return 2;
     for (size_t i = 0; i < sizeof worlds / sizeof worlds[0]; i++)
         if (strstr(worlds[i].shape.name, only))

@@ -481,31 +481,127 @@ static const struct job narrow[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .le
                         none[4] = {{.rank = 0, .seqs = 2, .len = {70, 59}},
                                    {.rank = 0, .seqs = 1, .len = {5}},
                                    {.rank = 0, .seqs = 1, .len = {128}},
-                                   {.rank = 0, .seqs = 1, .len = {1}}};
+                                   {.rank = 0, .seqs = 1, .len = {1}}},
+                        high[4] = {{.rank = 128, .targets = 0x7f, .seqs = 1, .len = {65}},
+                                   {.rank = 4, .targets = 0x7f, .dry = true, .seqs = 1, .len = {2}},
+                                   {.rank = 0, .seqs = 1, .len = {128}},
+                                   {.rank = 40, .targets = 0x2d, .seqs = 2, .len = {100, 60}}},
+                        dry[4] = {{.rank = 200, .targets = 0x7f, .dry = true, .seqs = 1, .len = {7}},
+                                  {.rank = 16, .targets = 0x5a, .seqs = 1, .len = {128}},
+                                  {.rank = 21, .targets = 0x7f, .seqs = 2, .len = {1, 100}},
+                                  {.rank = 1, .targets = 0x7f, .seqs = 1, .len = {129}}},
+                        low[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {9}},
+                                  {.rank = 3, .targets = 0x7f, .dry = true, .seqs = 1, .len = {129}},
+                                  {.rank = 5, .targets = 0x68, .seqs = 1, .len = {40}},
+                                  {.rank = 16, .targets = 0x15, .seqs = 1, .len = {1}}};
 
 static const struct planned {
     struct shape shape;
     const struct job *jobs; /* NULL: the usual ones */
+    bool tiles;             /* see check_tiles */
 } worlds[] = {
-    {{"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f}, NULL},
-    {{"[256,384,d128]", 256, 384, 2, 1, 128, 300, 0.1f}, NULL},
-    {{"[192,512,d32]", 192, 512, 6, 6, 32, 1000, 0.25f}, NULL},
-    {{"[512,1376,d64]", 512, 1376, 8, 2, 64, 4000, 0.f}, NULL},
-    {{"[512,1024,d128]", 512, 1024, 4, 4, 128, 32000, 0.1f}, NULL},
-    {{"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f}, NULL},
-    {{"[100,172,d16 4:1 narrow]", 100, 172, 4, 1, 16, 37, 0.1f}, narrow},
-    {{"[896,1216,d64 7:1 wide]", 896, 1216, 14, 2, 64, 2001, 0.f}, wide},
-    {{"[256,768,d48 6:1 narrow]", 256, 768, 6, 1, 48, 1001, 0.3f}, narrow},
-    {{"[320,960,d96 2:1 wide]", 320, 960, 4, 2, 96, 997, 0.5f}, wide},
-    {{"[104,344,d120 bare]", 104, 344, 3, 3, 120, 515, 0.f}, none},
-    {{"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall},
-    {{"[128,192,d64 8:1 tall]", 128, 192, 8, 1, 64, 251, 0.f}, tall},
-    {{"[192,256,d128 3:1 wide]", 192, 256, 3, 1, 128, 509, 0.f}, wide},
-    {{"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall},
-    {{"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall},
-    {{"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed},
-    {{"[64,11008,d32 narrow]", 64, 11008, 2, 2, 32, 32001, 0.1f}, narrow},
+    {{"[64,172,d8]", 64, 172, 8, 4, 8, 512, 0.f}, NULL, false},
+    {{"[256,384,d128]", 256, 384, 2, 1, 128, 300, 0.1f}, NULL, false},
+    {{"[192,512,d32]", 192, 512, 6, 6, 32, 1000, 0.25f}, NULL, false},
+    {{"[512,1376,d64]", 512, 1376, 8, 2, 64, 4000, 0.f}, NULL, false},
+    {{"[512,1024,d128]", 512, 1024, 4, 4, 128, 32000, 0.1f}, NULL, false},
+    {{"[640,1712,d80]", 640, 1712, 8, 8, 80, 3000, 0.f}, NULL, false},
+    {{"[100,172,d16 4:1 narrow]", 100, 172, 4, 1, 16, 37, 0.1f}, narrow, false},
+    {{"[896,1216,d64 7:1 wide]", 896, 1216, 14, 2, 64, 2001, 0.f}, wide, false},
+    {{"[256,768,d48 6:1 narrow]", 256, 768, 6, 1, 48, 1001, 0.3f}, narrow, false},
+    {{"[320,960,d96 2:1 wide]", 320, 960, 4, 2, 96, 997, 0.5f}, wide, false},
+    {{"[104,344,d120 bare]", 104, 344, 3, 3, 120, 515, 0.f}, none, false},
+    {{"[128,256,d64 tall]", 128, 256, 4, 2, 64, 1003, 0.f}, tall, false},
+    {{"[128,192,d64 8:1 tall]", 128, 192, 8, 1, 64, 251, 0.f}, tall, false},
+    {{"[192,256,d128 3:1 wide]", 192, 256, 3, 1, 128, 509, 0.f}, wide, false},
+    {{"[136,200,d112 tall]", 136, 200, 2, 2, 112, 257, 0.2f}, tall, false},
+    {{"[192,320,d128 8:1 tall]", 192, 320, 8, 1, 128, 129, 0.1f}, tall, false},
+    {{"[1024,2824,d64 mixed]", 1024, 2824, 16, 8, 64, 300, 0.1f}, mixed, false},
+    {{"[64,11008,d32 narrow]", 64, 11008, 2, 2, 32, 32001, 0.1f}, narrow, false},
+    /* tails of products: jobs of other ranks, with dropout and without, side by side in one cluster */
+    {{"[136,264,d8 17:1 high]", 136, 264, 17, 1, 8, 64, 0.25f}, high, true},
+    {{"[200,136,d40 5:1 dry]", 200, 136, 5, 1, 40, 64, 0.1f}, dry, true},
+    {{"[264,392,d8 1:1 low]", 264, 392, 1, 1, 8, 64, 0.5f}, low, true},
+    {{"[64,100,d8 2:1 low]", 64, 100, 8, 4, 8, 64, 0.3f}, low, true},
 };
+
+/* ---- tiles of other shapes ---- */
+
+enum { TILES = 7 /* shapes that DTX_CUDA_TILES knows */ };
+
+/* y, dx and all gradients of a linear, one after another. */
+static float *linear_values(struct world *w, int which, size_t *n)
+{
+    struct op_linear l = linear_for(&w->s, which, NULL, NULL);
+    const struct op_pack *p = &w->gpu_pack;
+    size_t R = (size_t)p->rows, in = (size_t)l.in, out = (size_t)l.out, at = R * (in + out);
+    float *W = random_floats(in * out, 0.05f, true), *x = random_rows(p, in, 1), *dy = random_rows(p, out, 1);
+    void *d_x = put_act(&gpu, x, R * in), *y = poisoned(&gpu, R * out), *dx = poisoned(&gpu, R * in);
+    float *h = take(&gpu, gpu.ops->linear_h_floats(p, &l) * 4);
+    l.W = put_weights(&gpu, W, in * out);
+    for (int j = 0; j < w->n_jobs; j++)
+        if (w->grads[1][j])
+            gpu.ops->zero(gpu.dev, w->grads[1][j], w->floats[j] * 4);
+    gpu.ops->linear(gpu.dev, p, &l, d_x, NULL, y, h);
+    gpu.ops->linear_back(gpu.dev, p, &l, put_act(&gpu, dy, R * out), d_x, h, dx);
+    *n = at;
+    for (int j = 0; j < w->n_jobs; j++)
+        *n += w->floats[j];
+    float *all = calloc(*n, sizeof *all), *part[2] = {get_act(&gpu, y, R * out), get_act(&gpu, dx, R * in)};
+    memcpy(all, part[0], R * out * 4);
+    memcpy(all + R * out, part[1], R * in * 4);
+    for (int j = 0; j < w->n_jobs; at += w->floats[j++])
+        if (w->grads[1][j])
+            gpu.ops->download(gpu.dev, all + at, w->grads[1][j], w->floats[j] * 4);
+    free(part[0]);
+    free(part[1]);
+    free(W);
+    free(x);
+    free(dy);
+    return all;
+}
+
+/* Tiles of every shape give the bits of those that are taken. */
+static void check_tiles(struct shape s, const struct job *jobs)
+{
+    struct side usual = gpu;
+    uint64_t from = draws;
+    float *want[4];
+    for (int t = -1; t < TILES; t++) {
+        char what[64], number[16];
+        struct world w;
+        snprintf(number, sizeof number, "%d", t);
+        if (t >= 0 && (setenv("DTX_CUDA_TILES", number, 1) || open_side(&gpu, gpu_kind)))
+            exit(2);
+        draws = from;
+        world_of(&w, s, jobs);
+        for (int k = 0; k < 4; k++) {
+            size_t n;
+            float *got = linear_values(&w, k, &n);
+            snprintf(what, sizeof what, "linear %d, tiles of shape %d", k, t);
+            if (t >= 0)
+                report_bits(&w, what, memcmp(want[k], got, n * sizeof *got) != 0);
+            if (t < 0)
+                want[k] = got;
+            else
+                free(got);
+        }
+        world_done(&w);
+        if (t >= 0)
+            dtx_device_close(gpu.device);
+    }
+    unsetenv("DTX_CUDA_TILES");
+    gpu = usual;
+    for (int k = 0; k < 4; k++)
+        free(want[k]);
+}
+
+static void check_all_tiles(void)
+{
+    for (size_t i = 0; i < sizeof worlds / sizeof worlds[0]; i++)
+        if (worlds[i].tiles)
+            check_tiles(worlds[i].shape, worlds[i].jobs);
+}
 
 /* ---- memory ---- */
 

@@ -306,6 +306,146 @@ START_TEST(smaller_packs_come_first)
 }
 END_TEST
 
+/* ---- a device that keeps masks: something in their place, as far behind h as CUDA's may lie ---- */
+
+static uint8_t *masks_of(const struct op_pack *p, const struct op_linear *l, const float *h, size_t *n)
+{
+    size_t rows = (size_t)l->n_parts * (size_t)p->rows, rank = (size_t)(p->max_rank + 15) / 16 * 16;
+    *n = pack_drops(p) ? rows * mask_bytes(l->in) : 0;
+    return (uint8_t *)(h + rows * rank);
+}
+
+static int mark_of(const struct op_linear *l)
+{
+    return 1 + l->layer * DTX_TARGETS + l->part[0].target;
+}
+
+static void marking_linear(struct op_dev *d, const struct op_pack *p, const struct op_linear *l,
+                           const void *x, const void *add, void *y, float *h)
+{
+    size_t n;
+    uint8_t *m = masks_of(p, l, h, &n);
+    plain.linear(d, p, l, x, add, y, h);
+    memset(m, mark_of(l), n);
+}
+
+static void marking_linear_back(struct op_dev *d, const struct op_pack *p, const struct op_linear *l,
+                                const void *dy, const void *x, const float *h, void *dx)
+{
+    size_t n;
+    const uint8_t *m = masks_of(p, l, h, &n);
+    for (size_t i = 0; i < n; i++)
+        ck_assert_int_eq(m[i], mark_of(l));
+    plain.linear_back(d, p, l, dy, x, h, dx);
+}
+
+/* Two jobs, the first with dropout. */
+static struct set *marked_set(void)
+{
+    struct set *s = set_of(3, 2, 1);
+    ck_assert(s->sizes[0].dropout && !s->sizes[1].dropout);
+    counting.keeps_masks = true;
+    counting.linear = marking_linear;
+    counting.linear_back = marking_linear_back;
+    return s;
+}
+
+/* Bytes that masks add to a workspace as planned. */
+static size_t masks_planned(const struct dtx_plan *p)
+{
+    size_t down = mask_bytes(model.ffn), layer = 3 * mask_bytes(model.hidden) +
+                                                 mask_bytes(model.heads * model.head_dim) +
+                                                 2 * mask_bytes(model.hidden) + down;
+    size_t again = (size_t)p->recompute;
+    return (size_t)p->rows * (((size_t)model.layers - again) * layer + again * down);
+}
+
+/* Every layer's masks are there in backward, whatever is computed again, and nothing else lies there. */
+START_TEST(masks_have_room_of_their_own)
+{
+    size_t n[2];
+    float *want[2] = {alone(3, &n[0]), alone(4, &n[1])};
+    for (int r = -1; r < model.layers; r++) {
+        struct set *s = marked_set();
+        struct dtx_step_result res[2];
+        struct dtx_plan p, without;
+        size_t base = held;
+        plan_of(s, 2, UINT64_MAX, &p);
+        ck_assert(p.masks);
+        p.recompute = r < 0 ? 0 : r;
+        p.keep = r < 0;
+        MUST(dtx_base_plan_training(s->u.base, &p, &e));
+        size_t with = held - base;
+        without = p;
+        without.masks = false;
+        MUST(dtx_base_plan_training(s->u.base, &without, &e));
+        size_t more = with - (held - base), slack = 256 * H_COUNT * (size_t)model.layers;
+        ck_assert_uint_ge(more + slack, masks_planned(&p));
+        ck_assert_uint_le(more, masks_planned(&p) + slack);
+        MUST(dtx_base_plan_training(s->u.base, &p, &e));
+        ck_assert_uint_eq(held - base, with);
+        asked = 0;
+        do {
+            MUST(dtx_train_step(s->u.base, s->jobs, 2, res, &e));
+            ck_assert(!res[0].failed && !res[1].failed);
+        } while (!res[0].done || !res[1].done);
+        ck_assert_int_eq(asked, 0);
+        for (int i = 0; i < 2; i++)
+            ck_assert_mem_eq(s->jobs[i]->w, want[i], n[i] * sizeof *want[i]);
+        set_done(s);
+    }
+    free(want[0]);
+    free(want[1]);
+}
+END_TEST
+
+/* With masks it is still what is used, and jobs without dropout pay nothing for them. */
+START_TEST(the_plan_counts_masks)
+{
+    struct set *s = marked_set();
+    struct dtx_plan p, dry;
+    size_t base = dtx_base_held(s->u.base);
+    plan_of(s, 2, UINT64_MAX, &p);
+    ck_assert(p.masks);
+    expect_planned(s, 2, &p, base);
+    ck_assert_uint_eq(dtx_base_training_bytes(s->u.base), p.activations);
+    s->sizes[0].dropout = false;
+    plan_of(s, 2, UINT64_MAX, &dry);
+    ck_assert(!dry.masks);
+    ck_assert_uint_gt(p.activations, dry.activations);
+    expect_planned(s, 2, &dry, base);
+    counting.keeps_masks = false; /* as the CPU */
+    s->sizes[0].dropout = true;
+    plan_of(s, 2, UINT64_MAX, &p);
+    ck_assert(!p.masks);
+    ck_assert_uint_eq(p.activations, dry.activations);
+    set_done(s);
+}
+END_TEST
+
+/* Without a plan the workspace gets room for masks with the first job that has dropout, and keeps it. */
+START_TEST(masks_come_with_the_first_dropout)
+{
+    struct set *s = marked_set();
+    const struct workspace *w = &s->u.base->spaces[1];
+    struct dtx_adapter *a;
+    struct dtx_step_result r;
+    uint64_t labels;
+    double nll;
+    MUST(dtx_train_step(s->u.base, s->jobs + 1, 1, &r, &e));
+    ck_assert(!w->masks);
+    MUST(dtx_train_step(s->u.base, s->jobs, 1, &r, &e));
+    ck_assert(w->masks);
+    MUST(dtx_train_step(s->u.base, s->jobs + 1, 1, &r, &e));
+    ck_assert(w->masks);
+    MUST(dtx_adapter_from_job(s->jobs[0], &a, &e)); /* its evaluation drops nothing */
+    MUST(dtx_eval_rows(s->u.base, a, &s->rows[0], &nll, &labels, &e));
+    ck_assert(!s->u.base->spaces[0].masks);
+    dtx_adapter_free(a);
+    set_done(s);
+}
+END_TEST
+
 /* Evaluation, prompts and answers ask for their own cache or copy alone, which the plan counts. */
 START_TEST(serving_asks_for_nothing_more)
 {
@@ -400,6 +540,9 @@ int main(void)
     tcase_add_test(c, the_plan_is_what_is_used);
     tcase_add_test(c, the_least_recompute_that_fits);
     tcase_add_test(c, smaller_packs_come_first);
+    tcase_add_test(c, masks_have_room_of_their_own);
+    tcase_add_test(c, the_plan_counts_masks);
+    tcase_add_test(c, masks_come_with_the_first_dropout);
     tcase_add_test(c, serving_asks_for_nothing_more);
     tcase_add_test(c, no_room_for_logits);
     tcase_add_test(c, heads_that_the_device_cannot_have);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fsd/nodes.h"
@@ -79,6 +80,18 @@ START_TEST(test_restart_keeps_ids)
 }
 END_TEST
 
+/* The kernel knows the root as (1, 0) and warns of any other answer. */
+START_TEST(test_root_has_no_generation)
+{
+    struct nodes *n = reopen(NULL);
+    struct node_info root;
+
+    ck_assert_int_eq(nodes_get(n, NODE_ROOT, &root), 0);
+    ck_assert_uint_eq(root.generation, 0);
+    nodes_close(n);
+}
+END_TEST
+
 START_TEST(test_replaced_file_gets_new_id)
 {
     struct nodes *n = reopen(NULL);
@@ -127,6 +140,36 @@ START_TEST(test_hard_links_share_a_node)
     n = reopen(n);
     ck_assert_str_eq(path_of(n, a.id), "two");
     buf_release(&name);
+    nodes_close(n);
+}
+END_TEST
+
+/* CPU seconds to make names in a folder, look each up in turn, and take them away. */
+static double time_of_names(struct nodes *n, unsigned names, bool one_file)
+{
+    struct node_info folder = bind(n, NODE_ROOT, one_file ? "links" : "files", one_file ? 10 : 11, true);
+    clock_t start = clock();
+    char name[32];
+
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < names; i++) {
+            snprintf(name, sizeof(name), "%u", i);
+            bind(n, folder.id, name, one_file ? 20 : 100 + i, false);
+        }
+    for (unsigned i = 0; i < names; i++) {
+        snprintf(name, sizeof(name), "%u", i);
+        nodes_unbind(n, folder.id, name);
+    }
+    return (double)(clock() - start) / CLOCKS_PER_SEC;
+}
+
+/* As many names as ext4 gives a file: whoever makes them must not make all others wait. */
+START_TEST(test_many_hard_links_cost_what_files_cost)
+{
+    struct nodes *n = reopen(NULL);
+    double files = time_of_names(n, 65000, false), links = time_of_names(n, 65000, true);
+
+    ck_assert_msg(links < 5 * files + 0.2, "65000 files took %.2f s, 65000 links %.2f s", files, links);
     nodes_close(n);
 }
 END_TEST
@@ -317,9 +360,11 @@ int main(void)
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_set_timeout(c, 60);
     tcase_add_test(c, test_restart_keeps_ids);
+    tcase_add_test(c, test_root_has_no_generation);
     tcase_add_test(c, test_replaced_file_gets_new_id);
     tcase_add_test(c, test_inode_number_used_again);
     tcase_add_test(c, test_hard_links_share_a_node);
+    tcase_add_test(c, test_many_hard_links_cost_what_files_cost);
     tcase_add_test(c, test_rename_of_a_folder);
     tcase_add_test(c, test_folder_renamed_behind_the_back);
     tcase_add_test(c, test_exchange);
