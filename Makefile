@@ -13,9 +13,10 @@ CHECK_LIBS  = $(shell pkg-config --libs check)
 endif
 
 CFLAGS  ?= -O2 -g
+SAN_FLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 WARN    := -Wall -Wextra -Werror -Wstrict-prototypes -Wmissing-prototypes -Wno-unused-parameter
 ALL_CFLAGS  = -std=gnu17 $(CFLAGS) $(WARN) -fno-strict-aliasing -ffp-contract=off -pthread -D_GNU_SOURCE \
-              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) \
+              -DFUSE_USE_VERSION=314 -I. $(PKG_CFLAGS) $(SAN_FLAGS) \
               $(if $(FUZZING),-fsanitize=fuzzer-no-link)
 ALL_LIBS    = -Wl,--as-needed $(PKG_LIBS) -lm -ldl -lpthread $(if $(SAN),-fsanitize=$(SAN))
 # The CPU operations: AVX2 is the floor, so that a result does not depend on the machine that built it.
@@ -160,7 +161,7 @@ soft: $(SOFT_DIR)/dtx_cuda.so $(SOFT_DIR)/gpu_parity
 $(SOFT_DIR)/%.o: kernels/cuda/% $(SOFT_HEAD)
 	@mkdir -p $(@D)
 	$(call say,CXX,$@)
-	$(Q)$(CXX) -x c++ -std=c++17 -O3 $(SOFT_ARCH) -g1 -fPIC -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas $(SAN_FLAGS) \
+	$(Q)$(CXX) -x c++ -std=c++17 -O3 $(SOFT_ARCH) -g1 -fPIC -fno-strict-aliasing -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter -Wno-unknown-pragmas -Wno-psabi $(SAN_FLAGS) \
 	    -Ikernels/cuda/soft/include -I. -c -o $@ $<
 $(SOFT_DIR)/%.o: scheduler/base/%.c
 	@mkdir -p $(@D)

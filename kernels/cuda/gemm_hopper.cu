@@ -471,8 +471,8 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                             acc[n * 2 + e / 2][e % 2 * 2 + 1] += __uint_as_float(r[e] & 0xffff0000u);
                         }
                     }
-                    __syncwarp();
                 }
+                __syncwarp(); /* whoever has not seen "full" yet would miss it when the slot is filled again */
                 release(slot);
                 advance();
             }

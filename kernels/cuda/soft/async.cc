@@ -184,6 +184,7 @@ void soft_product_commit()
     t->products.commit();
     if ((t->products.committed * 0x9e3779b9u >> 16 ^ (unsigned)t->block->cluster->seed) & 1)
         meet_for_products(0, "its warpgroup, to start products");
+    soft_pause();
 }
 
 void soft_product_wait(int groups)
@@ -230,6 +231,7 @@ void soft_bar_arrive(uint32_t bar, int rank, unsigned bytes)
     m->bytes += (int32_t)bytes;
     m->pending--;
     turn_if_over(m);
+    soft_pause();
 }
 
 bool soft_phase_over(uint64_t bar, unsigned parity)
@@ -326,6 +328,7 @@ void soft_box_load(uint32_t to, const void *map, int column, int row, uint32_t b
         load_now(c, l);
     else
         c->loads.push_back(l);
+    soft_pause();
 }
 
 static void store_now(const soft_store &s)

@@ -8,15 +8,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <link.h>
 #include <mutex>
 #include <sys/mman.h>
 #include <thread>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-enum { STACK = 256 << 10, SHARED_BASE = 1024, VARIABLES = 1 << 30, VARIABLES_REACH = 1 << 24 };
+enum { STACK = 256 << 10, SHARED_BASE = 1024, VARIABLES = 1 << 30, VARIABLES_REACH = 1 << 24, LATE_FOR = 32 };
 
 thread_local soft_thread *soft_now;
 thread_local const soft_launch *soft_running;
@@ -151,6 +153,9 @@ static void thread_main()
 static void prepare_stack(soft_thread *t)
 {
     void **top = (void **)((char *)t->stack + STACK);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(t->stack, STACK); /* who had it before never returned */
+#endif
 #if defined(__x86_64__)
     *--top = NULL; /* keeps the stack at a multiple of 16 at the entry */
     *--top = (void *)thread_main;
@@ -203,6 +208,15 @@ void soft_yield(const char *where)
 {
     soft_now->where = where;
     to_scheduler();
+}
+
+void soft_pause()
+{
+    soft_cluster *c = soft_now->block->cluster;
+    if (soft_chance(c) % 4)
+        return;
+    c->pause = true;
+    soft_yield("its turn");
 }
 
 const unsigned char *soft_show(const void *mine, size_t n)
@@ -329,52 +343,75 @@ static bool may_run(const soft_thread *t)
     return !t->done && !(t->round && *t->round == t->old) && !(t->bar && !soft_phase_over(*t->bar, t->parity));
 }
 
-/* One warp for as long as any of its lanes can go on, or for a while. */
-static bool run_warp(soft_cluster *c, soft_block *b, size_t first)
+/* One warp for as long as any of its lanes can go on, or for a while, or to a pause; its lanes in ascending or in
+ * descending order. */
+static bool run_warp(soft_cluster *c, size_t warp)
 {
-    size_t end = first + 32 < b->threads.size() ? first + 32 : b->threads.size();
-    unsigned rounds = 1 + soft_chance(c) % 64;
+    size_t warps = c->blocks[0].warps.size(), first = warp % warps * 32;
+    soft_block *b = &c->blocks[warp / warps];
+    size_t lanes = std::min(b->threads.size() - first, (size_t)32);
+    unsigned rounds = 1 + soft_chance(c) % 64, down = soft_chance(c) & 1;
     bool ran = false, again = true;
+    c->pause = false;
     for (; again && rounds; rounds--) {
         again = false;
-        for (size_t i = first; i < end; i++)
-            if (may_run(&b->threads[i])) {
-                run_thread(&b->threads[i]);
+        for (size_t i = 0; i < lanes && !c->pause; i++) {
+            soft_thread *t = &b->threads[first + (down ? lanes - 1 - i : i)];
+            if (may_run(t)) {
+                run_thread(t);
                 ran = again = true;
             }
+        }
     }
     return ran;
 }
 
+/* Of threads side by side that wait for the same, the first. */
 [[noreturn]] static void say_who_waits(const soft_cluster *c)
 {
-    const char *last = NULL;
-    for (const soft_block &b : c->blocks)
-        for (const soft_thread &t : b.threads)
-            if (!t.done && t.where != last) {
-                fprintf(stderr, "block %u,%u,%u thread %d waits for %s\n", b.index.x, b.index.y, b.index.z, t.number,
-                        last = t.where);
-            }
+    for (const soft_block &b : c->blocks) {
+        const soft_thread *last = NULL;
+        for (const soft_thread &t : b.threads) {
+            if (t.done || (last && t.where == last->where && t.bar == last->bar && t.parity == last->parity))
+                continue;
+            last = &t;
+            fprintf(stderr, "block %u,%u,%u thread %d waits for %s", b.index.x, b.index.y, b.index.z, t.number,
+                    t.where ? t.where : "nothing");
+            if (t.bar)
+                fprintf(stderr, " (byte %td of its shared memory, phase %u)", (const unsigned char *)t.bar - b.shared,
+                        t.parity & 1);
+            fputc('\n', stderr);
+        }
+    }
     soft_die("all threads of a block wait");
 }
 
+/* All warps but a late one, in another order each time. */
+static bool run_warps(soft_cluster *c, std::vector<size_t> *order, size_t late)
+{
+    bool ran = false;
+    for (size_t i = 0; i < order->size(); i++)
+        std::swap((*order)[i], (*order)[i + soft_chance(c) % (order->size() - i)]);
+    for (size_t w : *order) {
+        if (w != late)
+            ran |= run_warp(c, w);
+        if (soft_chance(c) % c->load_odds == 0)
+            ran |= soft_loads_some(c, false);
+    }
+    return ran;
+}
+
+/* Now and then a warp is late: it runs when the others wait. */
 static void run_cluster(soft_cluster *c)
 {
-    size_t warps = c->blocks.size() * c->blocks[0].warps.size(), alive = 1;
+    size_t warps = c->blocks.size() * c->blocks[0].warps.size(), alive = 1, late = warps;
     std::vector<size_t> order(warps);
     for (size_t i = 0; i < warps; i++)
         order[i] = i;
-    while (alive) {
-        bool ran = false;
-        for (size_t i = 0; i < warps; i++) /* another order each time */
-            std::swap(order[i], order[i + soft_chance(c) % (warps - i)]);
-        for (size_t w : order) {
-            soft_block *b = &c->blocks[w / c->blocks[0].warps.size()];
-            ran |= run_warp(c, b, w % c->blocks[0].warps.size() * 32);
-            if (soft_chance(c) % 8 == 0)
-                ran |= soft_loads_some(c, false);
-        }
-        if (!ran && !soft_loads_some(c, true))
+    for (unsigned turn = 0; alive; turn++) {
+        if (turn % LATE_FOR == 0)
+            late = soft_chance(c) % (2 * warps);
+        if (!run_warps(c, &order, late) && !(late < warps && run_warp(c, late)) && !soft_loads_some(c, true))
             say_who_waits(c);
         alive = 0;
         for (const soft_block &b : c->blocks)
@@ -384,30 +421,68 @@ static void run_cluster(soft_cluster *c)
         soft_die("a block ends with loads in flight");
 }
 
-/* Stacks and shared memory of one thread of the host, kept from grid to grid. */
-struct pool {
+/* A thread of the host keeps the stacks from grid to grid.  Where its instance of this library's thread-local variables
+ * lies, the kernels' variables in shared memory among them: */
+struct host {
     std::vector<void *> stacks;
-    std::vector<unsigned char *> shared;
-    ~pool()
-    {
-        for (void *s : stacks)
-            munmap(s, STACK);
-        for (unsigned char *s : shared)
-            free(s);
-    }
-    void *stack(size_t i)
-    {
-        while (stacks.size() <= i) {
-            void *s = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (s == MAP_FAILED)
-                soft_die("no memory for the stack of a thread");
-            stacks.push_back(s);
-        }
-        return stacks[i];
-    }
+    unsigned char *variables;
+    size_t variables_bytes;
 };
 
-static void begin_block(soft_cluster *c, soft_block *b, const soft_launch &l, size_t number, pool *mine, size_t *stack)
+static thread_local host *own;
+
+static void *stack_of(host *h, size_t i)
+{
+    while (h->stacks.size() <= i) {
+        void *s = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (s == MAP_FAILED)
+            soft_die("no memory for the stack of a thread");
+        h->stacks.push_back(s);
+    }
+    return h->stacks[i];
+}
+
+static int find_variables(struct dl_phdr_info *info, size_t, void *p)
+{
+    host *h = (host *)p;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        unsigned char *from = (unsigned char *)info->dlpi_tls_data;
+        size_t n = info->dlpi_phdr[i].p_memsz;
+        if (info->dlpi_phdr[i].p_type == PT_TLS && from && &anchor >= from && &anchor < from + n) {
+            h->variables = from;
+            h->variables_bytes = n;
+        }
+    }
+    return h->variables != NULL;
+}
+
+/* Variables in shared memory begin as NaN like the rest of it.  No fiber runs now, so what is ours among them need not
+ * be kept, but for one. */
+static host *begin_host()
+{
+    host *h = own;
+    if (!h) {
+        h = new host();
+        if (!dl_iterate_phdr(find_variables, h))
+            soft_die("where are the variables in shared memory?");
+    }
+    memset(h->variables, 0xff, h->variables_bytes);
+    own = h;
+    return h;
+}
+
+enum { RED = 1024 }; /* bytes of 0xff behind shared memory: nobody writes there */
+
+static unsigned char *new_shared(size_t bytes)
+{
+    void *p = NULL;
+    if (posix_memalign(&p, 1024, bytes + SOFT_RED_ZONE(RED)))
+        soft_die("no memory for shared memory");
+    memset(p, 0xff, bytes + SOFT_RED_ZONE(RED));
+    return (unsigned char *)p;
+}
+
+static void begin_block(soft_cluster *c, soft_block *b, const soft_launch &l, size_t number, host *h, size_t *stack)
 {
     size_t n = (size_t)l.block.x * l.block.y * l.block.z;
     b->cluster = c;
@@ -415,8 +490,7 @@ static void begin_block(soft_cluster *c, soft_block *b, const soft_launch &l, si
                 (unsigned)(number / l.grid.x / l.grid.y)};
     b->alive = (int)n;
     b->shared_bytes = l.shared_bytes;
-    b->shared = (unsigned char *)aligned_alloc(1024, (l.shared_bytes + 2047) / 1024 * 1024);
-    memset(b->shared, 0xff, l.shared_bytes);
+    b->shared = new_shared(l.shared_bytes);
     memset(b->barrier, 0, sizeof(b->barrier));
     memset(b->wanted, 0, sizeof(b->wanted));
     b->threads.resize(n);
@@ -425,7 +499,7 @@ static void begin_block(soft_cluster *c, soft_block *b, const soft_launch &l, si
     for (size_t i = 0; i < n; i++) {
         soft_thread *t = &b->threads[i];
         *t = soft_thread();
-        t->stack = mine->stack((*stack)++);
+        t->stack = stack_of(h, (*stack)++);
         t->block = b;
         t->number = (int)i;
         t->index = {(unsigned)(i % l.block.x), (unsigned)(i / l.block.x % l.block.y),
@@ -435,23 +509,33 @@ static void begin_block(soft_cluster *c, soft_block *b, const soft_launch &l, si
     }
 }
 
+static void end_block(soft_block *b)
+{
+    if (!soft_untouched(b->shared + b->shared_bytes, SOFT_RED_ZONE(RED)))
+        soft_die("block %u,%u,%u wrote behind its shared memory of %zu bytes", b->index.x, b->index.y, b->index.z,
+                 b->shared_bytes);
+    free(b->shared);
+}
+
 static void run_one(const soft_launch &l, size_t first, size_t blocks, uint64_t seed)
 {
-    static thread_local pool mine;
+    host *h = begin_host();
     soft_cluster c = {};
     size_t stack = 0;
     c.seed = seed;
     c.random = seed * 0x9e3779b97f4a7c15u + first + 1;
+    c.load_odds = soft_chance(&c) % 2 ? 8 : 1u << 31; /* the latter: as late as can be */
     c.blocks.resize(blocks);
     for (size_t i = 0; i < blocks; i++) {
         c.blocks[i].rank = (int)i;
-        begin_block(&c, &c.blocks[i], l, first + i, &mine, &stack);
+        begin_block(&c, &c.blocks[i], l, first + i, h, &stack);
     }
+    soft_now = NULL;
     running_cluster = &c;
     soft_running = &l;
     run_cluster(&c);
     for (soft_block &b : c.blocks)
-        free(b.shared);
+        end_block(&b);
 }
 
 /* ---- a grid ---- */

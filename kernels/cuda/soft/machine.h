@@ -18,6 +18,8 @@ struct soft_cluster {
     soft_meet meet;
     std::vector<soft_load> loads; /* in flight */
     uint64_t seed, random;        /* random: the state of soft_chance */
+    unsigned load_odds;           /* once in so many turns of a warp some loads are done before they must */
+    bool pause;                   /* the warp that runs is to stop */
     const void *host_stack;       /* for AddressSanitizer */
     size_t host_stack_bytes;
 };
@@ -26,6 +28,21 @@ static inline unsigned soft_chance(soft_cluster *c)
 {
     c->random = c->random * 6364136223846793005u + 1442695040888963407u;
     return (unsigned)(c->random >> 33);
+}
+
+/* Bytes of a red zone behind memory: AddressSanitizer has its own. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SOFT_RED_ZONE(n) ((size_t)0)
+#else
+#define SOFT_RED_ZONE(n) ((size_t)(n))
+#endif
+
+static inline bool soft_untouched(const unsigned char *zone, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (zone[i] != 0xff)
+            return false;
+    return true;
 }
 
 /* The lower or the upper bf16 of a word. */
@@ -37,6 +54,8 @@ static inline float soft_half(uint32_t word, unsigned which)
     return f;
 }
 
+/* After what others may wait for: by chance they run now, and this warp later. */
+void soft_pause();
 /* Does some of the loads in flight, at least one if `must`; false if there was none to do. */
 bool soft_loads_some(soft_cluster *c, bool must);
 bool soft_phase_over(uint64_t bar, unsigned parity);

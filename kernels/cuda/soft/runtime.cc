@@ -2,6 +2,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -9,7 +10,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "kernels/cuda/soft/soft.h"
+#include "kernels/cuda/soft/machine.h"
 
 enum { MULTIPROCESSORS = 3, SHARED_DEFAULT = 48 << 10, SHARED_MOST = 227 << 10 };
 static const size_t MEMORY = (size_t)16 << 30;
@@ -26,18 +27,17 @@ struct soft_event {
     std::chrono::steady_clock::time_point at;
 };
 
-static thread_local cudaError_t last_error;
+static std::atomic<cudaError_t> last_error; /* of all threads of the host */
 
 cudaError_t soft_fail(cudaError_t rc)
 {
-    return last_error = rc;
+    last_error = rc;
+    return rc;
 }
 
 cudaError_t cudaGetLastError()
 {
-    cudaError_t rc = last_error;
-    last_error = cudaSuccess;
-    return rc;
+    return last_error.exchange(cudaSuccess);
 }
 
 const char *cudaGetErrorString(cudaError_t rc)
@@ -110,7 +110,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **f, unsigne
     return cudaSuccess;
 }
 
-/* ---- memory: new memory is full of NaN ---- */
+/* ---- memory: new memory is full of NaN, and so is what lies behind it, which nobody may write ---- */
+
+enum { RED = 256 };
 
 static std::mutex mu; /* protects what follows */
 static std::map<void *, size_t> sizes;
@@ -146,9 +148,9 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *value)
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t)
 {
     std::lock_guard<std::mutex> lock(mu);
-    if (bytes > MEMORY - used || !(*p = aligned_alloc(256, (bytes + 255) / 256 * 256)))
+    if (bytes > MEMORY - used || posix_memalign(p, 256, bytes + SOFT_RED_ZONE(RED)))
         return soft_fail(cudaErrorMemoryAllocation);
-    memset(*p, 0xff, bytes);
+    memset(*p, 0xff, bytes + SOFT_RED_ZONE(RED));
     sizes[*p] = bytes;
     used += bytes;
     reserved = used > reserved ? used : reserved;
@@ -161,6 +163,8 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t)
     auto at = sizes.find(p);
     if (at == sizes.end())
         return soft_fail(cudaErrorInvalidValue);
+    if (!soft_untouched((unsigned char *)p + at->second, SOFT_RED_ZONE(RED)))
+        soft_die("something was written behind an allocation of %zu bytes", at->second);
     used -= at->second;
     sizes.erase(at);
     free(p);
