@@ -126,10 +126,16 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     }
 }
 
-/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr], in order; zeros in
- * padding. The factor is alpha / rank, forward also that of kept elements. */
-template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
+/* grid (row tiles, parts): out[part] = factor * the sum of its n[part] blocks of `sums` [R, hr]; zeros in padding. The
+ * factor is alpha / rank, forward also that of kept elements.  JOIN_SHARES groups of threads sum a run of the blocks
+ * each, in order, and what they have is added in order: few reads wait for each other. */
+enum { JOIN_SHARES = 4, JOIN_GROUP = 128, JOIN_AHEAD = 8 };
+
+template <bool BACK>
+__global__ void __launch_bounds__(JOIN_GROUP *JOIN_SHARES)
+    lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
 {
+    __shared__ float4 others[JOIN_SHARES - 1][JOIN_GROUP];
     const lora_tile t = a.tiles[blockIdx.x];
     int part = blockIdx.y, quads = a.hr / 4, count = part == 0 ? n.x : part == 1 ? n.y : n.z;
     if (t.adapter < 0)
@@ -137,27 +143,46 @@ template <bool BACK> __global__ void lora_join_kernel(lora_args a, int3 n, const
     const dev_adapter ad = a.adapters[t.adapter];
     if (!(ad.targets >> a.target[part] & 1))
         return;
-    size_t first = (part > 0 ? n.x : 0) + (part > 1 ? n.y : 0), block = (size_t)a.rows * a.hr;
+    size_t block = (size_t)a.rows * a.hr;
     float factor = BACK ? ad.scale : ad.keep * ad.scale;
-    for (int i = threadIdx.x; i < LORA_ROWS * quads; i += blockDim.x) {
+    int share = threadIdx.x / JOIN_GROUP, lane = threadIdx.x % JOIN_GROUP,
+        run = (count + JOIN_SHARES - 1) / JOIN_SHARES;
+    int begin = min(share * run, count), end = min(begin + run, count);
+    const float *from = sums + ((part > 0 ? n.x : 0) + (part > 1 ? n.y : 0)) * block + (size_t)t.row0 * a.hr;
+    for (int i = lane; i < LORA_ROWS * quads; i += JOIN_GROUP) { /* the same rounds for every thread */
         int row = i / quads, c = i % quads * 4;
-        const float *p = sums + first * block + (size_t)(t.row0 + row) * a.hr + c;
-        float4 s = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (row < t.rows)
-#pragma unroll 8
-            for (int k = 0; k < count; k++) {
-                float4 v = *(const float4 *)(p + k * block);
+        const float *p = from + (size_t)row * a.hr + c;
+        float4 s = {};
+        for (int k = begin; k < end && row < t.rows; k += JOIN_AHEAD) {
+            float4 v[JOIN_AHEAD];
+#pragma unroll
+            for (int j = 0; j < JOIN_AHEAD; j++)
+                v[j] = k + j < end ? *(const float4 *)(p + (k + j) * block) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+            for (int j = 0; j < JOIN_AHEAD; j++)
+                s = make_float4(s.x + v[j].x, s.y + v[j].y, s.z + v[j].z, s.w + v[j].w);
+        }
+        if (share)
+            others[share - 1][lane] = s;
+        __syncthreads();
+        if (share == 0) {
+#pragma unroll
+            for (int k = 0; k < JOIN_SHARES - 1; k++) {
+                float4 v = others[k][lane];
                 s = make_float4(s.x + v.x, s.y + v.y, s.z + v.z, s.w + v.w);
             }
-        *(uint2 *)(out + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
-            make_uint2(pack(factor * s.x, factor * s.y), pack(factor * s.z, factor * s.w));
+            *(uint2 *)(out + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
+                make_uint2(pack(factor * s.x, factor * s.y), pack(factor * s.z, factor * s.w));
+        }
+        __syncthreads();
     }
 }
 
 void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out)
 {
     dim3 grid(pack_dev(p)->n_tiles, a.n_parts);
-    launch(d->stream, back ? lora_join_kernel<true> : lora_join_kernel<false>, grid, 128, 0, a, n, sums, out);
+    launch(d->stream, back ? lora_join_kernel<true> : lora_join_kernel<false>, grid, JOIN_GROUP * JOIN_SHARES, 0, a, n,
+           sums, out);
     DEV_LAUNCHED(d, "lora_join");
 }
 

@@ -10,9 +10,9 @@
  * order. lora_da reads x once for all parts.
  *
  * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each
- * slice leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in
- * order. Bytes: dy and x once, 8 r / COLS bytes a byte of dy for `parts` (r = 16: a quarter with COLS 256, written and
- * read).
+ * slice leaves its sum in `partial`, [slot] of dB of all parts [columns, hr] and dA of each [hr, in], and grad_join
+ * adds them in order. Bytes: dy and x once, 8 r / COLS bytes a byte of dy for `parts` (r = 16: a quarter with COLS 256,
+ * written and read).
  */
 #include "kernels/cuda/lora.cuh"
 
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         if (!(ad.targets >> a.target[p] & 1))
             continue;
         float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, a.target[p]);
-        float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) + a.out + (size_t)p * a.in + c0) * a.hr + r0;
+        float *mine = partial + ((size_t)max(sl.slot, 0) * grad_columns(a) + a.out + (size_t)p * a.in) * a.hr;
 #pragma unroll
         for (int n = 0; n < BN / 8; n++)
 #pragma unroll
@@ -291,46 +291,79 @@ __global__ void __launch_bounds__(THREADS, 2)
                 int c = wcol + lane / 4 + j / 2 * 8, r = n * 8 + lane % 4 * 2 + j % 2;
                 if (c0 + c >= a.in || r0 + r >= ad.rank)
                     continue;
-                if (sl.slot >= 0) /* partial sums lie by column, dA by rank */
-                    mine[(size_t)c * a.hr + r] = ad.keep * acc[p][n][j];
+                size_t at = (size_t)(r0 + r) * a.in + c0 + c;
+                if (sl.slot >= 0)
+                    mine[at] = ad.keep * acc[p][n][j];
                 else
-                    g[(size_t)(r0 + r) * a.in + c0 + c] += ad.keep * acc[p][n][j];
+                    g[at] += ad.keep * acc[p][n][j];
             }
     }
 }
 
-/* grid (elements / THREADS of [rank][columns], segments): adds a segment's slices in order. */
-__global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
+/* V elements next to each other of a gradient g and a part's sums p, n of them `stride` apart. */
+template <int V> __device__ __forceinline__ void add_slices(float *g, const float *p, int n, size_t stride)
 {
-    const grad_slice first = a.slices[a.first_slice[blockIdx.y]];
+    float sum[V] = {};
+    for (int k = 0; k < n; k += 4) {
+        float v[4][V];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < V; e++)
+                v[j][e] = k + j < n ? p[(size_t)(k + j) * stride + e] : 0.f;
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < V; e++)
+                sum[e] += v[j][e];
+    }
+#pragma unroll
+    for (int e = 0; e < V; e++)
+        g[e] += sum[e];
+}
+
+template <> __device__ __forceinline__ void add_slices<4>(float *g, const float *p, int n, size_t stride)
+{
+    float4 sum = {}, old = *(const float4 *)g;
+    for (int k = 0; k < n; k += 4) {
+        float4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            v[j] = k + j < n ? *(const float4 *)(p + (size_t)(k + j) * stride) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            sum = make_float4(sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w);
+    }
+    *(float4 *)g = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+}
+
+/* grid (elements of the largest gradient / V / THREADS, dB and dA of each part, segments): adds a segment's slices in
+ * order. */
+template <int V> __global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
+{
+    const grad_slice first = a.slices[a.first_slice[blockIdx.z]];
     if (first.slot < 0)
         return;
     const op_seg seg = a.segs[first.seg];
     const dev_adapter ad = a.adapters[seg.adapter < 0 ? 0 : seg.adapter];
-    if (seg.adapter < 0 || !ad.g)
+    int part = blockIdx.y / 2, i = (int)(blockIdx.x * THREADS + threadIdx.x) * V, target = a.target[part];
+    if (seg.adapter < 0 || !ad.g || !(ad.targets >> target & 1))
         return;
-    size_t columns = grad_columns(a), i = (size_t)blockIdx.x * THREADS + threadIdx.x, col = i / a.hr;
-    int r = (int)(i % a.hr), part = 0, n = (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS;
-    if (col >= columns || r >= ad.rank)
-        return;
-    bool is_b = col < (size_t)a.out;
-    if (is_b)
-        while (part + 1 < a.n_parts && col >= (size_t)a.out0[part + 1])
-            part++;
-    else
-        part = (int)((col - a.out) / a.in);
-    int target = a.target[part];
-    if (!(ad.targets >> target & 1))
-        return;
-    const float *p = partial + (size_t)first.slot * columns * a.hr + i;
-    float sum = p[0];
-    for (int s = 1; s < n; s++)
-        sum += p[(size_t)s * columns * a.hr];
+    size_t slice = grad_columns(a) * a.hr, at;
     float *g = ad.g + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target);
-    if (is_b)
-        g[(size_t)ad.rank * a.in + (col - a.out0[part]) * ad.rank + r] += sum;
-    else
-        g[(size_t)r * a.in + (col - a.out) % a.in] += sum;
+    if (blockIdx.y % 2) { /* dA, [rank, in] in both */
+        if (i >= ad.rank * a.in)
+            return;
+        at = ((size_t)a.out + (size_t)part * a.in) * a.hr + i;
+        g += i;
+    } else {
+        int column = i / a.hr, r = i % a.hr;
+        if (column >= a.n[part] || r >= ad.rank)
+            return;
+        at = (size_t)a.out0[part] * a.hr + i;
+        g += (size_t)ad.rank * a.in + (size_t)column * ad.rank + r;
+    }
+    add_slices<V>(g, partial + first.slot * slice + at, (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS, slice);
 }
 
 /* ---- launches: with `a` NULL, what the device needs to know of a kernel, once, when it opens ---- */
@@ -424,6 +457,20 @@ static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tile
     DEV_LAUNCHED(d, "lora dy");
 }
 
+/* By four where all ranks and sides are multiples of that. */
+static void join_slices(op_dev *d, const op_pack *p, const back_args &b)
+{
+    const lora_args &a = *b.a;
+    bool four = a.in % 4 == 0;
+    int most = a.in;
+    for (int i = 0; i < p->n_adapters; i++)
+        four = four && (!p->adapters[i].g || (p->adapters[i].rank % 4 == 0 && ((uintptr_t)p->adapters[i].g & 15) == 0));
+    for (int i = 0; i < a.n_parts; i++)
+        most = a.n[i] > most ? a.n[i] : most;
+    dim3 grid(div_up((int64_t)most * a.hr, (four ? 4 : 1) * THREADS), 2 * a.n_parts, p->n_segs);
+    launch(d->stream, four ? grad_join_kernel<4> : grad_join_kernel<1>, grid, THREADS, 0, a, (const float *)b.partial);
+}
+
 static void back_da(op_dev *d, const op_pack *p, back_args b)
 {
     const lora_args &a = *b.a;
@@ -434,8 +481,7 @@ static void back_da(op_dev *d, const op_pack *p, back_args b)
     else
         launch_da_parts<32>(d, b);
     if (b.partial)
-        launch(d->stream, grad_join_kernel, dim3(div_up((int64_t)grad_columns(a) * a.hr, THREADS), p->n_segs), THREADS,
-               0, a, b.partial);
+        join_slices(d, p, b);
     DEV_LAUNCHED(d, "lora dA");
 }
 
