@@ -3,6 +3,7 @@
  * that row alone; float32 inside.  Vectors of 8 (16 bytes) where the width allows, single elements elsewhere.
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/ptx/warp.cuh"
 #include "kernels/cuda/vec.cuh"
 
 static inline int row_threads(int n)
@@ -38,6 +39,7 @@ void cu_embed(op_dev *d, const op_pack *p, const void *E, int32_t hidden, void *
 template <int V> __global__ void rmsnorm_kernel(const bf16 *x, const bf16 *w, int n, float eps, bf16 *y, float *rstd)
 {
     __shared__ float scratch[8];
+    chain_begin();
     const bf16 *xr = x + (size_t)blockIdx.x * n;
     float sum = 0.f;
     for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
@@ -60,8 +62,8 @@ void cu_rmsnorm(op_dev *d, const op_pack *p, const void *x, const void *w, int32
 {
     TRACE(d, "rmsnorm R %d", p->rows);
     int t = row_threads(n);
-    launch(d->stream, n % 8 == 0 ? rmsnorm_kernel<8> : rmsnorm_kernel<1>, p->rows, t, 0, (const bf16 *)x,
-           (const bf16 *)w, n, eps, (bf16 *)y, rstd);
+    chain_launch(d, n % 8 == 0 ? rmsnorm_kernel<8> : rmsnorm_kernel<1>, p->rows, t, 0, (const bf16 *)x, (const bf16 *)w,
+                 n, eps, (bf16 *)y, rstd);
     DEV_LAUNCHED(d, "rmsnorm");
 }
 
@@ -70,6 +72,7 @@ __global__ void rmsnorm_back_kernel(const bf16 *dy, const bf16 *x, const bf16 *w
                                     const bf16 *add, bf16 *dx)
 {
     __shared__ float scratch[8];
+    chain_begin();
     size_t row = (size_t)blockIdx.x * n;
     float r = rstd[blockIdx.x], sum = 0.f;
     for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
@@ -94,8 +97,8 @@ void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x,
     TRACE(d, "rmsnorm_back R %d", p->rows);
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)x, *c = (const bf16 *)w, *e = (const bf16 *)add;
     int t = row_threads(n);
-    launch(d->stream, n % 8 == 0 ? rmsnorm_back_kernel<8> : rmsnorm_back_kernel<1>, p->rows, t, 0, a, b, c, rstd, n, e,
-           (bf16 *)dx);
+    chain_launch(d, n % 8 == 0 ? rmsnorm_back_kernel<8> : rmsnorm_back_kernel<1>, p->rows, t, 0, a, b, c, rstd, n, e,
+                 (bf16 *)dx);
     DEV_LAUNCHED(d, "rmsnorm_back");
 }
 
@@ -104,6 +107,7 @@ void cu_rmsnorm_back(op_dev *d, const op_pack *p, const void *dy, const void *x,
 template <int V>
 __global__ void rope_kernel(const int32_t *pos, const float *table, int n_heads, int dim, int ld, float sign, bf16 *qkv)
 {
+    chain_begin();
     int half = dim / 2;
     const float *cs = table + (size_t)pos[blockIdx.x] * dim;
     bf16 *row = qkv + (size_t)blockIdx.x * ld;
@@ -132,8 +136,8 @@ static void rotate(op_dev *d, const op_pack *p, const op_attention *a, const flo
     const int32_t *pos = pack_dev(p)->pos;
     int heads = a->heads + a->kv_heads, ld = qkv_width(a), t = heads * a->head_dim >= 2048 ? 256 : 64;
     float sign = inverse ? -1.f : 1.f;
-    launch(d->stream, a->head_dim % 16 == 0 && ld % 8 == 0 ? rope_kernel<8> : rope_kernel<1>, p->rows, t, 0, pos, table,
-           heads, a->head_dim, ld, sign, (bf16 *)qkv);
+    chain_launch(d, a->head_dim % 16 == 0 && ld % 8 == 0 ? rope_kernel<8> : rope_kernel<1>, p->rows, t, 0, pos, table,
+                 heads, a->head_dim, ld, sign, (bf16 *)qkv);
     DEV_LAUNCHED(d, "rope");
 }
 
@@ -147,6 +151,7 @@ void cu_rope(op_dev *d, const op_pack *p, const op_attention *a, const float *ta
 
 template <int V> __global__ void swiglu_kernel(const bf16 *gu, int ffn, size_t total, bf16 *y)
 {
+    chain_begin();
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= total)
         return;
@@ -159,6 +164,7 @@ template <int V> __global__ void swiglu_kernel(const bf16 *gu, int ffn, size_t t
 
 template <int V> __global__ void swiglu_back_kernel(const bf16 *dy, const bf16 *gu, int ffn, size_t total, bf16 *dgu)
 {
+    chain_begin();
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= total)
         return;
@@ -178,8 +184,8 @@ void cu_swiglu(op_dev *d, const op_pack *p, const void *gu, int32_t ffn, void *y
     TRACE(d, "swiglu R %d", p->rows);
     size_t total = (size_t)p->rows * ffn;
     int v = ffn % 8 == 0 ? 8 : 1;
-    launch(d->stream, v == 8 ? swiglu_kernel<8> : swiglu_kernel<1>, div_up(total, v * 256), 256, 0, (const bf16 *)gu,
-           ffn, total, (bf16 *)y);
+    chain_launch(d, v == 8 ? swiglu_kernel<8> : swiglu_kernel<1>, div_up(total, v * 256), 256, 0, (const bf16 *)gu, ffn,
+                 total, (bf16 *)y);
     DEV_LAUNCHED(d, "swiglu");
 }
 
@@ -189,8 +195,8 @@ void cu_swiglu_back(op_dev *d, const op_pack *p, const void *dy, const void *gu,
     size_t total = (size_t)p->rows * ffn;
     const bf16 *a = (const bf16 *)dy, *b = (const bf16 *)gu;
     int v = ffn % 8 == 0 ? 8 : 1;
-    launch(d->stream, v == 8 ? swiglu_back_kernel<8> : swiglu_back_kernel<1>, div_up(total, v * 256), 256, 0, a, b, ffn,
-           total, (bf16 *)dgu);
+    chain_launch(d, v == 8 ? swiglu_back_kernel<8> : swiglu_back_kernel<1>, div_up(total, v * 256), 256, 0, a, b, ffn,
+                 total, (bf16 *)dgu);
     DEV_LAUNCHED(d, "swiglu_back");
 }
 

@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(JOIN_GROUP *JOIN_SHARES)
     __shared__ float4 others[JOIN_SHARES - 1][JOIN_GROUP];
     const lora_tile t = a.tiles[blockIdx.x];
     int part = blockIdx.y, quads = a.hr / 4, count = part == 0 ? n.x : part == 1 ? n.y : n.z;
+    chain_begin();
     if (t.adapter < 0)
         return;
     const dev_adapter ad = a.adapters[t.adapter];
@@ -181,8 +182,8 @@ __global__ void __launch_bounds__(JOIN_GROUP *JOIN_SHARES)
 void lora_join(op_dev *d, const op_pack *p, const lora_args &a, int3 n, bool back, const float *sums, bf16 *out)
 {
     dim3 grid(pack_dev(p)->n_tiles, a.n_parts);
-    launch(d->stream, back ? lora_join_kernel<true> : lora_join_kernel<false>, grid, JOIN_GROUP * JOIN_SHARES, 0, a, n,
-           sums, out);
+    chain_launch(d, back ? lora_join_kernel<true> : lora_join_kernel<false>, grid, JOIN_GROUP * JOIN_SHARES, 0, a, n,
+                 sums, out);
     DEV_LAUNCHED(d, "lora_join");
 }
 

@@ -341,6 +341,7 @@ template <> __device__ __forceinline__ void add_slices<4>(float *g, const float 
  * order. */
 template <int V> __global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
 {
+    chain_begin();
     const grad_slice first = a.slices[a.first_slice[blockIdx.z]];
     if (first.slot < 0)
         return;
@@ -468,7 +469,7 @@ static void join_slices(op_dev *d, const op_pack *p, const back_args &b)
     for (int i = 0; i < a.n_parts; i++)
         most = a.n[i] > most ? a.n[i] : most;
     dim3 grid(div_up((int64_t)most * a.hr, (four ? 4 : 1) * THREADS), 2 * a.n_parts, p->n_segs);
-    launch(d->stream, four ? grad_join_kernel<4> : grad_join_kernel<1>, grid, THREADS, 0, a, (const float *)b.partial);
+    chain_launch(d, four ? grad_join_kernel<4> : grad_join_kernel<1>, grid, THREADS, 0, a, (const float *)b.partial);
 }
 
 static void back_da(op_dev *d, const op_pack *p, back_args b)

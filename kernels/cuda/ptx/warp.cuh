@@ -122,6 +122,13 @@ __device__ __forceinline__ void chain_next()
 #endif
 }
 
+/* The first thing in a kernel of a chain that has nothing to do before its predecessor ends. */
+__device__ __forceinline__ void chain_begin()
+{
+    chain_next();
+    chain_wait();
+}
+
 __device__ __forceinline__ void prefetch_l2(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
