@@ -105,6 +105,7 @@ struct op_dev {
     shadow *shadows;
     bool overlap;                  /* kernels of a chain may start before their predecessor ends (Hopper and newer) */
     int32_t shared_bytes;          /* shared memory that a block may have */
+    int32_t cache_bytes;           /* of the second level */
     bool hopper;                   /* compute capability 9.0 */
     void *encode_map;              /* cuTensorMapEncodeTiled */
     int32_t gemm_blocks[2];        /* blocks that run at a time, alone and in clusters of two */

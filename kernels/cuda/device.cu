@@ -611,6 +611,7 @@ static cudaError_t open_device(op_dev *d)
     d->overlap = prop.major >= 9 && !getenv("DTX_CUDA_NO_OVERLAP");
     d->sms = prop.multiProcessorCount;
     d->shared_bytes = (int32_t)prop.sharedMemPerBlockOptin;
+    d->cache_bytes = prop.l2CacheSize;
     d->hopper = prop.major == 9 && prop.minor == 0 && !getenv("DTX_CUDA_NO_HOPPER") &&
                 hopper_attn_setup() == cudaSuccess && hopper_gemm_setup(d) == cudaSuccess;
     (void)cudaGetLastError(); /* of the two, where they cannot be had */

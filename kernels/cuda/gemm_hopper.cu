@@ -56,6 +56,7 @@ struct gemm_args {
     CUtensorMap x, W[PARTS], y[PARTS], add[PARTS]; /* backward: W, y and add have one part */
     int32_t rows, inner, parts, n[PARTS];          /* parts of the columns of y */
     int32_t group;                                 /* see hopper_shape */
+    uint64_t cache_W, cache_y;                     /* ptx/tma.cuh */
     const bf16 *bias;
     int32_t out0[PARTS];
     bool has_add;
@@ -321,15 +322,15 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                         for (int s = 0; s < BN / 64; s++) {
                             uint32_t at = to + A_BYTES + s * (INNER * 128);
                             if (CL == 1)
-                                tma_load(at, W, t.column + s * 64, c * INNER, bar);
+                                tma_load(at, W, t.column + s * 64, c * INNER, bar, a.cache_W);
                             else if (s % CL == rank)
-                                tma_load_all(at, W, t.column + s * 64, c * INNER, bar, (1 << CL) - 1);
+                                tma_load_all(at, W, t.column + s * 64, c * INNER, bar, (1 << CL) - 1, a.cache_W);
                         }
                     } else if (CL == 1) {
-                        tma_load(to + A_BYTES, W, c * INNER, t.column, bar);
+                        tma_load(to + A_BYTES, W, c * INNER, t.column, bar, a.cache_W);
                     } else {
                         tma_load_all(to + A_BYTES + rank * (BN / CL * 128), W, c * INNER, t.column + rank * (BN / CL),
-                                     bar, (1 << CL) - 1);
+                                     bar, (1 << CL) - 1, a.cache_W);
                     }
                     advance();
                 }
@@ -344,7 +345,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                     bar_expect(bar, BN * 128);
                     for (int s = 0; s < BN / 64; s++)
                         tma_load(to + s * (64 * 128), &a.add[t.part], t.column + s * 64,
-                                 t.row_tile * TILE_ROWS + w * 64, bar);
+                                 t.row_tile * TILE_ROWS + w * 64, bar, a.cache_y);
                     advance();
                 }
             }
@@ -506,7 +507,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm_kernel(const __grid_constant_
                 shared_for_matrix_unit();
                 __syncwarp();
                 if (lane == 0) {
-                    tma_store(&a.y[t.part], t.column + s * 64, row0, to);
+                    tma_store(&a.y[t.part], t.column + s * 64, row0, to, a.cache_y);
                     store_commit();
                 }
                 buffer ^= 1;
@@ -679,6 +680,10 @@ static void run(op_dev *d, bool back, const hopper_shape &s, const op_linear *l,
                 bf16 *y, gemm_args *a)
 {
     a->group = s.group;
+    /* A group's rows of x are read again for every few columns: where they can stay, W and y, which cannot, go first.
+     * (H200, 7B, 4096 rows: a step 0.5% shorter, by less power.) */
+    bool stays = (size_t)s.group * s.cluster * TILE_ROWS * a->inner * sizeof(bf16) < (size_t)d->cache_bytes / 3;
+    a->cache_W = a->cache_y = stays ? CACHE_GOES_FIRST : CACHE_USUAL;
     make_maps(d, a, s, back, l, x, add, y);
     if (back && a->kept)
         launch_shape<MASKED>(d, s, *a);

@@ -6,31 +6,40 @@
 
 #include <cuda.h>
 
+/* What goes first from the second level of the cache: createpolicy's words for the whole of a copy. */
+enum : uint64_t {
+    CACHE_USUAL = 0x1000000000000000,
+    CACHE_GOES_FIRST = 0x12f0000000000000,
+};
+
 #ifdef DTX_WGMMA
 
-__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar)
+__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar,
+                                         uint64_t cache = CACHE_USUAL)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(bar)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(bar), "l"(cache)
                  : "memory");
 }
 
 /* To the same place in every block of `mask`. */
 __device__ __forceinline__ void tma_load_all(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar,
-                                             uint16_t mask)
+                                             uint16_t mask, uint64_t cache = CACHE_USUAL)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(bar), "h"(mask)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(bar), "h"(mask), "l"(cache)
                  : "memory");
 }
 
-__device__ __forceinline__ void tma_store(const CUtensorMap *map, int column, int row, uint32_t from)
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, int column, int row, uint32_t from,
+                                          uint64_t cache = CACHE_USUAL)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column),
-                 "r"(row), "r"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%1, %2}], [%3], %4;" ::"l"(map),
+        "r"(column), "r"(row), "r"(from), "l"(cache)
+        : "memory");
 }
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map)

@@ -6,17 +6,21 @@
 
 #include "kernels/cuda/ptx/barrier.cuh"
 
-static inline void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar)
+enum : uint64_t { CACHE_USUAL, CACHE_GOES_FIRST };
+
+static inline void tma_load(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar,
+                            uint64_t = CACHE_USUAL)
 {
     soft_box_load(to, map, column, row, bar, 0);
 }
 
-static inline void tma_load_all(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar, uint16_t mask)
+static inline void tma_load_all(uint32_t to, const CUtensorMap *map, int column, int row, uint32_t bar, uint16_t mask,
+                                uint64_t = CACHE_USUAL)
 {
     soft_box_load(to, map, column, row, bar, mask);
 }
 
-static inline void tma_store(const CUtensorMap *map, int column, int row, uint32_t from)
+static inline void tma_store(const CUtensorMap *map, int column, int row, uint32_t from, uint64_t = CACHE_USUAL)
 {
     soft_box_store(map, column, row, from);
 }
