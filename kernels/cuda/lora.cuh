@@ -62,30 +62,30 @@ __device__ __forceinline__ size_t adapter_offset(const lora_dims &d, uint32_t ta
     return (size_t)layer * whole + before;
 }
 
-/* rows x COLS elements of a matrix into a tile of row length COLS + 8; element (r, c) valid for r < nr, c < nc, else
- * zero.  16-byte copies where the matrix allows it. */
-template <int COLS>
+/* rows x COLS elements of a matrix into a tile of row length COLS + 8, by N threads; element (r, c) valid for r < nr,
+ * c < nc, else zero.  16-byte copies where the matrix allows it. */
+template <int COLS, int N = LORA_THREADS>
 __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t stride, int rows, int nr, int nc)
 {
     constexpr int LD = COLS + 8;
     if (((uintptr_t)src & 15) == 0 && stride % 8 == 0 && (nc >= COLS || nc % 8 == 0)) {
-        for (int i = threadIdx.x; i < rows * (COLS / 8); i += LORA_THREADS) {
+        for (int i = threadIdx.x; i < rows * (COLS / 8); i += N) {
             int r = i / (COLS / 8), c = i % (COLS / 8) * 8;
             bool valid = r < nr && c < nc;
             copy16(tile + r * LD + c, src + (valid ? r * stride + c : 0), valid);
         }
     } else {
-        for (int i = threadIdx.x; i < rows * COLS; i += LORA_THREADS) {
+        for (int i = threadIdx.x; i < rows * COLS; i += N) {
             int r = i / COLS, c = i % COLS;
             tile[r * LD + c] = r < nr && c < nc ? src[r * stride + c] : __float2bfloat16(0.f);
         }
     }
 }
 
-/* The same again and again, ROWS x COLS elements at an offset each time: what does not change is computed once. */
-template <int ROWS, int COLS> struct tile_copy {
-    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW,
-                         TIMES = (ROWS + STEP - 1) / STEP;
+/* The same again and again by N threads, ROWS x COLS elements at an offset each time: what does not change is computed
+ * once. */
+template <int ROWS, int COLS, int N = LORA_THREADS> struct tile_copy {
+    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = N / IN_ROW, TIMES = (ROWS + STEP - 1) / STEP;
     const bf16 *src, *mine;
     size_t stride;
     int row, col, at;
@@ -106,7 +106,7 @@ template <int ROWS, int COLS> struct tile_copy {
     __device__ __forceinline__ void load(bf16 *tile, size_t offset, int nr, int nc) const
     {
         if (!wide) {
-            load_tile<COLS>(tile, src + offset, stride, ROWS, nr, nc);
+            load_tile<COLS, N>(tile, src + offset, stride, ROWS, nr, nc);
             return;
         }
         const bf16 *p = mine + offset;
