@@ -203,21 +203,24 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
     }
 }
 
-/* The masks of a row tile's BN columns: [part][16 rows][8 columns][4 words]. */
+/* The masks of a row tile's BN columns: [part][16 rows][64 columns][32 words]. */
 template <int BN>
 __device__ __forceinline__ void fill_masks(const gemm_args &a, const tile_at &t, uint32_t *to, int thread)
 {
     enum { BLOCKS = TILE_ROWS / 16 };
     const row_block b = a.blocks[t.row_tile];
     for (int i = thread; i < a.targets * BLOCKS * (BN / 8); i += HELPERS) {
-        int q = i / (BLOCKS * (BN / 8)), rows = i / (BN / 8) % BLOCKS, column = t.column + i % (BN / 8) * 8;
+        int q = i / (BLOCKS * (BN / 8)), rows = i / (BN / 8) % BLOCKS, piece = i % (BN / 8);
+        int column = t.column + piece / 8 * 64;
         bool valid = column < a.in && (b.targets >> a.target[q] & 1);
-        copy16(to + i * 4, a.kept + (valid ? kept_at(a.in, a.rows, q, t.row_tile * TILE_ROWS + rows * 16, column) : 0),
-               valid);
+        const uint32_t *from = a.kept;
+        if (valid)
+            from += kept_at(a.in, a.rows, q, t.row_tile * TILE_ROWS + rows * 16, column) + piece % 8 * 4;
+        copy16(to + i * 4, from, valid);
     }
 }
 
-/* Those of 16 rows, number `rows` of the tile's, out of a slot: [part][8 columns]. */
+/* Those of 16 rows, number `rows` of the tile's, out of a slot: [part][64 columns][32 words]. */
 template <int BN> __device__ __forceinline__ void take_masks(const uint4 *slot, int parts, int rows, uint4 *to)
 {
     static_assert(PARTS * (BN / 8) * 16 <= 2 * STORE_BYTES, "fits");
@@ -238,7 +241,7 @@ __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, co
     for (int k = 0, end; k < n; k = end) {
         int g = first + k, q = part_of_group(a, b, &g);
         end = min(n, k + (b.rank + 15) / 16 - g);
-        const uint4 *mask = masks + q * (BN / 8);
+        const uint32_t *mask = (const uint32_t *)(masks + q * (BN / 8)) + kept_word(lane);
         uint32_t fa[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -257,8 +260,9 @@ __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, co
                 mma(sum[0], fa[i], fb[0], fb[1]);
                 mma(sum[1], fa[i], fb[2], fb[3]);
             }
-            kept_add(acc[c * 2], sum[0], mask[c * 2], 1u << lane, keep);
-            kept_add(acc[c * 2 + 1], sum[1], mask[c * 2 + 1], 1u << lane, keep);
+            uint32_t word = mask[c / 4 * 32];
+            kept_add(acc[c * 2], sum[0], word, c % 4 * 2, keep);
+            kept_add(acc[c * 2 + 1], sum[1], word, c % 4 * 2 + 1, keep);
         }
     }
 }
