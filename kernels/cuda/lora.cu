@@ -36,7 +36,9 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
 {
     typedef down_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES, LD = G::LD;
-    constexpr int STEP = BN == 16 ? 32 : 16; /* columns of x in registers at a time: draws beside each other */
+    constexpr int STEP = BN > 16 ? 16
+                         : DROP  ? 32
+                                 : 64; /* columns of x in registers at a time: draws beside each other */
     DYNAMIC_SHARED(bf16, smem);
     const lora_tile t = a.tiles[blockIdx.x * (ROW_ALIGN / LORA_ROWS)];
     int k0 = blockIdx.y * DOWN_SPLIT, length = min(a.in - k0, (int)DOWN_SPLIT), r0 = blockIdx.z * BN;

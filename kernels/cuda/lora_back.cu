@@ -234,31 +234,40 @@ __global__ void __launch_bounds__(DA_THREADS, 3)
         __syncthreads();
         load_stage(c + STAGES - 1);
         const bf16 *xt = smem + c % STAGES * G::STAGE;
+        uint32_t fx[CHUNK / 16][4];
 #pragma unroll
-        for (int k = 0; k < CHUNK; k += 16) {
-            uint32_t fx[4];
-            frag_a_t<G::XLD>(fx, xt, k, wcol);
+        for (int k = 0; k < CHUNK / 16; k++)
+            frag_a_t<G::XLD>(fx[k], xt, k * 16, wcol);
 #pragma unroll
-            for (int p = 0; p < PARTS; p++) {
-                if (!(ad.targets >> a.target[p] & 1))
-                    continue;
-                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
-                if (DROP && ad.threshold) {
-                    /* fa[j]: column lane / 4 (8 on if j % 2), rows lane % 4 * 2 and the next (8 on if j / 2) */
-                    uint2 rows = *(const uint2 *)(xt + G::XT + PARTS * G::VT + p * G::MASK + k / 16 * 64 +
+        for (int p = 0; p < PARTS; p++) {
+            if (!(ad.targets >> a.target[p] & 1))
+                continue;
+            auto multiply = [&](const uint32_t(*fa)[4]) {
+#pragma unroll
+                for (int k = 0; k < CHUNK / 16; k++)
+#pragma unroll
+                    for (int n = 0; n < BN; n += 16) {
+                        uint32_t fb[4];
+                        frag_b_t<G::VLD>(fb, xt + G::XT + p * G::VT, k * 16, n);
+                        mma(acc[p][n / 8], fa[k], fb[0], fb[1]);
+                        mma(acc[p][n / 8 + 1], fa[k], fb[2], fb[3]);
+                    }
+            };
+            if (DROP && ad.threshold) {
+                uint32_t fa[CHUNK / 16][4];
+#pragma unroll
+                for (int k = 0; k < CHUNK / 16; k++) {
+                    /* fa[k][j]: column lane / 4 (8 on if j % 2), rows lane % 4 * 2 and the next (8 on if j / 2) */
+                    uint2 rows = *(const uint2 *)(xt + G::XT + PARTS * G::VT + p * G::MASK + k * 64 +
                                                   (lane % 4 * 8 + lane / 8 * 2) * 2);
                     uint32_t bits = __byte_perm(rows.x, rows.y, lane / 4 % 2 ? 0x7632 : 0x5410) << (12 - 4 * warp);
 #pragma unroll
                     for (int j = 0; j < 4; j++)
-                        fa[j] &= half_signs(bits << (3 - j % 2 * 2 - j / 2));
+                        fa[k][j] = fx[k][j] & half_signs(bits << (3 - j % 2 * 2 - j / 2));
                 }
-#pragma unroll
-                for (int n = 0; n < BN; n += 16) {
-                    uint32_t fb[4];
-                    frag_b_t<G::VLD>(fb, xt + G::XT + p * G::VT, k, n);
-                    mma(acc[p][n / 8], fa, fb[0], fb[1]);
-                    mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
-                }
+                multiply(fa);
+            } else {
+                multiply(fx);
             }
         }
     }
