@@ -35,18 +35,36 @@ RNG_FN uint64_t rng_dropout_key(uint64_t seq_key, int token, int layer, int targ
     return rng_key(seq_key, (uint64_t)(uint32_t)token << 32 | (uint32_t)layer << 3 | (uint32_t)target);
 }
 
-/* 32 random bits for element i under a key: two rounds of murmur3's finaliser, so that loops vectorise. */
-RNG_FN uint32_t rng_u32(uint64_t key, uint32_t i)
+/* 32 random bits for element i under a key: two rounds of murmur3's finaliser, so that loops vectorise.  In
+ * two steps, for who draws many under one key: the start of i + n is that of i plus n * RNG_STEP. */
+#define RNG_STEP 0x9e3779b1u
+
+RNG_FN uint32_t rng_start(uint64_t key, uint32_t i)
 {
-    uint32_t x = i * 0x9e3779b1u + (uint32_t)key;
+    return i * RNG_STEP + (uint32_t)key;
+}
+
+/* What the second half of the key adds, midway. */
+RNG_FN uint32_t rng_addend(uint64_t key)
+{
+    return (uint32_t)(key >> 32) * 0xc2b2ae35u;
+}
+
+RNG_FN uint32_t rng_finish(uint32_t start, uint32_t addend)
+{
+    uint32_t x = start;
     x ^= x >> 16;
     x *= 0x85ebca6bu;
     x ^= x >> 13;
-    x += (uint32_t)(key >> 32);
-    x *= 0xc2b2ae35u;
+    x = x * 0xc2b2ae35u + addend;
     x ^= x >> 16;
     x *= 0x7feb352du;
     return x ^ (x >> 15);
+}
+
+RNG_FN uint32_t rng_u32(uint64_t key, uint32_t i)
+{
+    return rng_finish(rng_start(key, i), rng_addend(key));
 }
 
 /* 16 random bits for element i of a row, half of what rng_u32 gives a pair of elements: dropout keeps those

@@ -14,7 +14,7 @@
  * are added in float32.  The blocks of a cluster go through the same number of slots, the longer of their tails.
  *
  * Of a row tile whose adapter has dropout, a slot with the masks comes before those groups: a part's share of 16
- * columns is summed in accumulators of its own, and what the mask keeps of it added.  (Nine instructions for four
+ * columns is summed in accumulators of its own, and what the mask keeps of it added.  (Ten instructions for four
  * elements; without this dx was written, read and written again.)  A warp moves its rows' masks to where it will put
  * its results, and gives the slot back: the groups may need more slots than there are.
  *
@@ -204,21 +204,24 @@ __device__ __forceinline__ void fill_group(const gemm_args &a, const tile_at &t,
     }
 }
 
-/* The masks of a row tile's BN columns: [part][16 rows][8 columns][4 words]. */
+/* The masks of a row tile's BN columns: [part][16 rows][64 columns][32 words]. */
 template <int BN>
 __device__ __forceinline__ void fill_masks(const gemm_args &a, const tile_at &t, uint32_t *to, int thread)
 {
     enum { BLOCKS = TILE_ROWS / 16 };
     const row_block b = a.blocks[t.row_tile];
     for (int i = thread; i < a.targets * BLOCKS * (BN / 8); i += HELPERS) {
-        int q = i / (BLOCKS * (BN / 8)), rows = i / (BN / 8) % BLOCKS, column = t.column + i % (BN / 8) * 8;
+        int q = i / (BLOCKS * (BN / 8)), rows = i / (BN / 8) % BLOCKS, piece = i % (BN / 8);
+        int column = t.column + piece / 8 * 64;
         bool valid = column < a.in && (b.targets >> a.target[q] & 1);
-        copy16(to + i * 4, a.kept + (valid ? kept_at(a.in, a.rows, q, t.row_tile * TILE_ROWS + rows * 16, column) : 0),
-               valid);
+        const uint32_t *from = a.kept;
+        if (valid)
+            from += kept_at(a.in, a.rows, q, t.row_tile * TILE_ROWS + rows * 16, column) + piece % 8 * 4;
+        copy16(to + i * 4, from, valid);
     }
 }
 
-/* Those of 16 rows, number `rows` of the tile's, out of a slot: [part][8 columns]. */
+/* Those of 16 rows, number `rows` of the tile's, out of a slot: [part][64 columns][32 words]. */
 template <int BN> __device__ __forceinline__ void take_masks(const uint4 *slot, int parts, int rows, uint4 *to)
 {
     static_assert(PARTS * (BN / 8) * 16 <= 2 * STORE_BYTES, "fits");
@@ -226,41 +229,62 @@ template <int BN> __device__ __forceinline__ void take_masks(const uint4 *slot, 
         to[i] = slot[(i / (BN / 8) * (TILE_ROWS / 16) + rows) * (BN / 8) + i % (BN / 8)];
 }
 
-/* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot, part after part; `row`: of the
- * warp's 16.  masks: of these rows, as take_masks leaves them.  By mma.sync: beside sums of wgmma in other registers
- * the compiler would have the main loop wait for each product. */
+/* acc += what `mask` keeps of the sum of n <= MOST groups, which lie in a slot from place k on; `row`: of the
+ * warp's 16. By mma.sync: beside sums of wgmma in other registers the compiler would have the main loop wait for each
+ * product. */
+template <int BN, int MOST>
+__device__ __forceinline__ void add_groups(float (*acc)[4], uint32_t slot, int row, int k, int n, const uint32_t *mask,
+                                           float keep)
+{
+    constexpr int AHEAD = MOST == 1 ? 2 : 0; /* how long before its use a piece is taken out of shared memory */
+    int lane = threadIdx.x % 32, mrow = lane % 16, mpiece = lane / 16;
+    uint32_t fa[MOST][4], fb[AHEAD + 1][4], from = slot + A_BYTES + (k * 16 + mrow) * 128;
+    auto load = [&](int c, int i) {
+        load4t_at(fb[c % (AHEAD + 1)],
+                  from + c / 4 * (INNER * 128) + i * 2048 + ((c % 4 * 2 + mpiece) ^ mrow % 8) * 16);
+    };
+#pragma unroll
+    for (int i = 0; i < MOST; i++)
+        if (i == 0 || i < n)
+            load4_at(fa[i], slot + (row + mrow) * 128 + (((k + i) * 2 + mpiece) ^ mrow % 8) * 16);
+#pragma unroll
+    for (int c = 0; c < AHEAD; c++)
+        load(c, 0);
+#pragma unroll
+    for (int c = 0; c < BN / 16; c++) {
+        float sum[2][4] = {};
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            if (i > 0 && i >= n)
+                continue;
+            if (c + AHEAD < BN / 16)
+                load(c + AHEAD, i);
+            const uint32_t *b = fb[c % (AHEAD + 1)];
+            mma(sum[0], fa[i], b[0], b[1]);
+            mma(sum[1], fa[i], b[2], b[3]);
+        }
+        uint32_t word = mask[c / 4 * 32];
+        kept_add(acc[c * 2], sum[0], word, c % 4 * 2, keep);
+        kept_add(acc[c * 2 + 1], sum[1], word, c % 4 * 2 + 1, keep);
+    }
+}
+
+/* acc += what the masks keep of groups first .. first + n - 1, which lie in a slot, part after part.  masks: of the
+ * warp's rows, as take_masks leaves them. */
 template <int BN>
 __device__ __forceinline__ void add_kept(float (*acc)[4], const gemm_args &a, const tile_at &t, int first, int n,
                                          uint32_t slot, int row, const uint4 *masks)
 {
     const row_block b = a.blocks[t.row_tile];
     float keep = a.adapters[b.adapter].keep;
-    int lane = threadIdx.x % 32, mrow = lane % 16, mpiece = lane / 16;
     for (int k = 0, end; k < n; k = end) {
         int g = first + k, q = part_of_group(a, b, &g);
         end = min(n, k + (b.rank + 15) / 16 - g);
-        const uint4 *mask = masks + q * (BN / 8);
-        uint32_t fa[4][4];
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (k + i < end)
-                load4_at(fa[i], slot + (row + mrow) * 128 + (((k + i) * 2 + mpiece) ^ mrow % 8) * 16);
-        uint32_t from = slot + A_BYTES + (k * 16 + mrow) * 128;
-#pragma unroll
-        for (int c = 0; c < BN / 16; c++) {
-            float sum[2][4] = {};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (k + i >= end)
-                    continue;
-                uint32_t fb[4];
-                load4t_at(fb, from + c / 4 * (INNER * 128) + i * 2048 + ((c % 4 * 2 + mpiece) ^ mrow % 8) * 16);
-                mma(sum[0], fa[i], fb[0], fb[1]);
-                mma(sum[1], fa[i], fb[2], fb[3]);
-            }
-            kept_add(acc[c * 2], sum[0], mask[c * 2], 1u << lane, keep);
-            kept_add(acc[c * 2 + 1], sum[1], mask[c * 2 + 1], 1u << lane, keep);
-        }
+        const uint32_t *mask = (const uint32_t *)(masks + q * (BN / 8)) + kept_word(threadIdx.x % 32);
+        if (end - k == 1) /* ranks up to 16, the usual case */
+            add_groups<BN, 1>(acc, slot, row, k, 1, mask, keep);
+        else
+            add_groups<BN, 4>(acc, slot, row, k, end - k, mask, keep);
     }
 }
 

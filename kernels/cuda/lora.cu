@@ -36,6 +36,9 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
 {
     typedef down_shape<BN, PARTS> G;
     constexpr int STAGES = G::STAGES, LD = G::LD;
+    constexpr int STEP = BN > 16 ? 16
+                         : DROP  ? 32
+                                 : 64; /* columns of x in registers at a time: draws beside each other */
     DYNAMIC_SHARED(bf16, smem);
     const lora_tile t = a.tiles[blockIdx.x * (ROW_ALIGN / LORA_ROWS)];
     int k0 = blockIdx.y * DOWN_SPLIT, length = min(a.in - k0, (int)DOWN_SPLIT), r0 = blockIdx.z * BN;
@@ -47,15 +50,12 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     int rows = min(seg.row0 + seg.rows - t.row0, (int)ROW_ALIGN), r = ad.rank;
     tile_copy<ROW_ALIGN, DOWN_CHUNK> xs;
     tile_copy<BN, DOWN_CHUNK> as[PARTS];
-    uint64_t key0[PARTS], key1[PARTS];
     xs.begin(x + (size_t)t.row0 * a.in + k0, a.in, length);
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
         int target = a.target[p];
         size_t A = adapter_offset(a.dims, ad.targets, r, a.layer, target);
         as[p].begin(ad.shadow + A + (size_t)r0 * a.in + k0, a.in, length);
-        key0[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4, target) : 0;
-        key1[p] = DROP && ad.threshold ? row_key(a, t.row0 + wrow + lane / 4 + 8, target) : 0;
     }
 
     auto has = [&](int p) { return (ad.targets >> a.target[p] & 1) != 0; };
@@ -75,40 +75,68 @@ __global__ void __launch_bounds__(THREADS, 2) lora_down_kernel(lora_args a, cons
     float acc[PARTS][BN / 8][4] = {};
     for (int c = 0; c < STAGES - 1; c++)
         load_stage(c);
+    /* dropout, of the lane's rows: where the next draws start, see rng.h */
+    uint32_t start[PARTS][2], addend[PARTS][2], spare_15 = (65536 - ad.threshold) << 15;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            int row = t.row0 + wrow + lane / 4 + half * 8;
+            uint64_t key = DROP && ad.threshold ? row_key(a, row, a.target[p]) : 0;
+            start[p][half] = rng_start(key, (uint32_t)k0 / 2 + lane % 4);
+            addend[p][half] = rng_addend(key);
+        }
     for (int c = 0; c < chunks; c++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
         const bf16 *xt = smem + c % STAGES * G::STAGE;
+        uint32_t words[PARTS] = {};
 #pragma unroll
-        for (int k = 0; k < DOWN_CHUNK; k += 16) {
-            uint32_t fx[4];
-            frag_a<LD>(fx, xt, wrow, k);
+        for (int k = 0; k < DOWN_CHUNK; k += STEP) {
+            uint32_t fx[STEP / 16][4];
+#pragma unroll
+            for (int h = 0; h < STEP / 16; h++)
+                frag_a<LD>(fx[h], xt, wrow, k + h * 16);
 #pragma unroll
             for (int p = 0; p < PARTS; p++) {
-                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
                 if (!has(p))
                     continue;
-                if (DROP && ad.threshold) {
-                    int column = k0 + c * DOWN_CHUNK + k, i = column + lane % 4 * 2;
-                    uint32_t bits[4][2];
-                    fa[0] = drop_pair(fa[0], key0[p], i, ad.threshold, bits[0]);
-                    fa[1] = drop_pair(fa[1], key1[p], i, ad.threshold, bits[1]);
-                    fa[2] = drop_pair(fa[2], key0[p], i + 8, ad.threshold, bits[2]);
-                    fa[3] = drop_pair(fa[3], key1[p], i + 8, ad.threshold, bits[3]);
-                    if (lane == 0 && blockIdx.z == 0) {
-                        uint4 *to = (uint4 *)(kept + kept_at(a.in, a.rows, p, t.row0 + wrow, column));
-                        to[0] = make_uint4(bits[0][0], bits[0][1], bits[1][0], bits[1][1]);
-                        to[1] = make_uint4(bits[2][0], bits[2][1], bits[3][0], bits[3][1]);
-                    }
-                }
+                auto multiply = [&](const uint32_t(*fa)[4]) {
 #pragma unroll
-                for (int n = 0; n < BN; n += 16) {
-                    uint32_t fb[4];
-                    frag_b<LD>(fb, xt + G::XT + p * G::MT, n, k);
-                    mma(acc[p][n / 8], fa, fb[0], fb[1]);
-                    mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
+                    for (int h = 0; h < STEP / 16; h++)
+#pragma unroll
+                        for (int n = 0; n < BN; n += 16) {
+                            uint32_t fb[4];
+                            frag_b<LD>(fb, xt + G::XT + p * G::MT, n, k + h * 16);
+                            mma(acc[p][n / 8], fa[h], fb[0], fb[1]);
+                            mma(acc[p][n / 8 + 1], fa[h], fb[2], fb[3]);
+                        }
+                };
+                if (DROP && ad.threshold) {
+                    uint32_t fa[STEP / 16][4];
+                    /* i as kept_at says: 8 rows on if i % 2, 8 columns on if i / 2 % 2 */
+#pragma unroll
+                    for (int i = 0; i < STEP / 4; i++) {
+                        uint32_t from = start[p][i % 2] + (k / 2 + i / 4 * 8 + i / 2 % 2 * 4) * RNG_STEP,
+                                 mask = kept_pair(rng_finish(from, addend[p][i % 2]), spare_15);
+                        fa[i / 4][i % 4] = fx[i / 4][i % 4] & mask;
+                        words[p] += mask * (KEPT_ONES << (k / 4 + i));
+                    }
+                    multiply(fa);
+                } else {
+                    multiply(fx);
                 }
+            }
+        }
+        if (DROP && ad.threshold) {
+            uint32_t *to = kept + kept_at(a.in, a.rows, 0, t.row0 + wrow, k0 + c * DOWN_CHUNK) + kept_word(lane);
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) {
+                start[p][0] += DOWN_CHUNK / 2 * RNG_STEP;
+                start[p][1] += DOWN_CHUNK / 2 * RNG_STEP;
+                if (has(p) && blockIdx.z == 0)
+                    to[kept_at(a.in, a.rows, p, 0, 0)] = words[p];
             }
         }
     }
@@ -321,11 +349,11 @@ __global__ void __launch_bounds__(THREADS)
             continue;
         }
         float acc[UP_COLS / 8][4] = {};
-        const uint4 *bits = (const uint4 *)(kept + kept_at(a.in, a.rows, part, t.row0 + wrow, c0));
+        const uint32_t *words = kept + kept_at(a.in, a.rows, part, t.row0 + wrow, c0) + kept_word(threadIdx.x % 32);
         short_product<KC, true>(acc, dhg, a.hr, A, a.in, ad.rank, cols, smem);
 #pragma unroll
         for (int n = 0; n < UP_COLS / 8; n++)
-            kept_add(sum[n], acc[n], bits[n], 1u << threadIdx.x % 32, ad.keep);
+            kept_add(sum[n], acc[n], words[n / 8 * 32], n % 8, ad.keep);
     }
     store_short(dx + (size_t)t.row0 * a.in + c0, NULL, a.in, cols, sum, smem);
 }
@@ -399,7 +427,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
         for (int q = 0; q < 3; q++)
             if (m[q] && lane < 16 && c0 < end)
-                copy16(my_kept + q * S::KEPT + lane * 4, kept + kept_at(a.in, a.rows, q, t.row0 + wrow, c0 + lane * 8),
+                copy16(my_kept + q * S::KEPT + lane * 4, kept + kept_at(a.in, a.rows, q, t.row0 + wrow, c0) + lane * 4,
                        true);
         copy_commit();
     };
@@ -426,7 +454,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         for (int q = 0; q < 3; q++) {
             if (!m[q])
                 continue;
-            const uint4 *bits = (const uint4 *)(my_kept + q * S::KEPT);
+            const uint32_t *words = my_kept + q * S::KEPT + kept_word(lane);
             const bf16 *tile = ms + (i % 2 * parts + q) * S::M;
             uint32_t fa[4];
             frag_a<S::LD>(fa, hs + q * S::H, wrow, 0);
@@ -445,8 +473,9 @@ __global__ void __launch_bounds__(THREADS, 2)
                 float acc[2][4] = {};
                 mma(acc[0], fa, fb[0], fb[1]);
                 mma(acc[1], fa, fb[2], fb[3]);
-                kept_add(sum[n / 8], acc[0], bits[n / 8], 1u << lane, ad.keep);
-                kept_add(sum[n / 8 + 1], acc[1], bits[n / 8 + 1], 1u << lane, ad.keep);
+                uint32_t word = words[n / 64 * 32];
+                kept_add(sum[n / 8], acc[0], word, n / 8 % 8, ad.keep);
+                kept_add(sum[n / 8 + 1], acc[1], word, n / 8 % 8 + 1, ad.keep);
             }
         }
         load_kept(c0 + UP_COLS);

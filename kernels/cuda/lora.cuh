@@ -62,31 +62,31 @@ __device__ __forceinline__ size_t adapter_offset(const lora_dims &d, uint32_t ta
     return (size_t)layer * whole + before;
 }
 
-/* rows x COLS elements of a matrix into a tile of row length COLS + 8; element (r, c) valid for r < nr, c < nc, else
- * zero.  16-byte copies where the matrix allows it. */
-template <int COLS>
+/* rows x COLS elements of a matrix into a tile of row length COLS + 8, by N threads; element (r, c) valid for r < nr,
+ * c < nc, else zero.  16-byte copies where the matrix allows it. */
+template <int COLS, int N = LORA_THREADS>
 __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *src, size_t stride, int rows, int nr, int nc)
 {
     constexpr int LD = COLS + 8;
     if (((uintptr_t)src & 15) == 0 && stride % 8 == 0 && (nc >= COLS || nc % 8 == 0)) {
-        for (int i = threadIdx.x; i < rows * (COLS / 8); i += LORA_THREADS) {
+        for (int i = threadIdx.x; i < rows * (COLS / 8); i += N) {
             int r = i / (COLS / 8), c = i % (COLS / 8) * 8;
             bool valid = r < nr && c < nc;
             copy16(tile + r * LD + c, src + (valid ? r * stride + c : 0), valid);
         }
     } else {
-        for (int i = threadIdx.x; i < rows * COLS; i += LORA_THREADS) {
+        for (int i = threadIdx.x; i < rows * COLS; i += N) {
             int r = i / COLS, c = i % COLS;
             tile[r * LD + c] = r < nr && c < nc ? src[r * stride + c] : __float2bfloat16(0.f);
         }
     }
 }
 
-/* The same again and again, ROWS x COLS elements at an offset each time: what does not change is computed once. */
-template <int ROWS, int COLS> struct tile_copy {
-    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = LORA_THREADS / IN_ROW,
-                         TIMES = (ROWS + STEP - 1) / STEP;
-    const bf16 *src, *mine;
+/* The same again and again by N threads, ROWS x COLS elements at an offset each time: what does not change is computed
+ * once. */
+template <int ROWS, int COLS, int N = LORA_THREADS> struct tile_copy {
+    static constexpr int LD = COLS + 8, IN_ROW = COLS / 8, STEP = N / IN_ROW, TIMES = (ROWS + STEP - 1) / STEP;
+    const bf16 *mine;
     size_t stride;
     int row, col, at;
     bool wide;
@@ -94,7 +94,6 @@ template <int ROWS, int COLS> struct tile_copy {
     /* columns: how many there are from src on, a multiple of 8 for the fast path */
     __device__ __forceinline__ void begin(const bf16 *from, size_t row_stride, int columns)
     {
-        src = from;
         stride = row_stride;
         row = threadIdx.x / IN_ROW;
         col = threadIdx.x % IN_ROW * 8;
@@ -106,7 +105,7 @@ template <int ROWS, int COLS> struct tile_copy {
     __device__ __forceinline__ void load(bf16 *tile, size_t offset, int nr, int nc) const
     {
         if (!wide) {
-            load_tile<COLS>(tile, src + offset, stride, ROWS, nr, nc);
+            load_tile<COLS, N>(tile, mine - row * stride - col + offset, stride, ROWS, nr, nc);
             return;
         }
         const bf16 *p = mine + offset;
@@ -129,35 +128,43 @@ __device__ __forceinline__ uint64_t row_key(const lora_args &a, int row, int tar
     return rng_dropout_key(q.drop_key, q.token0 + row - q.row0, a.layer, target);
 }
 
-/* What dropout keeps of x: a bit for each element, 1 where it is kept, in words as mma's accumulators lie.  [part][16
- * rows][8 columns][4]: word e, bit `lane` is element (row lane / 4 + e / 2 * 8, column lane % 4 * 2 + e % 2).
+/* What dropout keeps of x: a bit for each element, 1 where it is kept.  [part][16 rows][64 columns][32 words], a word
+ * for each lane: of 16 x 16 elements number k it has, as of mma's A operand and accumulators, those of bits 4 k (row
+ * lane / 4, column lane % 4 * 2), 4 k + 1 (8 rows on), 4 k + 2 (8 columns on), 4 k + 3 (both), and 16 more for the
+ * columns that follow.  The words of lanes that have the same columns of rows 2 i and 2 i + 1 are neighbours.
  * mask_bytes a row.  lora_down draws it and leaves it behind h; dA and dx take it up. */
 __device__ __forceinline__ size_t kept_at(int in, int rows, int part, int row, int column)
 {
-    return (((size_t)part * rows + row) / 16 * ((in + 127) / 128 * 16) + column / 8) * 4;
+    return (((size_t)part * rows + row) / 16 * ((in + 127) / 128 * 2) + column / 64) * 32;
 }
 
-/* Elements i (even) and i + 1 of a row, and what all lanes keep of theirs. */
-__device__ __forceinline__ uint32_t drop_pair(uint32_t v, uint64_t key, int i, uint32_t threshold, uint32_t kept[2])
+__device__ __forceinline__ int kept_word(int lane)
 {
-    uint32_t bits = rng_u32(key, (uint32_t)i >> 1);
-    bool first = (bits & 0xffff) >= threshold, next = bits >> 16 >= threshold;
-    kept[0] = __ballot_sync(~0u, first);
-    kept[1] = __ballot_sync(~0u, next);
-    return v & ((first ? 0x0000ffffu : 0) | (next ? 0xffff0000u : 0));
+    return lane / 8 * 8 + lane % 4 * 2 + lane / 4 % 2;
 }
 
-/* sum += keep * acc where it is kept; mine: 1 << lane.  Rounded once: whichever kernel it runs in depends on the
- * neighbours' ranks. */
-__device__ __forceinline__ void kept_add(float sum[4], const float acc[4], uint4 kept, uint32_t mine, float keep)
+/* Which of two elements a draw of 32 bits keeps, all bits of its half: 16 bits plus spare = 2^16 - threshold reach 2^16
+ * where they are at least the threshold.  spare_15: spare << 15, so that this is the sign. */
+__device__ __forceinline__ uint32_t kept_pair(uint32_t bits, uint32_t spare_15)
 {
-    if (kept.x & mine)
+    return signs((lower_half_up(bits) >> 1) + spare_15, (bits >> 1) + spare_15);
+}
+
+/* Times a mask of two halves: the lowest bit of each that is kept.  (A product, as masks and shifts have a pipe of
+ * their own to wait for.) */
+#define KEPT_ONES 0xfffeffffu
+
+/* sum += keep * acc where it is kept, of 8 columns, number n of the word's 64.  Rounded once: whichever kernel it runs
+ * in depends on the neighbours' ranks. */
+__device__ __forceinline__ void kept_add(float sum[4], const float acc[4], uint32_t word, int n, float keep)
+{
+    if (word >> 2 * n & 1)
         sum[0] = __fmaf_rn(keep, acc[0], sum[0]);
-    if (kept.y & mine)
+    if (word >> (2 * n + 16) & 1)
         sum[1] = __fmaf_rn(keep, acc[1], sum[1]);
-    if (kept.z & mine)
+    if (word >> (2 * n + 1) & 1)
         sum[2] = __fmaf_rn(keep, acc[2], sum[2]);
-    if (kept.w & mine)
+    if (word >> (2 * n + 17) & 1)
         sum[3] = __fmaf_rn(keep, acc[3], sum[3]);
 }
 

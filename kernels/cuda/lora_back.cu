@@ -16,7 +16,13 @@
  */
 #include "kernels/cuda/lora.cuh"
 
-enum { THREADS = LORA_THREADS, CHUNK = 64, DA_COLS = 128, SMALL_SHARED = 99 << 10 /* of a block on sm_86, sm_89 */ };
+enum {
+    THREADS = LORA_THREADS,
+    CHUNK = 64,
+    DA_COLS = 64,
+    DA_THREADS = DA_COLS * 2,
+    SMALL_SHARED = 99 << 10, /* of a block on sm_86, sm_89 */
+};
 
 __host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
 {
@@ -170,33 +176,25 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
 
 /* ---- dA ---- */
 
-template <int BN, int PARTS> struct da_shape {
-    static constexpr int XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD, STAGE = XT + PARTS * VT,
-                         STAGES = 4 * STAGE * (int)sizeof(bf16) <= SMALL_SHARED ? 4 : 3,
+/* Narrow blocks of few threads, with as many stages as fit, so that more is on its way to a multiprocessor: with blocks
+ * of 128 columns the H200 read x at 40% of what its memory gives. */
+template <int BN, int PARTS, bool DROP> struct da_shape {
+    static constexpr int XLD = DA_COLS + 8, VLD = BN + 8, XT = CHUNK * XLD, VT = CHUNK * VLD,
+                         MASK = CHUNK * DA_COLS / 16, STAGE = XT + PARTS * (VT + (DROP ? MASK : 0)),
+                         MOST = SMALL_SHARED / (STAGE * (int)sizeof(bf16)), STAGES = MOST < 5 ? MOST : 5,
                          BYTES = STAGES * STAGE * (int)sizeof(bf16);
-    static_assert(BYTES + PARTS * CHUNK * (DA_COLS / 8) <= SMALL_SHARED, "shared memory");
+    static_assert(STAGES >= 3, "shared memory");
 };
-
-/* Elements of two rows in one column, as frag_a_t has them: those whose bit is 1, at and four further (kept_at). */
-__device__ __forceinline__ uint32_t keep_rows(uint32_t v, uint32_t word, int at)
-{
-    uint32_t first = (uint32_t)((int32_t)(word << (31 - at)) >> 31),
-             next = (uint32_t)((int32_t)(word << (27 - at)) >> 31);
-    return v & __byte_perm(first, next, 0x5410);
-}
 
 /* DROP: some adapter of the pack has dropout; others are computed the same either way.
  * grid (DA_COLS columns of x, slices, blocks of BN); a warp has 16 columns. */
 template <int BN, int PARTS, bool DROP>
-__global__ void __launch_bounds__(THREADS, 2)
+__global__ void __launch_bounds__(DA_THREADS, 3)
     lora_da_kernel(lora_args a, const bf16 *x, const bf16 *dh, float *partial, const uint32_t *kept)
 {
-    typedef da_shape<BN, PARTS> G;
+    typedef da_shape<BN, PARTS, DROP> G;
     constexpr int STAGES = G::STAGES;
     DYNAMIC_SHARED(bf16, smem);
-    constexpr int WORDS = CHUNK / 16 * (DA_COLS / 8) * 4; /* of a chunk's mask */
-    __shared__ uint32_t words[DROP ? PARTS : 1][WORDS];
-    static_assert(THREADS == WORDS, "a word a thread");
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
     int r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -206,8 +204,8 @@ __global__ void __launch_bounds__(THREADS, 2)
     if (!ad.g || r0 >= ad.rank)
         return;
     int c0 = blockIdx.x * DA_COLS, chunks = (sl.rows + CHUNK - 1) / CHUNK, row0 = seg.row0 + sl.first;
-    tile_copy<CHUNK, DA_COLS> x_rows;
-    tile_copy<CHUNK, BN> dh_rows;
+    tile_copy<CHUNK, DA_COLS, DA_THREADS> x_rows;
+    tile_copy<CHUNK, BN, DA_THREADS> dh_rows;
     x_rows.begin(x + (size_t)row0 * a.in + c0, a.in, a.in - c0);
     dh_rows.begin(dh + (size_t)row0 * a.hr + r0, a.hr, a.hr - r0);
 
@@ -220,60 +218,56 @@ __global__ void __launch_bounds__(THREADS, 2)
             for (int p = 0; p < PARTS; p++)
                 if (ad.targets >> a.target[p] & 1)
                     dh_rows.load(stage + G::XT + p * G::VT, ((size_t)p * a.rows + k) * a.hr, sl.rows - k, a.hr - r0);
+            int q = threadIdx.x / 32, piece = lane % 8;
+            if (DROP && ad.threshold && q < PARTS && (ad.targets >> a.target[q] & 1))
+                copy16(stage + G::XT + PARTS * G::VT + threadIdx.x * 8,
+                       kept + kept_at(a.in, a.rows, q, row0 + k + lane / 8 * 16, c0) + piece * 4, true);
         }
         copy_commit();
-    };
-    /* A chunk's masks are on their way while the one before is worked on. */
-    uint32_t fetched[PARTS] = {};
-    auto fetch_kept = [&](int c) {
-#pragma unroll
-        for (int p = 0; p < PARTS && DROP; p++)
-            if (ad.threshold && c < chunks && (ad.targets >> a.target[p] & 1)) {
-                int row = c * CHUNK + threadIdx.x / (DA_COLS / 2) * 16, word = threadIdx.x % (DA_COLS / 2);
-                fetched[p] = kept[kept_at(a.in, a.rows, p, row0 + row, c0) + word];
-            }
     };
     float acc[PARTS][BN / 8][4] = {};
     int wcol = warp * 16;
     for (int c = 0; c < STAGES - 1; c++)
         load_stage(c);
-    fetch_kept(0);
     for (int c = 0; c < chunks; c++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         load_stage(c + STAGES - 1);
-        if (DROP && ad.threshold) {
-#pragma unroll
-            for (int p = 0; p < PARTS; p++)
-                words[p][threadIdx.x] = fetched[p];
-            fetch_kept(c + 1);
-            __syncthreads();
-        }
         const bf16 *xt = smem + c % STAGES * G::STAGE;
+        uint32_t fx[CHUNK / 16][4];
 #pragma unroll
-        for (int k = 0; k < CHUNK; k += 16) {
-            uint32_t fx[4];
-            frag_a_t<G::XLD>(fx, xt, k, wcol);
+        for (int k = 0; k < CHUNK / 16; k++)
+            frag_a_t<G::XLD>(fx[k], xt, k * 16, wcol);
 #pragma unroll
-            for (int p = 0; p < PARTS; p++) {
-                if (!(ad.targets >> a.target[p] & 1))
-                    continue;
-                uint32_t fa[4] = {fx[0], fx[1], fx[2], fx[3]};
-                if (DROP && ad.threshold) {
-                    /* column lane / 4 (+ 8) of the warp's, rows lane % 4 * 2 and the next (+ 8) */
-                    const uint32_t *word = words[p] + (k / 16 * (DA_COLS / 8) + wcol / 8) * 4 + lane / 4 % 2;
-                    int at = lane % 4 * 8 + lane / 8;
+        for (int p = 0; p < PARTS; p++) {
+            if (!(ad.targets >> a.target[p] & 1))
+                continue;
+            auto multiply = [&](const uint32_t(*fa)[4]) {
+#pragma unroll
+                for (int k = 0; k < CHUNK / 16; k++)
+#pragma unroll
+                    for (int n = 0; n < BN; n += 16) {
+                        uint32_t fb[4];
+                        frag_b_t<G::VLD>(fb, xt + G::XT + p * G::VT, k * 16, n);
+                        mma(acc[p][n / 8], fa[k], fb[0], fb[1]);
+                        mma(acc[p][n / 8 + 1], fa[k], fb[2], fb[3]);
+                    }
+            };
+            if (DROP && ad.threshold) {
+                uint32_t fa[CHUNK / 16][4];
+#pragma unroll
+                for (int k = 0; k < CHUNK / 16; k++) {
+                    /* fa[k][j]: column lane / 4 (8 on if j % 2), rows lane % 4 * 2 and the next (8 on if j / 2) */
+                    uint2 rows = *(const uint2 *)(xt + G::XT + PARTS * G::VT + p * G::MASK + k * 64 +
+                                                  (lane % 4 * 8 + lane / 8 * 2) * 2);
+                    uint32_t bits = __byte_perm(rows.x, rows.y, lane / 4 % 2 ? 0x7632 : 0x5410) << (12 - 4 * warp);
 #pragma unroll
                     for (int j = 0; j < 4; j++)
-                        fa[j] = keep_rows(fa[j], word[j % 2 * 4 + j / 2 * 2], at);
+                        fa[k][j] = fx[k][j] & half_signs(bits << (3 - j % 2 * 2 - j / 2));
                 }
-#pragma unroll
-                for (int n = 0; n < BN; n += 16) {
-                    uint32_t fb[4];
-                    frag_b_t<G::VLD>(fb, xt + G::XT + p * G::VT, k, n);
-                    mma(acc[p][n / 8], fa, fb[0], fb[1]);
-                    mma(acc[p][n / 8 + 1], fa, fb[2], fb[3]);
-                }
+                multiply(fa);
+            } else {
+                multiply(fx);
             }
         }
     }
@@ -390,14 +384,15 @@ template <int BN, int COLS> static void launch_dy(op_dev *d, const back_args &b)
 
 template <int BN, int PARTS> static void launch_da(op_dev *d, const back_args &b)
 {
-    int bytes = da_shape<BN, PARTS>::BYTES;
+    int dry = da_shape<BN, PARTS, false>::BYTES, drop = da_shape<BN, PARTS, true>::BYTES;
     if (!b.a) {
-        allow_smem(d, lora_da_kernel<BN, PARTS, false>, bytes);
-        allow_smem(d, lora_da_kernel<BN, PARTS, true>, bytes);
+        allow_smem(d, lora_da_kernel<BN, PARTS, false>, dry);
+        allow_smem(d, lora_da_kernel<BN, PARTS, true>, drop);
     } else if (b.drop) {
-        launch(d->stream, lora_da_kernel<BN, PARTS, true>, b.grid, THREADS, bytes, *b.a, b.x, b.dh, b.partial, b.kept);
+        launch(d->stream, lora_da_kernel<BN, PARTS, true>, b.grid, DA_THREADS, drop, *b.a, b.x, b.dh, b.partial,
+               b.kept);
     } else {
-        launch(d->stream, lora_da_kernel<BN, PARTS, false>, b.grid, THREADS, bytes, *b.a, b.x, b.dh, b.partial,
+        launch(d->stream, lora_da_kernel<BN, PARTS, false>, b.grid, DA_THREADS, dry, *b.a, b.x, b.dh, b.partial,
                nullptr);
     }
 }

@@ -88,6 +88,30 @@ __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], uint32_t b0
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* a << 16, where the compiler does not join it with what is done next. */
+__device__ __forceinline__ uint32_t lower_half_up(uint32_t a)
+{
+    uint32_t up;
+    asm("shl.b32 %0, %1, 16;" : "=r"(up) : "r"(a));
+    return up;
+}
+
+/* All bits of the lower half where a < 0, of the upper half where b < 0, as signed numbers. */
+__device__ __forceinline__ uint32_t signs(uint32_t a, uint32_t b)
+{
+    uint32_t m;
+    asm("prmt.b32 %0, %1, %2, 0xffbb;" : "=r"(m) : "r"(a), "r"(b));
+    return m;
+}
+
+/* All bits of each half that is < 0. */
+__device__ __forceinline__ uint32_t half_signs(uint32_t a)
+{
+    uint32_t m;
+    asm("prmt.b32 %0, %1, %1, 0xbb99;" : "=r"(m) : "r"(a));
+    return m;
+}
+
 __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;

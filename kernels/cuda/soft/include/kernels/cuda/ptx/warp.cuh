@@ -90,6 +90,21 @@ static inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1
     soft_mma(c, a, b0, b1);
 }
 
+static inline uint32_t lower_half_up(uint32_t a)
+{
+    return a << 16;
+}
+
+static inline uint32_t signs(uint32_t a, uint32_t b)
+{
+    return (a >> 31 ? 0xffffu : 0) | (b >> 31 ? 0xffff0000u : 0);
+}
+
+static inline uint32_t half_signs(uint32_t a)
+{
+    return signs(a << 16, a);
+}
+
 static inline float exp2_fast(float x)
 {
     return exp2f(x);
