@@ -4,7 +4,8 @@
   table.py SHAPE CONFIG_JSON DTX_JSONL PEER_JSONL
 
 Floor of training: 4 x matrix parameters + 3 x causal attention FLOPs a token, at the bf16 matrix rate that the peer's
-program measured in the same run.  Floor of decode: all weights read once, at the copy rate measured there.
+program measured in the same run; in brackets the share of the rate that products sustain (sustained.py).  Floor of
+decode: all weights read once, at the copy rate measured there.
 """
 import json, os, sys
 
@@ -55,10 +56,15 @@ def main():
     c, dtx, peer = json.load(open(config)), lines(dtx), lines(peer)
     ceiling = next((p for p in peer if p.get("case") == "ceilings"), {})
     gemm, copy = ceiling.get("gemm_tflops", 786.0), ceiling.get("copy_gb_s", 3000.0)
+    lasting = next((p for p in peer if p.get("case") == "sustained"), {})
     n = matrix_parameters(c)
     print(f"{shape}: {n / 1e9:.2f} G matrix parameters; ceilings {'measured in this run' if ceiling else 'assumed'}:"
-          f" {gemm:.0f} TFLOP/s, {copy:.0f} GB/s\n")
-    print("| case | DTX tok/s | ms | of floor | peer tok/s | DTX / peer |\n|---|---|---|---|---|---|")
+          f" {gemm:.0f} TFLOP/s, {copy:.0f} GB/s")
+    if lasting:
+        print(f"products without a pause: {lasting['gemm_tflops']:.0f} TFLOP/s, {lasting['watts']:.0f} W,"
+              f" {lasting['mhz']:.0f} MHz")
+    print()
+    print("| case | DTX tok/s | ms | of floor (sustained) | peer tok/s | DTX / peer |\n|---|---|---|---|---|---|")
     for r in dtx:
         f = r["case"].split(":")
         if f[0] == "load":
@@ -69,16 +75,17 @@ def main():
             name = f"train, {jobs} job{'s' if jobs > 1 else ''} x {batch} x {seq}, r{rank}" + (
                 f", dropout {dropout:g}" if dropout else "")
             rate, ms = r["tokens_per_s"], r["ms_per_step"]
-            share = rate * train_flops(c, n, seq) / (gemm * 1e12)
+            done = rate * train_flops(c, n, seq) / 1e12
+            share = f"{done / gemm:.0%}" + (f" ({done / lasting['gemm_tflops']:.0%})" if lasting else "")
             other = peer_of(peer, "train", (jobs, batch, seq, rank, dropout))
         else:
             seqs, rank = int(f[1]), int(f[4])
             name = f"decode, {seqs} sequence{'s' if seqs > 1 else ''}, " + (f"r{rank} each its own" if rank else "bare base")
             rate, ms = r["tokens_per_s_total"], r["ms_per_token"]
-            share = 2 * n / (copy * 1e9) / (ms * 1e-3)
+            share = f"{2 * n / (copy * 1e9) / (ms * 1e-3):.0%}"
             other = peer_of(peer, "decode", (seqs, rank))
         other = {k: v for k, v in other.items() if v}
-        print(f"| {name} | {rate:,.0f} | {ms:.2f} | {share:.0%} | "
+        print(f"| {name} | {rate:,.0f} | {ms:.2f} | {share} | "
               + ", ".join(f"{v:,.0f} {k}" for k, v in other.items()) + " | "
               + ", ".join(f"{rate / v:.2f}" for v in other.values()) + " |")
         if "gib_beside_base" in r:
