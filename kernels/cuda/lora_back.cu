@@ -15,6 +15,7 @@
  * read).
  */
 #include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_dy_hopper.cuh"
 
 enum { THREADS = LORA_THREADS, CHUNK = 64, DA_COLS = 128, SMALL_SHARED = 99 << 10 /* of a block on sm_86, sm_89 */ };
 
@@ -389,6 +390,8 @@ void lora_back_setup(op_dev *d)
     }
     launch_da_parts<16>(d, none);
     launch_da_parts<32>(d, none);
+    if (d->hopper)
+        hopper_dy_setup(d);
 }
 
 static size_t grad_floats(const op_pack *p, const lora_args &a)
@@ -413,7 +416,9 @@ static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tile
     const lora_args &a = *b.a;
     TRACE(d, "lora_dy %d -> %d", a.in, a.out);
     b.grid = dim3(tiles, pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
-    if (a.hr <= 16 && cols == 128)
+    if (hopper_dy_fits(d, a, b.dy, b.h))
+        hopper_dy(d, a, pack_dev(p)->n_slices, cols, tiles, b.dy, b.h, b.parts, b.partial);
+    else if (a.hr <= 16 && cols == 128)
         launch_dy<16, 128>(d, b);
     else if (a.hr <= 16)
         launch_dy<16, 256>(d, b);
