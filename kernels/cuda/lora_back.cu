@@ -7,7 +7,7 @@
  *
  * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its
  * columns stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in
- * order. lora_da reads x once for all parts.
+ * order (lora_dy_hopper.cu does the same where it can). lora_da reads x once for all parts.
  *
  * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each
  * slice leaves its sum in `partial` [slot][columns of all parts of dB, then of dA][hr] and grad_join adds them in

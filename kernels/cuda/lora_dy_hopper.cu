@@ -26,10 +26,11 @@ enum {
 static_assert(ROW_ALIGN % CHUNK == 0 && GRAD_ROWS % CHUNK == 0, "a chunk has rows of one slice and padding");
 
 template <int BN, int COLS> struct dy_ring {
-    static constexpr int BLOCKS = BN == 64 ? 1 : 2, /* of a multiprocessor */
-        ROOM = (BLOCKS == 1 ? 227 : 113) << 10, B_BYTES = COLS * BN * 2, Y_BYTES = COLS / 64 * BOX,
-                         H_BYTES = CHUNK * BN * 2, SLOT = Y_BYTES + H_BYTES, BEYOND = 1024 + 256,
-                         SLOTS = (ROOM - B_BYTES - BEYOND) / SLOT, BYTES = B_BYTES + SLOTS * SLOT + BEYOND;
+    static constexpr int BLOCKS = BN == 64 ? 1 : 2; /* on a multiprocessor */
+    static constexpr int ROOM = (BLOCKS == 1 ? 227 : 113) << 10, BEYOND = 1024 + 256 /* alignment, barriers */;
+    static constexpr int B_BYTES = COLS * BN * 2, Y_BYTES = COLS / 64 * BOX, H_BYTES = CHUNK * BN * 2;
+    static constexpr int SLOT = Y_BYTES + H_BYTES, SLOTS = (ROOM - B_BYTES - BEYOND) / SLOT;
+    static constexpr int BYTES = B_BYTES + SLOTS * SLOT + BEYOND;
     static_assert(SLOTS >= 2 && SLOTS * 16 <= 256, "room for the barriers");
 };
 
@@ -105,12 +106,16 @@ __global__ void __launch_bounds__(THREADS, dy_ring<BN, COLS>::BLOCKS)
     DYNAMIC_SHARED(unsigned char, raw);
     unsigned char *b = raw + ((1024 - (smem_addr(raw) & 1023)) & 1023), *slots = b + G::B_BYTES;
     uint32_t full = smem_addr(slots) + G::SLOTS * G::SLOT, empty = full + G::SLOTS * 8;
-    chain_wait();
-    const grad_slice sl = a.slices[blockIdx.z];
-    const op_seg seg = a.segs[sl.seg];
     int part = 0, tile = blockIdx.y, r0 = blockIdx.x * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     while (tile >= (a.n[part] + COLS - 1) / COLS)
         tile -= (a.n[part++] + COLS - 1) / COLS;
+    if (threadIdx.x == COMPUTING) {
+        tma_prefetch(&d.dy[part]);
+        tma_prefetch(&d.h);
+    }
+    chain_wait();
+    const grad_slice sl = a.slices[blockIdx.z];
+    const op_seg seg = a.segs[sl.seg];
     if (seg.adapter < 0 || sl.rows <= 0)
         return;
     const dev_adapter ad = a.adapters[seg.adapter];
