@@ -29,7 +29,6 @@
 #include "kernels/cuda/ptx/tma.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
 
-#include <cuda.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -554,13 +553,16 @@ typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, vo
                               const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-/* bf16 [rows, columns], a row every `stride` elements; boxes of 64 columns, swizzled as ptx/wgmma.cuh says. */
-static void make_map(op_dev *d, CUtensorMap *m, const bf16 *p, int columns, int rows, size_t stride, int box_rows)
+void hopper_map(op_dev *d, CUtensorMap *m, const bf16 *p, int columns, int rows, size_t stride, int box_rows,
+                int box_columns)
 {
     cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, strides[1] = {stride * sizeof(bf16)};
-    cuuint32_t box[2] = {64, (cuuint32_t)box_rows}, ones[2] = {1, 1};
+    cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, ones[2] = {1, 1};
+    CUtensorMapSwizzle swizzle = box_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                 : box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                     : CU_TENSOR_MAP_SWIZZLE_32B;
     CUresult rc = ((encode_fn)d->encode_map)(m, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, size, strides, box,
-                                             ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                             ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
         dev_fail(d, cudaErrorInvalidValue, "tensor map");
@@ -571,15 +573,15 @@ static void make_maps(op_dev *d, gemm_args *a, const hopper_shape &s, bool back,
 {
     const bf16 *W = (const bf16 *)l->W;
     int ld = back ? l->in : l->out;
-    make_map(d, &a->x, x, a->inner, a->rows, a->inner, TILE_ROWS);
+    hopper_map(d, &a->x, x, a->inner, a->rows, a->inner, TILE_ROWS);
     for (int p = 0; p < a->parts; p++) {
         if (back)
-            make_map(d, &a->W[p], W, l->in, l->out, l->in, INNER);
+            hopper_map(d, &a->W[p], W, l->in, l->out, l->in, INNER);
         else
-            make_map(d, &a->W[p], W + (size_t)a->out0[p] * l->in, l->in, a->n[p], l->in, s.columns / s.cluster);
-        make_map(d, &a->y[p], y + a->out0[p], a->n[p], a->rows, ld, 16);
+            hopper_map(d, &a->W[p], W + (size_t)a->out0[p] * l->in, l->in, a->n[p], l->in, s.columns / s.cluster);
+        hopper_map(d, &a->y[p], y + a->out0[p], a->n[p], a->rows, ld, 16);
         if (add)
-            make_map(d, &a->add[p], add + a->out0[p], a->n[p], a->rows, ld, 64);
+            hopper_map(d, &a->add[p], add + a->out0[p], a->n[p], a->rows, ld, 64);
     }
 }
 

@@ -4,10 +4,16 @@
 
 #include "kernels/cuda/cuda.h"
 
+#include <cuda.h>
+
 struct hopper_shape {
     int columns, cluster, group; /* of a tile; blocks that share W; clusters whose rows go together */
 };
 
+/* bf16 [rows, columns], a row every `stride` elements; boxes of 64, 32 or 16 columns, swizzled as ptx/wgmma.cuh says.
+ */
+void hopper_map(op_dev *d, CUtensorMap *m, const bf16 *p, int columns, int rows, size_t stride, int box_rows,
+                int box_columns = 64);
 cudaError_t hopper_gemm_setup(op_dev *d);
 void hopper_gemm_close(op_dev *d);
 /* By the base's shape alone. */

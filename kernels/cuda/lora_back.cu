@@ -7,7 +7,7 @@
  *
  * lora_dy reads dy once for both dh and dB: a block has COLS columns of one part and one slice of rows; dB of its
  * columns stays in registers, what its columns add to dh goes to `parts` [column tile][R][hr], which lora_join adds in
- * order. lora_da reads x once for all parts.
+ * order (lora_dy_hopper.cu does the same where it can). lora_da reads x once for all parts.
  *
  * A segment's rows go in slices of GRAD_ROWS.  A segment of one slice adds to the gradient at once; otherwise each
  * slice leaves its sum in `partial`, [slot] of dB of all parts [columns, hr] and dA of each [hr, in], and grad_join
@@ -15,6 +15,7 @@
  * written and read).
  */
 #include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_dy_hopper.cuh"
 
 enum {
     THREADS = LORA_THREADS,
@@ -418,6 +419,8 @@ void lora_back_setup(op_dev *d)
     }
     launch_da_parts<16>(d, none);
     launch_da_parts<32>(d, none);
+    if (d->hopper)
+        hopper_dy_setup(d);
 }
 
 static size_t grad_floats(const op_pack *p, const lora_args &a)
@@ -442,7 +445,9 @@ static void back_dy(op_dev *d, const op_pack *p, back_args b, int cols, int tile
     const lora_args &a = *b.a;
     TRACE(d, "lora_dy %d -> %d", a.in, a.out);
     b.grid = dim3(tiles, pack_dev(p)->n_slices, div_up(a.hr, a.hr <= 16 ? 16 : 32));
-    if (a.hr <= 16 && cols == 128)
+    if (hopper_dy_fits(d, a, b.dy, b.h))
+        hopper_dy(d, a, pack_dev(p)->n_slices, cols, tiles, b.dy, b.h, b.parts, b.partial);
+    else if (a.hr <= 16 && cols == 128)
         launch_dy<16, 128>(d, b);
     else if (a.hr <= 16)
         launch_dy<16, 256>(d, b);

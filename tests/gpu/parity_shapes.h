@@ -493,7 +493,11 @@ static const struct job narrow[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .le
                         low[4] = {{.rank = 1, .targets = 0x7f, .seqs = 1, .len = {9}},
                                   {.rank = 3, .targets = 0x7f, .dry = true, .seqs = 1, .len = {129}},
                                   {.rank = 5, .targets = 0x68, .seqs = 1, .len = {40}},
-                                  {.rank = 16, .targets = 0x15, .seqs = 1, .len = {1}}};
+                                  {.rank = 16, .targets = 0x15, .seqs = 1, .len = {1}}},
+                        middle[4] = {{.rank = 32, .targets = 0x7f, .seqs = 2, .len = {65, 30}},
+                                     {.rank = 8, .targets = 0x7f, .seqs = 1, .len = {1100}},
+                                     {.rank = 17, .targets = 0x72, .dry = true, .seqs = 1, .len = {130}},
+                                     {.rank = 31, .targets = 0x24, .seqs = 1, .len = {64}}};
 
 static const struct planned {
     struct shape shape;
@@ -524,6 +528,9 @@ static const struct planned {
     {{"[264,392,d8 1:1 low]", 264, 392, 1, 1, 8, 64, 0.5f}, low, true},
     {{"[64,100,d8 2:1 low]", 64, 100, 8, 4, 8, 64, 0.3f}, low, true},
     {{"[64,72,d8 1:1 high]", 64, 72, 1, 1, 8, 64, 0.3f}, high, true},
+    /* wide tiles of lora_dy, the last of each part with 8 columns */
+    {{"[64,4104,d8 2:1 middle]", 64, 4104, 8, 4, 8, 64, 0.1f}, middle, false},
+    {{"[72,4360,d8 1:1 high]", 72, 4360, 1, 1, 8, 64, 0.f}, high, false},
 };
 
 /* ---- tiles of other shapes ---- */

@@ -55,58 +55,65 @@ void soft_copy_wait(int groups)
 
 /* ---- wgmma ---- */
 
-/* Eight elements from an address on, a multiple of 16: the pieces of rows of 128 bytes are swizzled by the address
- * itself, as wgmma.cuh describes it. */
-static void read_piece(uint32_t address, float to[8])
+/* Where 16 bytes lie: the pieces of rows of 32, 64 or 128 bytes are swizzled by the address itself, as wgmma.cuh
+ * describes it. */
+static uint32_t swizzled(uint32_t address, uint32_t row_bytes)
+{
+    return address ^ (address >> 7 & (row_bytes / 16 - 1)) << 4;
+}
+
+/* Eight elements from an address on, a multiple of 16. */
+static void read_piece(uint32_t address, uint32_t row_bytes, float to[8])
 {
     uint32_t words[4];
-    memcpy(words, soft_pointer(address ^ (address >> 7 & 7) << 4), 16);
+    memcpy(words, soft_pointer(swizzled(address, row_bytes)), 16);
     for (unsigned i = 0; i < 8; i++)
         to[i] = soft_half(words[i / 2], i % 2);
 }
 
 struct operand {
-    uint32_t start, leading, stride;
+    uint32_t start, leading, stride, row_bytes;
 };
 
 static operand read_descriptor(uint64_t d)
 {
-    if (d >> 62 != 1)
-        soft_die("wgmma: an operand without the swizzle of 128 bytes");
-    return {(uint32_t)(d & 0x3fff) << 4, (uint32_t)(d >> 16 & 0x3fff) << 4, (uint32_t)(d >> 32 & 0x3fff) << 4};
+    if (d >> 62 == 0)
+        soft_die("wgmma: an operand without a swizzle");
+    return {(uint32_t)(d & 0x3fff) << 4, (uint32_t)(d >> 16 & 0x3fff) << 4, (uint32_t)(d >> 32 & 0x3fff) << 4,
+            256u >> (d >> 62)};
 }
 
-static void read_a(const soft_product &p, float a[64][16])
+/* to[k][i]: what lies with k down the rows, i along them, i < n; and that with k along the rows. */
+static void read_down(uint64_t descriptor, unsigned n, float (*to)[256])
 {
-    operand o = read_descriptor(p.a);
-    for (unsigned r = 0; r < 64; r++)
-        for (unsigned k = 0; k < 16; k += 8)
-            read_piece(o.start + r / 8 * o.stride + r % 8 * 128 + k * 2, &a[r][k]);
+    operand o = read_descriptor(descriptor);
+    unsigned width = o.row_bytes / 2;
+    for (unsigned k = 0; k < 16; k++)
+        for (unsigned i = 0; i < n; i += 8)
+            read_piece(o.start + i / width * o.leading + k / 8 * o.stride + k % 8 * o.row_bytes + i % width * 2,
+                       o.row_bytes, &to[k][i]);
+}
+
+static void read_along(uint64_t descriptor, unsigned n, float (*to)[256])
+{
+    operand o = read_descriptor(descriptor);
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned k = 0; k < 16; k += 8) {
+            float piece[8];
+            read_piece(o.start + i / 8 * o.stride + i % 8 * o.row_bytes + k * 2, o.row_bytes, piece);
+            for (unsigned j = 0; j < 8; j++)
+                to[k + j][i] = piece[j];
+        }
 }
 
 /* A thread has rows lane / 4 and 8 more of its warp's 16, columns lane % 4 * 2 (+ 1) and 8 more. */
-static void read_fragments(const soft_thread *group, size_t item, float a[64][16])
+static void read_fragments(const soft_thread *group, size_t item, float (*a)[256])
 {
     for (unsigned t = 0; t < SOFT_WARPGROUP; t++)
         for (unsigned i = 0; i < 4; i++)
             for (unsigned j = 0; j < 2; j++)
-                a[t / 32 * 16 + t % 32 / 4 + i % 2 * 8][t % 4 * 2 + j + i / 2 * 8] =
+                a[t % 4 * 2 + j + i / 2 * 8][t / 32 * 16 + t % 32 / 4 + i % 2 * 8] =
                     soft_half(group[t].products.items[item].fragment[i], j);
-}
-
-static void read_b(const soft_product &p, float (*b)[256])
-{
-    operand o = read_descriptor(p.b);
-    for (unsigned k = 0; k < 16 && p.n_major; k++)
-        for (unsigned n = 0; n < (unsigned)p.n; n += 8)
-            read_piece(o.start + n / 64 * o.leading + k / 8 * o.stride + k % 8 * 128 + n % 64 * 2, &b[k][n]);
-    for (unsigned n = 0; n < (unsigned)p.n && !p.n_major; n++) {
-        float column[16];
-        read_piece(o.start + n / 8 * o.stride + n % 8 * 128, column);
-        read_piece(o.start + n / 8 * o.stride + n % 8 * 128 + 16, column + 8);
-        for (unsigned k = 0; k < 16; k++)
-            b[k][n] = column[k];
-    }
 }
 
 /* The rows' sums go to the threads' registers. */
@@ -124,22 +131,28 @@ static void add_row(soft_thread *group, size_t item, unsigned row, const float *
 static void multiply(soft_thread *group, size_t item)
 {
     const soft_product &p = group[0].products.items[item];
-    float a[64][16], b[16][256], sum[256];
+    float a[16][256], b[16][256], sum[256];
     for (unsigned t = 1; t < SOFT_WARPGROUP; t++) {
         const soft_product &o = group[t].products.items[item];
-        if (o.a != p.a || o.b != p.b || o.n != p.n || o.registers != p.registers || o.keep != p.keep)
+        if (o.a != p.a || o.b != p.b || o.n != p.n || o.registers != p.registers || o.n_major != p.n_major ||
+            o.m_major != p.m_major || o.keep != p.keep)
             soft_die("wgmma: the threads of a warpgroup start different products");
     }
     if (p.registers)
         read_fragments(group, item, a);
+    else if (p.m_major)
+        read_down(p.a, 64, a);
     else
-        read_a(p, a);
-    read_b(p, b);
+        read_along(p.a, 64, a);
+    if (p.n_major)
+        read_down(p.b, (unsigned)p.n, b);
+    else
+        read_along(p.b, (unsigned)p.n, b);
     for (unsigned r = 0; r < 64; r++) {
         memset(sum, 0, sizeof(float) * (size_t)p.n);
         for (unsigned k = 0; k < 16; k++)
             for (int n = 0; n < p.n; n++)
-                sum[n] += a[r][k] * b[k][n];
+                sum[n] += a[k][r] * b[k][n];
         add_row(group, item, r, sum);
     }
 }
@@ -265,7 +278,7 @@ static soft_map map_of(const void *map)
 {
     soft_map m;
     memcpy(&m, map, sizeof(m));
-    if (!m.base || m.box_columns != 64)
+    if (!m.base || !m.box_columns)
         soft_die("a tensor map that was not encoded");
     return m;
 }
@@ -279,7 +292,7 @@ template <typename F> static void each_of_box(const soft_map &m, int column, int
         for (int c = 0; c < m.box_columns; c += 8) {
             uint32_t linear = at + (uint32_t)(r * m.box_columns + c) * 2;
             int64_t left = row + r < m.rows ? m.columns - column - c : 0;
-            f(linear ^ (linear >> 7 & 7) << 4, m.base + (row + r) * m.stride + (column + c) * 2,
+            f(swizzled(linear, (uint32_t)m.box_columns * 2), m.base + (row + r) * m.stride + (column + c) * 2,
               (size_t)(left < 0   ? 0
                        : left < 8 ? left
                                   : 8) *

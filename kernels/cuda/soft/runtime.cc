@@ -92,8 +92,8 @@ static CUresult encode(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t ra
     soft_map m = {(char *)base, (int64_t)size[0], (int64_t)size[1], (int64_t)strides[0], (int)box[0], (int)box[1]};
     static_assert(sizeof(m) <= sizeof(*map), "fits");
     if (type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || rank != 2 || (uintptr_t)base % 16 || strides[0] % 16 ||
-        box[0] * 2 != 128 || box[1] == 0 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || !size[0] || !size[1] ||
-        swizzle != CU_TENSOR_MAP_SWIZZLE_128B)
+        box[1] == 0 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || !size[0] || !size[1] ||
+        swizzle < CU_TENSOR_MAP_SWIZZLE_32B || box[0] * 2 != 16u << swizzle)
         return CUDA_ERROR_INVALID_VALUE;
     memset(map, 0, sizeof(*map));
     memcpy(map, &m, sizeof(m));

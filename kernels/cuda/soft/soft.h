@@ -41,7 +41,7 @@ struct soft_product { /* of one thread, its part of c[64 x n] (+)= a[64 x 16] b[
     uint64_t a, b; /* descriptors; a: where `registers` is not set */
     uint32_t fragment[4];
     int n;
-    bool registers, n_major, keep;
+    bool registers, n_major, m_major, keep;
 };
 
 struct soft_map { /* what a CUtensorMap holds: bf16 [rows, columns] */

@@ -36,14 +36,25 @@ static inline uint64_t n_major(const void *p, uint32_t tile)
            (uint64_t)1 << 62;
 }
 
-template <int N, int N_MAJOR> static inline void wg_tiles(float (*c)[4], uint64_t a, uint64_t b, int keep)
+template <int N> static inline uint64_t n_major_narrow(const void *p)
 {
-    soft_product_start({c, a, b, {0}, N, false, N_MAJOR != 0, keep != 0});
+    static_assert(N == 16 || N == 32 || N == 64, "as the swizzle allows");
+    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)N << 32 |
+           (uint64_t)(N == 64   ? 1
+                      : N == 32 ? 2
+                                : 3)
+               << 62;
+}
+
+template <int N, int N_MAJOR, int M_MAJOR = 0>
+static inline void wg_tiles(float (*c)[4], uint64_t a, uint64_t b, int keep)
+{
+    soft_product_start({c, a, b, {0}, N, false, N_MAJOR != 0, M_MAJOR != 0, keep != 0});
 }
 
 template <int N, int N_MAJOR> static inline void wg_registers(float (*c)[4], const uint32_t a[4], uint64_t b, int keep)
 {
-    soft_product_start({c, 0, b, {a[0], a[1], a[2], a[3]}, N, true, N_MAJOR != 0, keep != 0});
+    soft_product_start({c, 0, b, {a[0], a[1], a[2], a[3]}, N, true, N_MAJOR != 0, false, keep != 0});
 }
 
 #endif
