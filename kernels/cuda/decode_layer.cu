@@ -118,7 +118,13 @@ template <int SRC, int V> __global__ void __launch_bounds__(prepare_threads<SRC>
 
 /* ---- attention ---- */
 
-enum { MAX_HEAD = 128, ATTEND_WARPS = 4, ATTEND_THREADS = ATTEND_WARPS * 32 };
+enum {
+    MAX_HEAD = 128,
+    ATTEND_WARPS = 4,
+    ATTEND_THREADS = ATTEND_WARPS * 32,
+    KEY_ROUNDS = DECODE_SLICE / (ATTEND_WARPS * 4),
+    WARP_KEYS = DECODE_SLICE / ATTEND_WARPS,
+};
 
 struct attend_args {
     const op_seq *seqs;
@@ -129,20 +135,22 @@ struct attend_args {
     float *partial; /* [row][head][slice][2 + dim]: max, sum, weighted values */
 };
 
-/* Element i of a rotated vector: the pair (i, i +- half), rounded to bf16 as ops->rope leaves it. */
-__device__ __forceinline__ float rotated(const bf16 *v, const float *cs, int i, int half)
+/* Element i of a rotated vector from the pair (i, i +- half), rounded to bf16 as ops->rope leaves it. */
+__device__ __forceinline__ bf16 rotated(bf16 first, bf16 second, float c, float s, bool is_first)
 {
-    int k = i % half;
-    float x = __bfloat162float(v[k]), y = __bfloat162float(v[k + half]), c = cs[k], s = cs[half + k];
-    return __bfloat162float(__float2bfloat16(i < half ? x * c - y * s : y * c + x * s));
+    float x = __bfloat162float(first), y = __bfloat162float(second);
+    return __float2bfloat16(is_first ? x * c - y * s : y * c + x * s);
 }
 
 /* grid (row, head, slice of DECODE_SLICE positions).  This row's own key and value come from qkv, the others from the
- * cache, so that no block waits for another's store. */
+ * cache, so that no block waits for another's store.  Those are older than the step, so they come to registers before
+ * the wait: of keys 8 lanes have one, each lane a run of 8 elements every 64; of values warp w has w, w + 4, ..., a
+ * lane pairs of columns. */
 __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
 {
-    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD],
-        red[ATTEND_WARPS];
+    static_assert(MAX_HEAD <= ATTEND_THREADS, "a thread rotates one element");
+    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD], red[ATTEND_WARPS];
+    __shared__ uint4 own_s[2][MAX_HEAD / 8]; /* this row's key and value */
     int row = blockIdx.x, head = blockIdx.y, slice = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int dim = a.dim, kv_dim = a.kv_heads * dim, group = a.heads / a.kv_heads, kvh = head / group;
     chain_next();
@@ -153,58 +161,76 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
     bf16 *v = k + (size_t)s.kv_cap * kv_dim;
     const float *cs = a.table + (size_t)s.pos0 * dim;
     const bf16 *qkv = a.qkv + (size_t)row * (a.heads + 2 * a.kv_heads) * dim;
-    const bf16 *own_k = qkv + (a.heads + kvh) * dim, *own_v = own_k + kv_dim;
-    if ((int)threadIdx.x < n && (int)threadIdx.x != mine) {
-        for (int i = 0; i < dim; i += 64) {
-            prefetch_l2(k + (size_t)threadIdx.x * kv_dim + i);
-            prefetch_l2(v + (size_t)threadIdx.x * kv_dim + i);
+    uint4 key_r[KEY_ROUNDS][MAX_HEAD / 64];
+    uint32_t value_r[WARP_KEYS][MAX_HEAD / 64];
+#pragma unroll
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
+#pragma unroll
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane % 8 * 8;
+            key_r[round][c] = key < n && key != mine && i < dim ? *(const uint4 *)(k + (size_t)key * kv_dim + i)
+                                                                : make_uint4(0, 0, 0, 0);
         }
     }
-    if ((int)threadIdx.x * 32 < dim)
-        prefetch_l2(cs + threadIdx.x * 32);
+#pragma unroll
+    for (int round = 0; round < WARP_KEYS; round++) {
+        int key = round * ATTEND_WARPS + warp;
+#pragma unroll
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane * 2;
+            value_r[round][c] =
+                key < n && key != mine && i < dim ? *(const uint32_t *)(v + (size_t)key * kv_dim + i) : 0;
+        }
+    }
+    int e = threadIdx.x, half = dim / 2, pair = e % half;
+    float c = e < dim ? cs[pair] : 0.f, sn = e < dim ? cs[half + pair] : 0.f;
+    bf16 *own_k = (bf16 *)own_s[0], *own_v = (bf16 *)own_s[1];
     chain_wait();
     if (n <= 0)
         return;
-    for (int i = threadIdx.x; i < dim; i += ATTEND_THREADS) {
-        q_s[i] = rotated(qkv + head * dim, cs, i, dim / 2) * a.scale;
-        if (mine < DECODE_SLICE) {
-            k_s[i] = rotated(own_k, cs, i, dim / 2);
-            if (head % group == 0 && s.pos0 < s.kv_cap) {
-                k[(size_t)mine * kv_dim + i] = __float2bfloat16(k_s[i]);
-                v[(size_t)mine * kv_dim + i] = own_v[i];
-            }
+    if (e < dim) {
+        const bf16 *q = qkv + head * dim, *kn = qkv + (a.heads + kvh) * dim;
+        bf16 q0 = q[pair], q1 = q[half + pair], k0 = kn[pair], k1 = kn[half + pair], vn = kn[kv_dim + e];
+        q_s[e] = __bfloat162float(rotated(q0, q1, c, sn, e < half)) * a.scale;
+        own_k[e] = rotated(k0, k1, c, sn, e < half);
+        own_v[e] = vn;
+        if (mine < DECODE_SLICE && head % group == 0 && s.pos0 < s.kv_cap) {
+            k[(size_t)mine * kv_dim + e] = own_k[e];
+            v[(size_t)mine * kv_dim + e] = vn;
         }
+    } else if (e < MAX_HEAD) {
+        q_s[e] = 0.f;
+        own_k[e] = own_v[e] = __float2bfloat16(0.f);
     }
     __syncthreads();
 
-    /* scores: 8 lanes a key, each lane a run of 8 elements every 64 */
-    float top = -CUDART_INF_F;
+    float top = -CUDART_INF_F, dot[KEY_ROUNDS] = {};
 #pragma unroll
-    for (int round = 0; round < DECODE_SLICE / (ATTEND_WARPS * 4); round++) {
-        int key = round * ATTEND_WARPS * 4 + warp * 4 + lane / 8;
-        float dot = 0.f;
-        if (key < n && key != mine) {
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
 #pragma unroll
-            for (int c = 0; c < MAX_HEAD; c += 64) {
-                int i = c + lane % 8 * 8;
-                if (i < dim) {
-                    vec<8> e = load<8>(k + (size_t)key * kv_dim + i);
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane % 8 * 8;
+            uint4 piece = key == mine ? own_s[0][i / 8] : key_r[round][c];
+            vec<8> f = load<8>((const bf16 *)&piece);
 #pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        dot += e.f[j] * q_s[i + j];
-                }
-            }
-        } else if (key == mine) {
-            for (int i = lane % 8 * 8; i < dim; i += 64)
-                for (int j = 0; j < 8; j++)
-                    dot += k_s[i + j] * q_s[i + j];
+            for (int j = 0; j < 8; j++)
+                dot[round] += f.f[j] * q_s[i + j];
         }
-        for (int m = 4; m; m /= 2)
-            dot += __shfl_xor_sync(~0u, dot, m);
+    }
+#pragma unroll
+    for (int m = 4; m; m /= 2)
+#pragma unroll
+        for (int round = 0; round < KEY_ROUNDS; round++)
+            dot[round] += __shfl_xor_sync(~0u, dot[round], m);
+#pragma unroll
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
         if (key < n) {
-            top = fmaxf(top, dot);
+            top = fmaxf(top, dot[round]);
             if (lane % 8 == 0)
-                score[key] = dot;
+                score[key] = dot[round];
         }
     }
     for (int m = 16; m; m /= 2)
@@ -218,23 +244,24 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
         score[key] = __expf(score[key] - top);
     __syncthreads();
 
-    /* values: warp w takes keys w, w + 4, ...; a lane pairs of columns */
     float acc[MAX_HEAD / 32] = {}, sum = 0.f;
-#pragma unroll 8
-    for (int key = warp; key < n; key += ATTEND_WARPS) {
-        float p = score[key];
-        const bf16 *vr = key == mine ? own_v : v + (size_t)key * kv_dim;
-        sum += p;
 #pragma unroll
-        for (int c = 0; c < MAX_HEAD / 64; c++) {
-            int i = c * 64 + lane * 2;
-            if (i < dim) {
-                float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)(vr + i));
+    for (int round = 0; round < WARP_KEYS; round++) {
+        int key = round * ATTEND_WARPS + warp;
+        if (key < n) {
+            float p = score[key];
+            sum += p;
+#pragma unroll
+            for (int c = 0; c < MAX_HEAD / 64; c++) {
+                int i = c * 64 + lane * 2;
+                uint32_t two = key == mine ? *(const uint32_t *)(own_v + i) : value_r[round][c];
+                float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)&two);
                 acc[2 * c] += p * f.x;
                 acc[2 * c + 1] += p * f.y;
             }
         }
     }
+#pragma unroll
     for (int c = 0; c < MAX_HEAD / 64; c++)
         if (c * 64 + lane * 2 < dim) {
             value[warp][c * 64 + lane * 2] = acc[2 * c];
