@@ -74,10 +74,10 @@ template <int V> __device__ __forceinline__ void norm_row(const prepare_args &a,
     }
 }
 
-/* Elements i, i + 1 of a row, of one head. */
-__device__ __forceinline__ void join_pair(const prepare_args &a, int row, int i, bf16 *out)
+/* Elements i, i + 1 of a row, of one head, from `used` slices. */
+__device__ __forceinline__ void join_pair(const prepare_args &a, int row, int i, int used, bf16 *out)
 {
-    int used = a.seqs[row].pos0 / DECODE_SLICE + 1, head = i / a.dim, c = i % a.dim;
+    int head = i / a.dim, c = i % a.dim;
     const float *p = a.partial + ((size_t)row * a.heads + head) * a.slices * (2 + a.dim);
     float2 most = *(const float2 *)p, value = *(const float2 *)(p + 2 + c); /* most: max, sum */
 #pragma unroll 4
@@ -95,6 +95,7 @@ __device__ __forceinline__ void join_pair(const prepare_args &a, int row, int i,
 template <int SRC, int V> __global__ void __launch_bounds__(prepare_threads<SRC>) prepare_kernel(prepare_args a)
 {
     int row = blockIdx.x, i = (blockIdx.y * prepare_threads<SRC> + threadIdx.x) * prepare_wide<SRC, V>;
+    int used = SRC == JOIN ? a.seqs[row].pos0 / DECODE_SLICE + 1 : 0;
     bf16 *out = a.out + (size_t)row * a.n;
     chain_next();
     if (SRC == NORM)
@@ -112,7 +113,7 @@ template <int SRC, int V> __global__ void __launch_bounds__(prepare_threads<SRC>
             g.f[j] = g.f[j] / (1.f + __expf(-g.f[j])) * u.f[j];
         store<V>(out + i, g);
     } else {
-        join_pair(a, row, i, out);
+        join_pair(a, row, i, used, out);
     }
 }
 
