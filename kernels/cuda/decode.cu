@@ -33,7 +33,7 @@ struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
     const dev_adapter *row_adapters;
     int32_t rows, hr, layer, in, n_parts;
     int32_t makers; /* blocks that make h of ROWS rows; 0: it is there */
-    int32_t near;   /* the blocks that run while the kernels before end */
+    int32_t near;   /* as many blocks run at a time: the first may have started before the kernel before has ended */
     int32_t target[3], out0[3];
 };
 
@@ -208,8 +208,8 @@ __device__ __forceinline__ float staged_term(const lora_row &v, const uint4 (*h)
 
 /* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = (LORA: makers of h) + N / 16.  Warp w takes chunks w,
  * w + WARPS, ... of 32 columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier
- * kernels: their first loads go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels
- * read queues behind it.) */
+ * kernels: their first loads go out before the wait; those of two stages in the blocks that start when no small kernel
+ * runs.  (More, prefetched into L2, made it slower: what the small kernels read queues behind it.) */
 template <bool LORA, bool OUT_F32>
 __global__ void __launch_bounds__(WARPS * 32, 2)
     gemv_kernel(const __grid_constant__ gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W,
@@ -253,10 +253,10 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
     chain_wait();
     if (!ahead)
         fetch(warp + STEP, a0[1], a1[1]);
-    in_order();
     float acc[4] = {}, onto = 0.f;
     if (writes && add)
         onto = __bfloat162float(add[(size_t)row * N + col]);
+    in_order();
     auto feed = [&](int c, const uint4 *p0, const uint4 *p1) {
         uint4 b[UNROLL];
 #pragma unroll
@@ -273,9 +273,9 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
     for (int c = warp; c < chunks; c += 2 * STEP) {
         feed(c, a0[0], a1[0]);
         fetch(c + 2 * STEP, a0[0], a1[0]);
-        in_order();
         if (LORA && c + 2 * STEP >= chunks && in_pieces(extra)) /* the last time */
             stage(h_s, extra.h, extra.rank);
+        in_order();
         feed(c + STEP, a0[1], a1[1]);
         fetch(c + 3 * STEP, a0[1], a1[1]);
         in_order();
@@ -364,9 +364,9 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
           const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32)
 {
     TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
-    static const int try_ = getenv("DTX_DECODE_TRY") ? atoi(getenv("DTX_DECODE_TRY")) : 0;
+    static const int attempt = getenv("DTX_DECODE_TRY") ? atoi(getenv("DTX_DECODE_TRY")) : 0;
     gemv_lora a = {};
-    a.near = try_ & 1 ? 0 : 2 * d->sms;
+    a.near = attempt & 1 ? 0 : 2 * d->sms;
     if (h) {
         const cuda_pack *c = pack_dev(p);
         a.h = h;
