@@ -147,7 +147,7 @@ __device__ __forceinline__ bf16 rotated(bf16 first, bf16 second, float c, float 
  * cache, so that no block waits for another's store.  Those are older than the step, so they come to registers before
  * the wait: of keys 8 lanes have one, each lane a run of 8 elements every 64; of values warp w has w, w + 4, ..., a
  * lane pairs of columns. */
-__global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
+__global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a)
 {
     static_assert(MAX_HEAD <= ATTEND_THREADS, "a thread rotates one element");
     __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD], red[ATTEND_WARPS];
@@ -174,16 +174,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
                                                                 : make_uint4(0, 0, 0, 0);
         }
     }
-#pragma unroll
-    for (int round = 0; round < WARP_KEYS; round++) {
-        int key = round * ATTEND_WARPS + warp;
-#pragma unroll
-        for (int c = 0; c < MAX_HEAD / 64; c++) {
-            int i = c * 64 + lane * 2;
-            value_r[round][c] =
-                key < n && key != mine && i < dim ? *(const uint32_t *)(v + (size_t)key * kv_dim + i) : 0;
-        }
-    }
+    if ((int)threadIdx.x < n && (int)threadIdx.x != mine)
+        for (int i = 0; i < dim; i += 64)
+            prefetch_l2(v + (size_t)threadIdx.x * kv_dim + i);
     int e = threadIdx.x, half = dim / 2, pair = e % half;
     float c = e < dim ? cs[pair] : 0.f, sn = e < dim ? cs[half + pair] : 0.f;
     bf16 *own_k = (bf16 *)own_s[0], *own_v = (bf16 *)own_s[1];
@@ -220,6 +213,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
                 dot[round] += f.f[j] * q_s[i + j];
         }
     }
+#pragma unroll
+    for (int round = 0; round < WARP_KEYS; round++) {
+        int key = round * ATTEND_WARPS + warp;
+#pragma unroll
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane * 2;
+            value_r[round][c] =
+                key < n && key != mine && i < dim ? *(const uint32_t *)(v + (size_t)key * kv_dim + i) : 0;
+        }
+    }
+    in_order(); /* their time is that of the maximum and the powers */
 #pragma unroll
     for (int m = 4; m; m /= 2)
 #pragma unroll
