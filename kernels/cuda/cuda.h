@@ -32,6 +32,7 @@ enum {
     CUBLAS_WORKSPACE = 64 << 20,
     HEAD_ROWS = 2048,     /* labelled rows whose logits exist at a time */
     DECODE_SLICE = 128,   /* cached positions of one slice in the attention of decode */
+    NOT_YET = 0xffff,     /* in h of decode: a NaN that no rounding makes */
     ATTN_NEAR = 20 << 20, /* bytes of keys and values that are read at about the same time */
     HEAD_STEP = 8,
     HEAD_MOST = 128, /* of the kernels of attention */
@@ -176,13 +177,13 @@ size_t gemm_scratch(size_t rows, size_t widest, size_t out_bytes);
 void gemm_free_plans(op_dev *d);
 
 /* decode.cu: the same product for a few rows, each row's result independent of the number of rows; y = add + x
- * W^T + bias + LoRA (h of lora_down; NULL none). */
+ * W^T + bias + LoRA (h NULL: none).  make_h: h = x A^T is made on the way, and the kernel before has set it to NOT_YET;
+ * else it is there. */
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
-          const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32);
+          const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32);
 
 /* lora.cu */
 void lora_setup(op_dev *d);
-void decode_setup(op_dev *d);
 size_t lora_down_scratch(size_t R, int in, int n_parts, int hr);
 void lora_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 void lora_up(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *h, const bf16 *add, bf16 *y);

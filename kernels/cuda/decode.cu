@@ -7,6 +7,8 @@
  * loads 8 consecutive k of its row and they serve as the fragments of two instructions.)  The WARPS slices are summed
  * in order.  Column j of the product depends on row j of x alone, so a row's result is the same for every M.
  * Floor: bytes of W / memory bandwidth.
+ * LoRA costs little time beside that: the first blocks make h = x A^T while the others read W; these need h only when
+ * they are done with that.  A value of h that is not there yet is NOT_YET, so that it tells of itself.
  *
  * attention_cached: positions in slices of SLICE; each slice's max, sum and weighted values by itself, slices joined in
  * ascending order: independent of load.
@@ -14,16 +16,25 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/mma.cuh"
 
+#include <cstdlib>
 #include <math_constants.h>
 
-enum { WARPS = 8, ROWS = 8, UNROLL = 4 };
+enum {
+    WARPS = 8,
+    ROWS = 8,
+    UNROLL = 4,
+    MOST_MAKERS = 64,
+    HELD = 16,  /* 16-byte pieces of A that a lane loads before it waits for x */
+    STAGED = 4, /* 16-byte pieces of h and B that come to shared memory while W is read */
+};
 
 struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
-    const bf16 *h;
+    bf16 *h;
     const dev_adapter *row_adapters;
-    lora_dims dims;
     int32_t rows, hr, layer, in, n_parts;
-    int32_t target[3], out0[3], n[3];
+    int32_t makers; /* blocks that make h of ROWS rows; 0: it is there */
+    int32_t near;   /* as many blocks run at a time: the first may have started before the kernel before has ended */
+    int32_t target[3], out0[3];
 };
 
 struct lora_row { /* the two vectors of one output's term; B NULL: none */
@@ -38,13 +49,13 @@ __device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int
     int part = 0;
     while (part + 1 < a.n_parts && col >= a.out0[part + 1])
         part++;
-    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
-    lora_row v = {NULL, NULL, ad->rank, ad->scale};
-    if (A) {
-        v.B = A + (size_t)v.rank * a.in + (size_t)(col - a.out0[part]) * v.rank;
-        v.h = a.h + ((size_t)part * a.rows + row) * a.hr;
-    }
-    return v;
+    /* as adapter_at, but all of the table's loads at a time */
+    const bf16 *shadow = ad->shadow;
+    int target = a.target[part], rank = ad->rank;
+    size_t at = (size_t)a.layer * ad->layer_floats + ad->offset[target] + (size_t)rank * a.in +
+                (size_t)(col - a.out0[part]) * rank;
+    bool has = shadow && (ad->targets >> target & 1);
+    return {has ? a.h + ((size_t)part * a.rows + row) * a.hr : NULL, has ? shadow + at : NULL, rank, ad->scale};
 }
 
 __device__ __forceinline__ float dot8(uint4 a, uint4 b, float sum)
@@ -75,22 +86,149 @@ __device__ __forceinline__ float lora_term(const lora_row &v)
     return v.scale * sum;
 }
 
-/* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = N / 16.  Warp w takes chunks w, w + WARPS, ... of 32
- * columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier kernels: their first
- * loads go out before the wait.  (More, prefetched into L2, made it slower: what the small kernels read queues behind
- * it.) */
+/* One of the values of h that a group of rows has, and the row of A for it; A NULL: nobody reads it. */
+struct h_value {
+    const bf16 *A, *x;
+    bf16 *to;
+};
+
+__device__ __forceinline__ h_value h_value_of(const gemv_lora &a, int i, int m0, int rows, const bf16 *x)
+{
+    int row = m0 + i % rows, column = i / rows, part = column / a.hr, j = column % a.hr;
+    if (part >= a.n_parts)
+        return {};
+    const dev_adapter *ad = &a.row_adapters[row];
+    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
+    if (!A || j >= ad->rank)
+        return {};
+    return {A + (size_t)j * a.in, x + (size_t)row * a.in, a.h + ((size_t)part * a.rows + row) * a.hr + j};
+}
+
+/* h of ROWS rows by some blocks, a warp a value; those of A that it can hold are there before x is. */
+__device__ __forceinline__ void make_h(const gemv_lora &a, int M, const bf16 *x)
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m0 = blockIdx.x * ROWS, rows = min(M - m0, (int)ROWS);
+    int end = a.n_parts * a.hr * rows, i = blockIdx.y * WARPS + warp;
+    uint4 held[HELD];
+    h_value v = i < end ? h_value_of(a, i, m0, rows, x) : h_value();
+    auto pieces = [&] { return v.A && a.in % 8 == 0 && ((uintptr_t)v.A & 15) == 0; };
+    auto hold = [&](int from) {
+#pragma unroll
+        for (int u = 0; u < HELD; u++) {
+            int k = from + u * 256 + lane * 8;
+            held[u] = k < a.in ? *(const uint4 *)(v.A + k) : make_uint4(0, 0, 0, 0);
+        }
+    };
+    if (pieces()) {
+        hold(0);
+        for (int k = HELD * 256 + lane * 64; k < a.in; k += 32 * 64)
+            prefetch_l2(v.A + k);
+    }
+    chain_wait();
+    while (i < end) {
+        float sum = 0.f;
+        if (pieces()) {
+            for (int from = 0; from < a.in; from += HELD * 256) {
+                if (from)
+                    hold(from);
+#pragma unroll
+                for (int u = 0; u < HELD; u += HELD / 2) {
+                    uint4 piece[HELD / 2];
+#pragma unroll
+                    for (int i = 0; i < HELD / 2; i++) {
+                        int k = from + (u + i) * 256 + lane * 8;
+                        piece[i] = k < a.in ? *(const uint4 *)(v.x + k) : make_uint4(0, 0, 0, 0);
+                    }
+#pragma unroll
+                    for (int i = 0; i < HELD / 2; i++)
+                        sum = dot8(held[u + i], piece[i], sum);
+                }
+            }
+        } else if (v.A) {
+            for (int k = lane; k < a.in; k += 32)
+                sum += __bfloat162float(v.A[k]) * __bfloat162float(v.x[k]);
+        }
+        for (int m = 16; m; m /= 2)
+            sum += __shfl_xor_sync(~0u, sum, m);
+        if (v.A && lane == 0)
+            *v.to = __float2bfloat16(sum == sum ? sum : __uint_as_float(0x7fc00000)); /* never NOT_YET */
+        i += a.makers * WARPS;
+        v = i < end ? h_value_of(a, i, m0, rows, x) : h_value();
+        if (pieces())
+            hold(0);
+    }
+}
+
+__device__ __forceinline__ bool not_yet(uint4 h)
+{
+    bool missing = false;
+    for (uint32_t w : {h.x, h.y, h.z, h.w})
+        missing |= (w & 0xffff) == NOT_YET || w >> 16 == NOT_YET;
+    return missing;
+}
+
+__device__ __forceinline__ bool in_pieces(const lora_row &v)
+{
+    return v.B && v.rank % 8 == 0 && ((uintptr_t)v.B & 15) == 0;
+}
+
+/* One thread's h or B, its first STAGED pieces, on their way to shared memory. */
+__device__ __forceinline__ void stage(uint4 (*to)[16 * ROWS], const bf16 *from, int rank)
+{
+#pragma unroll
+    for (int i = 0; i < STAGED; i++)
+        if (i * 8 < rank)
+            copy16(&to[i][threadIdx.x], from + i * 8, true);
+}
+
+/* lora_term of what was staged; waits for h. */
+__device__ __forceinline__ float staged_term(const lora_row &v, const uint4 (*h)[16 * ROWS],
+                                             const uint4 (*B)[16 * ROWS])
+{
+    float sum = 0.f;
+    if (in_pieces(v)) {
+        for (int i = 0; i * 8 < v.rank; i++) {
+            uint4 b = i < STAGED ? B[i][threadIdx.x] : *(const uint4 *)(v.B + i * 8),
+                  x = i < STAGED ? h[i][threadIdx.x] : poll16(v.h + i * 8);
+            while (not_yet(x))
+                x = poll16(v.h + i * 8);
+            sum = dot8(x, b, sum);
+        }
+    } else if (v.B) {
+        for (int j = 0; j < v.rank; j++) {
+            uint16_t x;
+            do
+                x = poll2(v.h + j);
+            while (x == NOT_YET);
+            sum += __uint_as_float((uint32_t)x << 16) * __bfloat162float(v.B[j]);
+        }
+    }
+    return v.scale * sum;
+}
+
+/* One block = 16 rows of W x all of K; grid.x = M / 8, grid.y = (LORA: makers of h) + N / 16.  Warp w takes chunks w,
+ * w + WARPS, ... of 32 columns, so that the block reads runs of 2 KB of its rows.  Weights do not depend on earlier
+ * kernels: their first loads go out before the wait; those of two stages in the blocks that start when no small kernel
+ * runs.  (More, prefetched into L2, made it slower: what the small kernels read queues behind it.) */
 template <bool LORA, bool OUT_F32>
-__global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
-                                                             const bf16 *W, const bf16 *bias, const bf16 *add, void *y)
+__global__ void __launch_bounds__(WARPS * 32, 2)
+    gemv_kernel(const __grid_constant__ gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W,
+                const bf16 *bias, const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
+    __shared__ uint4 h_s[LORA ? STAGED : 1][16 * ROWS], B_s[LORA ? STAGED : 1][16 * ROWS];
     constexpr int STEP = WARPS * UNROLL;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int n0 = blockIdx.y * 16, m0 = blockIdx.x * ROWS, chunks = K / 32;
+    int tile = LORA ? (int)blockIdx.y - a.makers : (int)blockIdx.y, n0 = tile * 16, m0 = blockIdx.x * ROWS,
+        chunks = K / 32;
+    chain_next();
+    if (LORA && tile < 0) {
+        make_h(a, M, x);
+        return;
+    }
     const bf16 *w0 = W + (size_t)min(n0 + g, N - 1) * K + t * 8, *w1 = W + (size_t)min(n0 + g + 8, N - 1) * K + t * 8;
     const bf16 *xr = x + (size_t)min(m0 + g, M - 1) * K + t * 8;
     uint4 a0[2][UNROLL], a1[2][UNROLL];
-    chain_next();
     auto fetch = [&](int c, uint4 *p0, uint4 *p1) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
@@ -99,17 +237,26 @@ __global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M,
             p1[u] = in ? __ldcs((const uint4 *)(w1 + (size_t)(c + u * WARPS) * 32)) : make_uint4(0, 0, 0, 0);
         }
     };
+    bool ahead = (int)(blockIdx.y * gridDim.x + blockIdx.x) >= a.near;
     fetch(warp, a0[0], a1[0]);
+    if (ahead)
+        fetch(warp + STEP, a0[1], a1[1]);
+    in_order();
     int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
     bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
     lora_row extra = {};
     if (LORA && writes) {
         extra = lora_row_of(a, row, col);
-        if (extra.B)
-            prefetch_l2(extra.B);
+        if (in_pieces(extra))
+            stage(B_s, extra.B, extra.rank);
     }
     chain_wait();
-    float acc[4] = {};
+    if (!ahead)
+        fetch(warp + STEP, a0[1], a1[1]);
+    float acc[4] = {}, onto = 0.f;
+    if (writes && add)
+        onto = __bfloat162float(add[(size_t)row * N + col]);
+    in_order();
     auto feed = [&](int c, const uint4 *p0, const uint4 *p1) {
         uint4 b[UNROLL];
 #pragma unroll
@@ -124,14 +271,23 @@ __global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M,
         }
     };
     for (int c = warp; c < chunks; c += 2 * STEP) {
-        fetch(c + STEP, a0[1], a1[1]);
         feed(c, a0[0], a1[0]);
         fetch(c + 2 * STEP, a0[0], a1[0]);
+        if (LORA && c + 2 * STEP >= chunks && in_pieces(extra)) /* the last time */
+            stage(h_s, extra.h, extra.rank);
+        in_order();
         feed(c + STEP, a0[1], a1[1]);
+        fetch(c + 3 * STEP, a0[1], a1[1]);
+        in_order();
     }
-    float term = LORA && writes ? lora_term(extra) : 0.f, onto = 0.f;
-    if (writes && add)
-        onto = __bfloat162float(add[(size_t)row * N + col]);
+    float term = 0.f;
+    if (LORA) {
+        if (warp >= chunks && in_pieces(extra)) /* the loop had nothing to do */
+            stage(h_s, extra.h, extra.rank);
+        copy_commit();
+        copy_wait<0>();
+        term = staged_term(extra, h_s, B_s);
+    }
     for (int i = 0; i < 4; i++)
         part[warp][(g + i / 2 * 8) * ROWS + t * 2 + i % 2] = acc[i];
     __syncthreads();
@@ -152,7 +308,14 @@ __global__ void __launch_bounds__(WARPS * 32, 2) gemv_kernel(gemv_lora a, int M,
         ((bf16 *)y)[(size_t)row * N + col] = __float2bfloat16(sum);
 }
 
-/* For widths whose rows are not 16-byte aligned (small test models): one warp an output. */
+/* For widths whose rows are not 16-byte aligned (small test models): h by a kernel of its own, then one warp an output.
+ */
+__global__ void __launch_bounds__(WARPS * 32) h_kernel(const __grid_constant__ gemv_lora a, int M, const bf16 *x)
+{
+    chain_next();
+    make_h(a, M, x);
+}
+
 template <bool LORA, bool OUT_F32>
 __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
                                 const bf16 *add, void *y)
@@ -182,36 +345,44 @@ __global__ void gemv_any_kernel(gemv_lora a, int M, int N, int K, const bf16 *x,
 }
 
 template <bool LORA, bool OUT_F32>
-static void launch_gemv(op_dev *d, const gemv_lora &a, int M, int N, int K, const bf16 *x, const bf16 *W,
-                        const bf16 *bias, const bf16 *add, void *y)
+static void launch_gemv(op_dev *d, gemv_lora a, int M, int N, int K, const bf16 *x, const bf16 *W, const bf16 *bias,
+                        const bf16 *add, void *y)
 {
-    if (K % 8 == 0)
-        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(div_up(M, ROWS), div_up(N, 16)), WARPS * 32, 0, a, M, N, K, x,
-                     W, bias, add, y);
-    else
+    int groups = div_up(M, ROWS);
+    if (K % 8 == 0) {
+        chain_launch(d, gemv_kernel<LORA, OUT_F32>, dim3(groups, a.makers + div_up(N, 16)), WARPS * 32, 0, a, M, N, K,
+                     x, W, bias, add, y);
+    } else {
+        if (a.makers)
+            chain_launch(d, h_kernel, dim3(groups, a.makers), WARPS * 32, 0, a, M, x);
         chain_launch(d, gemv_any_kernel<LORA, OUT_F32>, dim3(div_up(N, 8), M), 256, 0, a, M, N, K, x, W, bias, add, y);
+    }
     DEV_LAUNCHED(d, "gemv");
 }
 
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
-          const bf16 *bias, const bf16 *add, const bf16 *h, void *y, bool out_f32)
+          const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32)
 {
     TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
+    static const int attempt = getenv("DTX_DECODE_TRY") ? atoi(getenv("DTX_DECODE_TRY")) : 0;
     gemv_lora a = {};
+    a.near = attempt & 1 ? 0 : 2 * d->sms;
     if (h) {
         const cuda_pack *c = pack_dev(p);
         a.h = h;
         a.row_adapters = c->row_adapters;
-        a.dims = *p->dims;
         a.rows = p->rows;
         a.hr = h_columns(p);
         a.layer = l->layer;
         a.in = l->in;
         a.n_parts = l->n_parts;
+        if (make_h) {
+            a.makers = div_up(a.n_parts * a.hr * (M < ROWS ? M : ROWS), WARPS);
+            a.makers = a.makers < MOST_MAKERS ? a.makers : MOST_MAKERS;
+        }
         for (int i = 0; i < l->n_parts; i++) {
             a.target[i] = l->part[i].target;
             a.out0[i] = l->part[i].out0;
-            a.n[i] = l->part[i].n;
         }
         launch_gemv<true, false>(d, a, M, N, K, x, W, bias, add, y);
     } else if (out_f32) {

@@ -1,15 +1,15 @@
 /*
- * A decoder layer over a decode pack in nine kernels: for each of its four linears one that makes the linear's input
- * and the adapters' h = input A^T, then the gemv; and the attention over the cache.
+ * A decoder layer over a decode pack in nine kernels: for each of its four linears one that makes the linear's input,
+ * then the gemv, LoRA in it; and the attention over the cache.
  *
- *   prepare<NORM>     xn = norm(x)                        and h of qkv
+ *   prepare<NORM>     xn = norm(x)
  *   gemv              qkv
  *   attend            rope of q and k, this position's k and v into the cache, attention by slices of the cache
- *   prepare<JOIN>     o = slices joined in order          and h of o
+ *   prepare<JOIN>     o = slices joined in order
  *   gemv              x2 = x + o Wo^T
- *   prepare<NORM>     xn = norm(x2)                       and h of gate_up
+ *   prepare<NORM>     xn = norm(x2)
  *   gemv              gu
- *   prepare<SWIGLU>   a = silu(gate) up                   and h of down
+ *   prepare<SWIGLU>   a = silu(gate) up
  *   gemv              x = x2 + a Wdown^T
  *
  * Each kernel begins with chain_wait, so the next ones are on the multiprocessors already and fetch their weights while
@@ -22,7 +22,7 @@
 
 #include <math_constants.h>
 
-enum { PREPARE_THREADS = 512, TEAM = 4, /* warps of one h column */ MAX_BLOCKS = 64, NORM = 0, JOIN = 1, SWIGLU = 2 };
+enum { NORM, JOIN, SWIGLU };
 
 struct prepare_args {
     const bf16 *x, *w; /* NORM: input and weight; SWIGLU: gate and up */
@@ -30,138 +30,102 @@ struct prepare_args {
     const float *partial; /* JOIN */
     const op_seq *seqs;
     int heads, dim, slices;
-    bf16 *out; /* [R, in] */
-    /* h = out A^T */
-    const dev_adapter *row_adapters; /* NULL: no adapters in the pack */
-    bf16 *h;
-    lora_dims dims;
-    int32_t rows, hr, layer, in, n_parts;
-    int32_t target[3];
+    int32_t n;
+    bf16 *out; /* [R, n] */
+    uint4 *h;  /* [n_parts][R][h_pieces] of the gemv behind, to be NOT_YET; NULL: none */
+    int32_t rows, n_parts, h_pieces;
 };
 
-/* A row of A of (part, rank column), or NULL. */
-__device__ __forceinline__ const bf16 *a_row(const prepare_args &a, const dev_adapter *ad, int part, int j)
-{
-    const bf16 *A = adapter_at(ad, a.layer, a.target[part]);
-    return A && j < ad->rank ? A + (size_t)j * a.in : NULL;
-}
+/* NORM needs the whole row in one block. */
+template <int SRC> constexpr int prepare_threads = SRC == NORM ? 512 : 256;
+/* Neighbouring elements of a thread, of a width that is a multiple of V. */
+template <int SRC, int V> constexpr int prepare_wide = SRC == JOIN ? 2 : V;
 
-/* The values of a row into shared memory, rounded as they are kept. */
-template <int SRC, int V> __device__ __forceinline__ void make_row(const prepare_args &a, int row, bf16 *v)
+template <int V> __device__ __forceinline__ void norm_row(const prepare_args &a, const bf16 *x, bf16 *out)
 {
-    __shared__ float scratch[PREPARE_THREADS / 32];
-    int n = a.in;
-    if (SRC == NORM) {
-        const bf16 *x = a.x + (size_t)row * n;
-        float sum = 0.f;
-        for (int i = threadIdx.x * V; i < n; i += PREPARE_THREADS * V) {
-            vec<V> e = load<V>(x + i);
-            for (int j = 0; j < V; j++)
-                sum += e.f[j] * e.f[j];
-        }
-        float r = rsqrtf(block_sum(sum, scratch) / n + a.eps);
-        for (int i = threadIdx.x * V; i < n; i += PREPARE_THREADS * V) {
-            vec<V> e = load<V>(x + i), g = load<V>(a.w + i);
-            for (int j = 0; j < V; j++)
-                e.f[j] = g.f[j] * (e.f[j] * r);
-            store<V>(v + i, e);
-        }
-    } else if (SRC == SWIGLU) {
-        const bf16 *x = a.x + (size_t)row * 2 * n;
-#pragma unroll 2
-        for (int i = threadIdx.x * V; i < n; i += PREPARE_THREADS * V) {
-            vec<V> g = load<V>(x + i), u = load<V>(x + n + i);
-            for (int j = 0; j < V; j++)
-                g.f[j] = g.f[j] / (1.f + __expf(-g.f[j])) * u.f[j];
-            store<V>(v + i, g);
-        }
-    } else {
-        int used = (a.seqs[row].pos0) / DECODE_SLICE + 1;
-        for (int i = threadIdx.x; i < n; i += PREPARE_THREADS) {
-            int head = i / a.dim, c = i % a.dim;
-            const float *p = a.partial + ((size_t)row * a.heads + head) * a.slices * (2 + a.dim);
-            float top = p[0], sum = p[1], value = p[2 + c];
-            for (int s = 1; s < used; s++) {
-                const float *ps = p + (size_t)s * (2 + a.dim);
-                float m = fmaxf(top, ps[0]), k = __expf(top - m), b = __expf(ps[0] - m);
-                sum = sum * k + ps[1] * b;
-                value = value * k + ps[2 + c] * b;
-                top = m;
-            }
-            v[i] = __float2bfloat16(value / sum);
-        }
-    }
-}
-
-/* grid (rows, blocks): each block makes the row, the first writes it; TEAM warps an h column at a time, each a quarter
- * of the row, the quarters' sums joined in order. */
-template <int SRC, int V> __global__ void __launch_bounds__(PREPARE_THREADS) prepare_kernel(prepare_args a)
-{
-    DYNAMIC_SHARED(bf16, v);
-    constexpr int TEAMS = PREPARE_THREADS / 32 / TEAM;
-    __shared__ float sums[TEAMS][TEAM];
-    int row = blockIdx.x, team = threadIdx.x / 32 / TEAM, member = threadIdx.x / 32 % TEAM, lane = threadIdx.x % 32;
-    int columns = a.row_adapters ? a.n_parts * a.hr : 0;
-    int quarter = (a.in / TEAM + 255) / 256 * 256, first = min(member * quarter, a.in),
-        end = member + 1 < TEAM ? min(first + quarter, a.in) : a.in;
-    const dev_adapter *ad = a.row_adapters ? &a.row_adapters[row] : NULL;
-    chain_next();
-    int j0 = blockIdx.y * TEAMS + team;
-    if (j0 < columns) {
-        const bf16 *A = a_row(a, ad, j0 / a.hr, j0 % a.hr);
-        for (int i = first + lane * 64; A && i < end; i += 32 * 64)
-            prefetch_l2(A + i);
-    }
-    if (SRC == NORM)
-        for (int i = threadIdx.x * 64; i < a.in; i += PREPARE_THREADS * 64)
-            prefetch_l2(a.w + i);
+    __shared__ float scratch[prepare_threads<NORM> / 32];
+    constexpr int STEP = prepare_threads<NORM> * V;
+    int first = threadIdx.x * V;
+    vec<V> e = {}, g = {};
+    float sum = 0.f;
+    for (int i = first + STEP; i < a.n; i += STEP)
+        prefetch_l2(a.w + i);
+    if (first < a.n)
+        g = load<V>(a.w + first);
     chain_wait();
-    if (blockIdx.y > 0 && !ad->shadow)
+    if (first < a.n)
+        e = load<V>(x + first);
+    for (int j = 0; j < V; j++)
+        sum += e.f[j] * e.f[j];
+    for (int i = first + STEP; i < a.n; i += STEP) {
+        vec<V> f = load<V>(x + i);
+        for (int j = 0; j < V; j++)
+            sum += f.f[j] * f.f[j];
+    }
+    float r = rsqrtf(block_sum(sum, scratch) / a.n + a.eps);
+    for (int i = first; i < a.n; i += STEP) {
+        if (i > first) {
+            e = load<V>(x + i);
+            g = load<V>(a.w + i);
+        }
+        for (int j = 0; j < V; j++)
+            e.f[j] = g.f[j] * (e.f[j] * r);
+        store<V>(out + i, e);
+    }
+}
+
+/* Elements i, i + 1 of a row, of one head, from `used` slices. */
+__device__ __forceinline__ void join_pair(const prepare_args &a, int row, int i, int used, bf16 *out)
+{
+    int head = i / a.dim, c = i % a.dim;
+    const float *p = a.partial + ((size_t)row * a.heads + head) * a.slices * (2 + a.dim);
+    float2 most = *(const float2 *)p, value = *(const float2 *)(p + 2 + c); /* most: max, sum */
+#pragma unroll 4
+    for (int s = 1; s < used; s++) {
+        const float *ps = p + (size_t)s * (2 + a.dim);
+        float2 here = *(const float2 *)ps, v = *(const float2 *)(ps + 2 + c);
+        float m = fmaxf(most.x, here.x), k = __expf(most.x - m), b = __expf(here.x - m);
+        most = make_float2(m, most.y * k + here.y * b);
+        value = make_float2(value.x * k + v.x * b, value.y * k + v.y * b);
+    }
+    *(__nv_bfloat162 *)(out + i) = __floats2bfloat162_rn(value.x / most.y, value.y / most.y);
+}
+
+/* grid (rows, parts of a row) */
+template <int SRC, int V> __global__ void __launch_bounds__(prepare_threads<SRC>) prepare_kernel(prepare_args a)
+{
+    int row = blockIdx.x, i = (blockIdx.y * prepare_threads<SRC> + threadIdx.x) * prepare_wide<SRC, V>;
+    int used = SRC == JOIN ? a.seqs[row].pos0 / DECODE_SLICE + 1 : 0;
+    bf16 *out = a.out + (size_t)row * a.n;
+    chain_next();
+    if (SRC == NORM)
+        norm_row<V>(a, a.x + (size_t)row * a.n, out);
+    else
+        chain_wait();
+    for (int k = threadIdx.x; a.h && blockIdx.y == 0 && k < a.n_parts * a.h_pieces; k += prepare_threads<SRC>)
+        a.h[(k / a.h_pieces * a.rows + row) * a.h_pieces + k % a.h_pieces] = make_uint4(~0u, ~0u, ~0u, ~0u);
+    if (SRC == NORM || i >= a.n)
         return;
-    make_row<SRC, V>(a, row, v);
-    __syncthreads();
-    if (blockIdx.y == 0)
-        for (int i = threadIdx.x * V; i < a.in; i += PREPARE_THREADS * V) {
-            if (V == 8)
-                *(uint4 *)(a.out + (size_t)row * a.in + i) = *(uint4 *)(v + i);
-            else
-                a.out[(size_t)row * a.in + i] = v[i];
-        }
-    if (!ad || !ad->shadow)
-        return;
-    for (int c = blockIdx.y * TEAMS; c < columns; c += gridDim.y * TEAMS) { /* the same rounds for every thread */
-        int j = c + team;
-        const bf16 *A = j < columns ? a_row(a, ad, j / a.hr, j % a.hr) : NULL;
-        float sum = 0.f;
-        if (A && V == 8 && ((uintptr_t)A & 15) == 0) {
-#pragma unroll 6
-            for (int i = first + lane * 8; i < end; i += 256) {
-                vec<8> e = load<8>(A + i), x = load<8>(v + i);
-#pragma unroll
-                for (int k = 0; k < 8; k++)
-                    sum += e.f[k] * x.f[k];
-            }
-        } else if (A) {
-            for (int i = first + lane; i < end; i += 32)
-                sum += __bfloat162float(A[i]) * __bfloat162float(v[i]);
-        }
-        for (int m = 16; m; m /= 2)
-            sum += __shfl_xor_sync(~0u, sum, m);
-        if (lane == 0)
-            sums[team][member] = sum;
-        __syncthreads();
-        if (lane == 0 && member == 0 && j < columns) {
-            for (int i = 1; i < TEAM; i++)
-                sum += sums[team][i];
-            a.h[((size_t)(j / a.hr) * a.rows + row) * a.hr + j % a.hr] = __float2bfloat16(sum);
-        }
-        __syncthreads();
+    if (SRC == SWIGLU) {
+        const bf16 *x = a.x + (size_t)row * 2 * a.n;
+        vec<V> g = load<V>(x + i), u = load<V>(x + a.n + i);
+        for (int j = 0; j < V; j++)
+            g.f[j] = g.f[j] / (1.f + __expf(-g.f[j])) * u.f[j];
+        store<V>(out + i, g);
+    } else {
+        join_pair(a, row, i, used, out);
     }
 }
 
 /* ---- attention ---- */
 
-enum { MAX_HEAD = 128, ATTEND_WARPS = 4, ATTEND_THREADS = ATTEND_WARPS * 32 };
+enum {
+    MAX_HEAD = 128,
+    ATTEND_WARPS = 4,
+    ATTEND_THREADS = ATTEND_WARPS * 32,
+    KEY_ROUNDS = DECODE_SLICE / (ATTEND_WARPS * 4),
+    WARP_KEYS = DECODE_SLICE / ATTEND_WARPS,
+};
 
 struct attend_args {
     const op_seq *seqs;
@@ -172,20 +136,22 @@ struct attend_args {
     float *partial; /* [row][head][slice][2 + dim]: max, sum, weighted values */
 };
 
-/* Element i of a rotated vector: the pair (i, i +- half), rounded to bf16 as ops->rope leaves it. */
-__device__ __forceinline__ float rotated(const bf16 *v, const float *cs, int i, int half)
+/* Element i of a rotated vector from the pair (i, i +- half), rounded to bf16 as ops->rope leaves it. */
+__device__ __forceinline__ bf16 rotated(bf16 first, bf16 second, float c, float s, bool is_first)
 {
-    int k = i % half;
-    float x = __bfloat162float(v[k]), y = __bfloat162float(v[k + half]), c = cs[k], s = cs[half + k];
-    return __bfloat162float(__float2bfloat16(i < half ? x * c - y * s : y * c + x * s));
+    float x = __bfloat162float(first), y = __bfloat162float(second);
+    return __float2bfloat16(is_first ? x * c - y * s : y * c + x * s);
 }
 
 /* grid (row, head, slice of DECODE_SLICE positions).  This row's own key and value come from qkv, the others from the
- * cache, so that no block waits for another's store. */
-__global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
+ * cache, so that no block waits for another's store.  Those are older than the step, so they come to registers before
+ * the wait: of keys 8 lanes have one, each lane a run of 8 elements every 64; of values warp w has w, w + 4, ..., a
+ * lane pairs of columns. */
+__global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a)
 {
-    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], k_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD],
-        red[ATTEND_WARPS];
+    static_assert(MAX_HEAD <= ATTEND_THREADS, "a thread rotates one element");
+    __shared__ float score[DECODE_SLICE], q_s[MAX_HEAD], value[ATTEND_WARPS][MAX_HEAD], red[ATTEND_WARPS];
+    __shared__ uint4 own_s[2][MAX_HEAD / 8]; /* this row's key and value */
     int row = blockIdx.x, head = blockIdx.y, slice = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int dim = a.dim, kv_dim = a.kv_heads * dim, group = a.heads / a.kv_heads, kvh = head / group;
     chain_next();
@@ -196,58 +162,80 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
     bf16 *v = k + (size_t)s.kv_cap * kv_dim;
     const float *cs = a.table + (size_t)s.pos0 * dim;
     const bf16 *qkv = a.qkv + (size_t)row * (a.heads + 2 * a.kv_heads) * dim;
-    const bf16 *own_k = qkv + (a.heads + kvh) * dim, *own_v = own_k + kv_dim;
-    if ((int)threadIdx.x < n && (int)threadIdx.x != mine) {
-        for (int i = 0; i < dim; i += 64) {
-            prefetch_l2(k + (size_t)threadIdx.x * kv_dim + i);
-            prefetch_l2(v + (size_t)threadIdx.x * kv_dim + i);
+    uint4 key_r[KEY_ROUNDS][MAX_HEAD / 64];
+    uint32_t value_r[WARP_KEYS][MAX_HEAD / 64];
+#pragma unroll
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
+#pragma unroll
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane % 8 * 8;
+            key_r[round][c] = key < n && key != mine && i < dim ? *(const uint4 *)(k + (size_t)key * kv_dim + i)
+                                                                : make_uint4(0, 0, 0, 0);
         }
     }
-    if ((int)threadIdx.x * 32 < dim)
-        prefetch_l2(cs + threadIdx.x * 32);
+    if ((int)threadIdx.x < n && (int)threadIdx.x != mine)
+        for (int i = 0; i < dim; i += 64)
+            prefetch_l2(v + (size_t)threadIdx.x * kv_dim + i);
+    int e = threadIdx.x, half = dim / 2, pair = e % half;
+    float c = e < dim ? cs[pair] : 0.f, sn = e < dim ? cs[half + pair] : 0.f;
+    bf16 *own_k = (bf16 *)own_s[0], *own_v = (bf16 *)own_s[1];
     chain_wait();
     if (n <= 0)
         return;
-    for (int i = threadIdx.x; i < dim; i += ATTEND_THREADS) {
-        q_s[i] = rotated(qkv + head * dim, cs, i, dim / 2) * a.scale;
-        if (mine < DECODE_SLICE) {
-            k_s[i] = rotated(own_k, cs, i, dim / 2);
-            if (head % group == 0 && s.pos0 < s.kv_cap) {
-                k[(size_t)mine * kv_dim + i] = __float2bfloat16(k_s[i]);
-                v[(size_t)mine * kv_dim + i] = own_v[i];
-            }
+    if (e < dim) {
+        const bf16 *q = qkv + head * dim, *kn = qkv + (a.heads + kvh) * dim;
+        bf16 q0 = q[pair], q1 = q[half + pair], k0 = kn[pair], k1 = kn[half + pair], vn = kn[kv_dim + e];
+        q_s[e] = __bfloat162float(rotated(q0, q1, c, sn, e < half)) * a.scale;
+        own_k[e] = rotated(k0, k1, c, sn, e < half);
+        own_v[e] = vn;
+        if (mine < DECODE_SLICE && head % group == 0 && s.pos0 < s.kv_cap) {
+            k[(size_t)mine * kv_dim + e] = own_k[e];
+            v[(size_t)mine * kv_dim + e] = vn;
         }
+    } else if (e < MAX_HEAD) {
+        q_s[e] = 0.f;
+        own_k[e] = own_v[e] = __float2bfloat16(0.f);
     }
     __syncthreads();
 
-    /* scores: 8 lanes a key, each lane a run of 8 elements every 64 */
-    float top = -CUDART_INF_F;
+    float top = -CUDART_INF_F, dot[KEY_ROUNDS] = {};
 #pragma unroll
-    for (int round = 0; round < DECODE_SLICE / (ATTEND_WARPS * 4); round++) {
-        int key = round * ATTEND_WARPS * 4 + warp * 4 + lane / 8;
-        float dot = 0.f;
-        if (key < n && key != mine) {
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
 #pragma unroll
-            for (int c = 0; c < MAX_HEAD; c += 64) {
-                int i = c + lane % 8 * 8;
-                if (i < dim) {
-                    vec<8> e = load<8>(k + (size_t)key * kv_dim + i);
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane % 8 * 8;
+            uint4 piece = key == mine ? own_s[0][i / 8] : key_r[round][c];
+            vec<8> f = load<8>((const bf16 *)&piece);
 #pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        dot += e.f[j] * q_s[i + j];
-                }
-            }
-        } else if (key == mine) {
-            for (int i = lane % 8 * 8; i < dim; i += 64)
-                for (int j = 0; j < 8; j++)
-                    dot += k_s[i + j] * q_s[i + j];
+            for (int j = 0; j < 8; j++)
+                dot[round] += f.f[j] * q_s[i + j];
         }
-        for (int m = 4; m; m /= 2)
-            dot += __shfl_xor_sync(~0u, dot, m);
+    }
+#pragma unroll
+    for (int round = 0; round < WARP_KEYS; round++) {
+        int key = round * ATTEND_WARPS + warp;
+#pragma unroll
+        for (int c = 0; c < MAX_HEAD / 64; c++) {
+            int i = c * 64 + lane * 2;
+            value_r[round][c] =
+                key < n && key != mine && i < dim ? *(const uint32_t *)(v + (size_t)key * kv_dim + i) : 0;
+        }
+    }
+    in_order(); /* their time is that of the maximum and the powers */
+#pragma unroll
+    for (int m = 4; m; m /= 2)
+#pragma unroll
+        for (int round = 0; round < KEY_ROUNDS; round++)
+            dot[round] += __shfl_xor_sync(~0u, dot[round], m);
+#pragma unroll
+    for (int round = 0; round < KEY_ROUNDS; round++) {
+        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
         if (key < n) {
-            top = fmaxf(top, dot);
+            top = fmaxf(top, dot[round]);
             if (lane % 8 == 0)
-                score[key] = dot;
+                score[key] = dot[round];
         }
     }
     for (int m = 16; m; m /= 2)
@@ -261,23 +249,24 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
         score[key] = __expf(score[key] - top);
     __syncthreads();
 
-    /* values: warp w takes keys w, w + 4, ...; a lane pairs of columns */
     float acc[MAX_HEAD / 32] = {}, sum = 0.f;
-#pragma unroll 8
-    for (int key = warp; key < n; key += ATTEND_WARPS) {
-        float p = score[key];
-        const bf16 *vr = key == mine ? own_v : v + (size_t)key * kv_dim;
-        sum += p;
 #pragma unroll
-        for (int c = 0; c < MAX_HEAD / 64; c++) {
-            int i = c * 64 + lane * 2;
-            if (i < dim) {
-                float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)(vr + i));
+    for (int round = 0; round < WARP_KEYS; round++) {
+        int key = round * ATTEND_WARPS + warp;
+        if (key < n) {
+            float p = score[key];
+            sum += p;
+#pragma unroll
+            for (int c = 0; c < MAX_HEAD / 64; c++) {
+                int i = c * 64 + lane * 2;
+                uint32_t two = key == mine ? *(const uint32_t *)(own_v + i) : value_r[round][c];
+                float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)&two);
                 acc[2 * c] += p * f.x;
                 acc[2 * c + 1] += p * f.y;
             }
         }
     }
+#pragma unroll
     for (int c = 0; c < MAX_HEAD / 64; c++)
         if (c * 64 + lane * 2 < dim) {
             value[warp][c * 64 + lane * 2] = acc[2 * c];
@@ -297,35 +286,38 @@ __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(attend_args a)
 
 /* ---- launches ---- */
 
-template <int SRC>
-static void prepare(op_dev *d, const op_pack *p, const op_linear *l, prepare_args a, bf16 *out, float *h)
+static bool has_lora(const op_pack *p)
 {
-    bool lora = p->n_adapters > 0 && p->max_rank > 0;
-    a.out = out;
-    a.row_adapters = lora ? pack_dev(p)->row_adapters : NULL;
-    a.h = (bf16 *)h;
-    a.dims = *p->dims;
+    return p->n_adapters > 0 && p->max_rank > 0;
+}
+
+template <int SRC, int V> static void launch_prepare(op_dev *d, int rows, const prepare_args &a)
+{
+    constexpr int THREADS = prepare_threads<SRC>;
+    int parts = SRC == NORM ? 1 : div_up(a.n, THREADS * prepare_wide<SRC, V>);
+    chain_launch(d, prepare_kernel<SRC, V>, dim3(rows, parts), THREADS, 0, a);
+}
+
+template <int SRC>
+static void prepare(op_dev *d, const op_pack *p, const op_linear *l, prepare_args a, void *out, float *h)
+{
+    a.out = (bf16 *)out;
+    a.n = l->in;
+    a.h = has_lora(p) ? (uint4 *)h : NULL;
     a.rows = p->rows;
-    a.hr = h_columns(p);
-    a.layer = l->layer;
-    a.in = l->in;
     a.n_parts = l->n_parts;
-    for (int i = 0; i < l->n_parts; i++)
-        a.target[i] = l->part[i].target;
-    int blocks = lora ? div_up(a.n_parts * a.hr, PREPARE_THREADS / 32 / TEAM) : 1;
-    dim3 grid(p->rows, blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
-    size_t smem = (size_t)a.in * sizeof(bf16);
-    if (a.in % 8 == 0)
-        chain_launch(d, prepare_kernel<SRC, 8>, grid, PREPARE_THREADS, smem, a);
+    a.h_pieces = h_columns(p) / 8;
+    if (a.n % 8 == 0)
+        launch_prepare<SRC, 8>(d, p->rows, a);
     else
-        chain_launch(d, prepare_kernel<SRC, 1>, grid, PREPARE_THREADS, smem, a);
+        launch_prepare<SRC, 1>(d, p->rows, a);
 }
 
 static void product(op_dev *d, const op_pack *p, const op_linear *l, const void *x, const void *add, void *y, float *h)
 {
-    bool lora = p->n_adapters > 0 && p->max_rank > 0;
+    bool lora = has_lora(p);
     gemv(d, p, l, p->rows, l->out, l->in, (const bf16 *)x, (const bf16 *)l->W, (const bf16 *)l->bias, (const bf16 *)add,
-         lora ? (bf16 *)h : NULL, y, false);
+         lora ? (bf16 *)h : NULL, lora, y, false);
 }
 
 void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l)
@@ -353,26 +345,17 @@ void cu_decode_layer(op_dev *d, const op_pack *p, const op_layer *l)
 
     a.x = (const bf16 *)l->x;
     a.w = (const bf16 *)l->norm1;
-    prepare<NORM>(d, p, &l->qkv, a, (bf16 *)l->xn, l->h_qkv);
+    prepare<NORM>(d, p, &l->qkv, a, l->xn, l->h_qkv);
     product(d, p, &l->qkv, l->xn, NULL, l->qkv_y, l->h_qkv);
     chain_launch(d, attend_kernel, dim3(p->rows, at->heads, slices), ATTEND_THREADS, 0, t);
-    prepare<JOIN>(d, p, &l->out, a, (bf16 *)l->o, l->h_out);
+    prepare<JOIN>(d, p, &l->out, a, l->o, l->h_out);
     product(d, p, &l->out, l->o, l->x, l->x2, l->h_out);
     a.x = (const bf16 *)l->x2;
     a.w = (const bf16 *)l->norm2;
-    prepare<NORM>(d, p, &l->gate_up, a, (bf16 *)l->xn, l->h_gate_up);
+    prepare<NORM>(d, p, &l->gate_up, a, l->xn, l->h_gate_up);
     product(d, p, &l->gate_up, l->xn, NULL, l->gu, l->h_gate_up);
     a.x = (const bf16 *)l->gu;
-    prepare<SWIGLU>(d, p, &l->down, a, (bf16 *)l->a, l->h_down);
+    prepare<SWIGLU>(d, p, &l->down, a, l->a, l->h_down);
     product(d, p, &l->down, l->a, l->x2, l->x_out, l->h_down);
     DEV_LAUNCHED(d, "decode_layer");
-}
-
-/* Rows wider than 48 KB need more shared memory than the default; once, when the device opens. */
-void decode_setup(op_dev *d)
-{
-    int most = d->shared_bytes - 1024; /* beside what prepare_kernel has of its own */
-    DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<NORM, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
-    DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<JOIN, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
-    DEV_CHECK(d, cudaFuncSetAttribute(prepare_kernel<SWIGLU, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
 }

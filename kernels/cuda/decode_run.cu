@@ -220,7 +220,7 @@ static void launch_all(op_dev *d, decode_run *r)
         cu_decode_layer(d, p, &l);
     cu_rmsnorm(d, p, s->x_last, s->norm, s->hidden, s->eps, s->xn, NULL);
     gemv(d, NULL, NULL, p->rows, s->vocab, s->hidden, (const bf16 *)s->xn, (const bf16 *)s->head, NULL, NULL, NULL,
-         s->logits, true);
+         false, s->logits, true);
     choose_launch(d, s->logits, p->rows, s->vocab, r->choice, s->tokens, t);
 }
 

@@ -418,7 +418,7 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
     if (p->decode) {
         if (lora)
             lora_decode_down(d, p, l, xb, (bf16 *)h);
-        gemv(d, p, l, p->rows, l->out, l->in, xb, W, bias, addb, lora ? (bf16 *)h : NULL, y, false);
+        gemv(d, p, l, p->rows, l->out, l->in, xb, W, bias, addb, lora ? (bf16 *)h : NULL, false, y, false);
         return;
     }
     if (lora)
@@ -654,7 +654,6 @@ extern "C" int dtx_cuda_ops_open(int index, struct op_dev **out, const struct dt
                         cudaGetErrorString(rc));
     }
     lora_setup(d);
-    decode_setup(d);
     if (d->status != cudaSuccess) {
         rc = d->status;
         cu_close(d);

@@ -201,7 +201,7 @@ void cu_logits(op_dev *d, const void *x, const int32_t *rows, int32_t n, const v
     if (dev_rows && picked) {
         dev_upload(d, dev_rows, rows, (size_t)n * sizeof(int32_t));
         launch(d->stream, move_rows_kernel<false>, n, 256, 0, (const bf16 *)x, dev_rows, hidden, picked);
-        gemv(d, NULL, NULL, n, vocab, hidden, picked, (const bf16 *)W, NULL, NULL, NULL, logits, true);
+        gemv(d, NULL, NULL, n, vocab, hidden, picked, (const bf16 *)W, NULL, NULL, NULL, false, logits, true);
     }
     dev_free(d, picked);
     dev_free(d, dev_rows);

@@ -153,6 +153,31 @@ __device__ __forceinline__ void chain_begin()
     chain_wait();
 }
 
+/* 2 or 16 bytes as they are now: for a loop that waits until other blocks have written them.  Those blocks must have
+ * started: they have lower indexes. */
+__device__ __forceinline__ uint16_t poll2(const void *p)
+{
+    uint16_t v;
+    asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ uint4 poll16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
+/* The loads before this are issued before those behind it. */
+__device__ __forceinline__ void in_order()
+{
+    asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
+}
+
 __device__ __forceinline__ void prefetch_l2(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

@@ -110,8 +110,25 @@ static inline float exp2_fast(float x)
     return exp2f(x);
 }
 
+static inline void in_order()
+{
+}
+
 static inline void prefetch_l2(const void *)
 {
+}
+
+static inline uint16_t poll2(const void *p)
+{
+    soft_yield("what a block with a lower index writes");
+    return *(const volatile uint16_t *)p;
+}
+
+static inline uint4 poll16(const void *p)
+{
+    soft_yield("what a block with a lower index writes");
+    const volatile uint32_t *w = (const volatile uint32_t *)p;
+    return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
 static inline void chain_wait()
