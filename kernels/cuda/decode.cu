@@ -16,7 +16,6 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/mma.cuh"
 
-#include <cstdlib>
 #include <math_constants.h>
 
 enum {
@@ -25,7 +24,8 @@ enum {
     UNROLL = 4,
     MOST_MAKERS = 64,
     HELD = 16,  /* 16-byte pieces of A that a lane loads before it waits for x */
-    STAGED = 4, /* 16-byte pieces of h and B that come to shared memory while W is read */
+    STAGED = 4, /* 16-byte pieces of an output's B that come to shared memory while W is read */
+    TILE = 16,  /* columns of y; as many threads have a row, and bring as many pieces of its h */
 };
 
 struct gemv_lora { /* LoRA of the output: y[r, c] += scale * h_t[r] . B_t[c] */
@@ -43,12 +43,18 @@ struct lora_row { /* the two vectors of one output's term; B NULL: none */
     float scale;
 };
 
-__device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
+__device__ __forceinline__ int part_of(const gemv_lora &a, int col)
 {
-    const dev_adapter *ad = &a.row_adapters[row];
     int part = 0;
     while (part + 1 < a.n_parts && col >= a.out0[part + 1])
         part++;
+    return part;
+}
+
+__device__ __forceinline__ lora_row lora_row_of(const gemv_lora &a, int row, int col)
+{
+    const dev_adapter *ad = &a.row_adapters[row];
+    int part = part_of(a, col);
     /* as adapter_at, but all of the table's loads at a time */
     const bf16 *shadow = ad->shadow;
     int target = a.target[part], rank = ad->rank;
@@ -172,26 +178,34 @@ __device__ __forceinline__ bool in_pieces(const lora_row &v)
     return v.B && v.rank % 8 == 0 && ((uintptr_t)v.B & 15) == 0;
 }
 
-/* One thread's h or B, its first STAGED pieces, on their way to shared memory. */
-__device__ __forceinline__ void stage(uint4 (*to)[16 * ROWS], const bf16 *from, int rank)
+/* A row's h that the TILE threads of the row share: a piece each, until all of it is there.  Called by whole warps.
+ * (Read by every thread, the same few lines of the second level's cache took 8 rows 70 ns a tile.) */
+__device__ __forceinline__ void await_h(const lora_row &v, uint4 *h, bool shares)
 {
-#pragma unroll
-    for (int i = 0; i < STAGED; i++)
-        if (i * 8 < rank)
-            copy16(&to[i][threadIdx.x], from + i * 8, true);
+    int piece = threadIdx.x % TILE;
+    bool missing;
+    do {
+        missing = shares && piece * 8 < v.rank && not_yet(h[piece]);
+        if (missing)
+            h[piece] = poll16(v.h + piece * 8);
+    } while (__ballot_sync(~0u, missing));
+    __syncwarp();
 }
 
-/* lora_term of what was staged; waits for h. */
-__device__ __forceinline__ float staged_term(const lora_row &v, const uint4 (*h)[16 * ROWS],
-                                             const uint4 (*B)[16 * ROWS])
+/* lora_term with h from shared memory, or as soon as it is there, and B's first pieces from shared memory. */
+__device__ __forceinline__ float staged_term(const lora_row &v, const uint4 *h, bool shares,
+                                             const uint4 (*B)[TILE * ROWS])
 {
     float sum = 0.f;
     if (in_pieces(v)) {
         for (int i = 0; i * 8 < v.rank; i++) {
-            uint4 b = i < STAGED ? B[i][threadIdx.x] : *(const uint4 *)(v.B + i * 8),
-                  x = i < STAGED ? h[i][threadIdx.x] : poll16(v.h + i * 8);
-            while (not_yet(x))
-                x = poll16(v.h + i * 8);
+            uint4 b = i < STAGED ? B[i][threadIdx.x] : *(const uint4 *)(v.B + i * 8), x;
+            if (shares && i < TILE)
+                x = h[i];
+            else
+                do
+                    x = poll16(v.h + i * 8);
+                while (not_yet(x));
             sum = dot8(x, b, sum);
         }
     } else if (v.B) {
@@ -216,7 +230,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
                 const bf16 *bias, const bf16 *add, void *y)
 {
     __shared__ float part[WARPS][16 * ROWS];
-    __shared__ uint4 h_s[LORA ? STAGED : 1][16 * ROWS], B_s[LORA ? STAGED : 1][16 * ROWS];
+    __shared__ uint4 h_s[LORA ? ROWS : 1][TILE], B_s[LORA ? STAGED : 1][TILE * ROWS];
     constexpr int STEP = WARPS * UNROLL;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int tile = LORA ? (int)blockIdx.y - a.makers : (int)blockIdx.y, n0 = tile * 16, m0 = blockIdx.x * ROWS,
@@ -243,13 +257,23 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
         fetch(warp + STEP, a0[1], a1[1]);
     in_order();
     int col = n0 + threadIdx.x % 16, row = m0 + threadIdx.x / 16, at = threadIdx.x % 16 * ROWS + threadIdx.x / 16;
-    bool writes = threadIdx.x < 16 * ROWS && col < N && row < M;
+    bool has_row = threadIdx.x < TILE * ROWS && row < M, writes = has_row && col < N;
+    uint4 *h_row = h_s[LORA ? threadIdx.x / TILE % ROWS : 0];
     lora_row extra = {};
-    if (LORA && writes) {
-        extra = lora_row_of(a, row, col);
-        if (in_pieces(extra))
-            stage(B_s, extra.B, extra.rank);
+    bool shares = false; /* h with the row's other threads: all columns are of one part */
+    if (LORA && has_row) {
+        extra = lora_row_of(a, row, min(col, N - 1));
+        shares = in_pieces(extra) && part_of(a, n0) == part_of(a, min(n0 + TILE, N) - 1);
+#pragma unroll
+        for (int i = 0; i < STAGED; i++)
+            if (in_pieces(extra) && i * 8 < extra.rank)
+                copy16(&B_s[i][threadIdx.x], extra.B + i * 8, true);
     }
+    auto bring_h = [&] {
+        int piece = threadIdx.x % TILE;
+        if (shares && piece * 8 < extra.rank)
+            copy16(h_row + piece, extra.h + piece * 8, true);
+    };
     chain_wait();
     if (!ahead)
         fetch(warp + STEP, a0[1], a1[1]);
@@ -273,8 +297,8 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
     for (int c = warp; c < chunks; c += 2 * STEP) {
         feed(c, a0[0], a1[0]);
         fetch(c + 2 * STEP, a0[0], a1[0]);
-        if (LORA && c + 2 * STEP >= chunks && in_pieces(extra)) /* the last time */
-            stage(h_s, extra.h, extra.rank);
+        if (LORA && c + 2 * STEP >= chunks) /* the last time */
+            bring_h();
         in_order();
         feed(c + STEP, a0[1], a1[1]);
         fetch(c + 3 * STEP, a0[1], a1[1]);
@@ -282,11 +306,14 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
     }
     float term = 0.f;
     if (LORA) {
-        if (warp >= chunks && in_pieces(extra)) /* the loop had nothing to do */
-            stage(h_s, extra.h, extra.rank);
+        if (warp >= chunks) /* the loop had nothing to do */
+            bring_h();
         copy_commit();
         copy_wait<0>();
-        term = staged_term(extra, h_s, B_s);
+        if (warp < TILE * ROWS / 32) {
+            await_h(extra, h_row, shares);
+            term = staged_term(extra, h_row, shares, B_s);
+        }
     }
     for (int i = 0; i < 4; i++)
         part[warp][(g + i / 2 * 8) * ROWS + t * 2 + i % 2] = acc[i];
@@ -364,9 +391,8 @@ void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, 
           const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32)
 {
     TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
-    static const int attempt = getenv("DTX_DECODE_TRY") ? atoi(getenv("DTX_DECODE_TRY")) : 0;
     gemv_lora a = {};
-    a.near = attempt & 1 ? 0 : 2 * d->sms;
+    a.near = 2 * d->sms;
     if (h) {
         const cuda_pack *c = pack_dev(p);
         a.h = h;
