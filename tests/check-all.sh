@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # `make check-all`: everything that takes longer than `make test` should.
-#   sanitizer builds of the whole test suite, a clang build, formatting, the long variants, fuzzing.
-#   FUZZ_SECONDS=60 per target, STEPS="address undefined thread clang format full fuzz" to choose.
+#   sanitizer builds of the whole test suite, a clang build, formatting, the long variants, the CUDA kernels on the device
+#   in software, fuzzing.
+#   FUZZ_SECONDS=60 per target, STEPS="address undefined thread clang format full kernels fuzz" to choose.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-steps=${STEPS:-"format clang address undefined thread full fuzz"}
+steps=${STEPS:-"format clang address undefined thread full kernels fuzz"}
 failed=
 step() {
     local name=$1
@@ -19,11 +20,22 @@ sanitized() {
     make -j2 SAN="$1" all units >/dev/null || return 1
     ASAN_OPTIONS=detect_leaks=${LEAKS:-1}:handle_abort=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 CK_TIMEOUT_MULTIPLIER=10 TEST_TIMEOUT=1800 \
-        BUILD=build-$1 tests/run.sh
+        SAN=$1 BUILD=build-$1 tests/run.sh
 }
 with_clang() { make -j2 CC=clang all units >/dev/null && BUILD=build-clang tests/run.sh; }
-formatted() { git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
+formatted() { git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' | xargs clang-format --dry-run --Werror; }
 long_runs() { make -j2 all units >/dev/null && FULL=1 TEST_TIMEOUT=3600 tests/run.sh; }
+kernels() { # every world, copies and warps in another order each time, another shape of tiles; the paths of older GPUs
+    make -j2 soft >/dev/null || return 1
+    local rc=0 seed
+    for seed in 1 2 3; do
+        DTX_SOFT_SEED=$seed DTX_CUDA_TILES=$((seed * 2)) build/soft/gpu_parity "$seed" >build/soft/parity.log 2>&1 ||
+            { grep -v ' ok$' build/soft/parity.log; rc=1; }
+    done
+    DTX_CUDA_NO_HOPPER=1 build/soft/gpu_parity 4 >build/soft/parity.log 2>&1 ||
+        { grep -v ' ok$' build/soft/parity.log; rc=1; }
+    return $rc
+}
 fuzz() {
     make -j2 CC=clang SAN=address FUZZING=1 fuzzers >/dev/null || return 1
     local rc=0 target name corpus
@@ -46,6 +58,7 @@ for s in $steps; do
     clang) step "tests built by clang" with_clang ;;
     address | undefined | thread) step "tests under the $s sanitizer" sanitized "$s" ;;
     full) step "long variants" long_runs ;;
+    kernels) step "CUDA kernels in software" kernels ;;
     fuzz) step "fuzzing" fuzz ;;
     *) echo "unknown step $s"; failed="$failed $s" ;;
     esac

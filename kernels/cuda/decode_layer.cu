@@ -144,9 +144,9 @@ __device__ __forceinline__ bf16 rotated(bf16 first, bf16 second, float c, float 
 }
 
 /* grid (row, head, slice of DECODE_SLICE positions).  This row's own key and value come from qkv, the others from the
- * cache, so that no block waits for another's store.  Those are older than the step, so they come to registers before
- * the wait: of keys 8 lanes have one, each lane a run of 8 elements every 64; of values warp w has w, w + 4, ..., a
- * lane pairs of columns. */
+ * cache, so that no block waits for another's store.  Those are older than the step, which begins after all of the one
+ * before (embed waits for it), so they come to registers before the wait: of keys 8 lanes have one, each lane a run of
+ * 8 elements every 64; of values warp w has w, w + 4, ..., a lane pairs of columns. */
 __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a)
 {
     static_assert(MAX_HEAD <= ATTEND_THREADS, "a thread rotates one element");

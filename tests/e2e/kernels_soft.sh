@@ -5,6 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 cd "$ROOT" || exit 1
 command -v "${CXX:-g++}" >/dev/null || { skip "kernels in software" "no C++ compiler (packaging/deps.sh --tests)"; exit 0; }
+[ "${SAN:-}" = thread ] && { skip "kernels in software" "their threads are fibers, which ThreadSanitizer does not follow"; exit 0; }
 make -s soft BUILD="$BUILD" >"$T/build" 2>&1 || { fail "make soft" "$(tail -n 20 "$T/build")"; exit 1; }
 
 parity() { # WORLD [CHECKS]: its output in $T/out

@@ -71,6 +71,12 @@ static float round_bf16(float x)
     return x;
 }
 
+static void free_all(float **v, int n)
+{
+    for (int i = 0; i < n; i++)
+        free(v[i]);
+}
+
 static float *random_floats(size_t n, float scale, bool bf16_values)
 {
     float *v = malloc((n + 1) * sizeof *v);
@@ -351,6 +357,7 @@ static void check_elementwise(struct world *w)
     compare_act(w, "rmsnorm_back", out[0][2], out[1][2], H, 3e-3, true);
     compare_act(w, "swiglu", out[0][3], out[1][3], F, 3e-3, true);
     compare_act(w, "swiglu_back", out[0][4], out[1][4], 2 * F, 3e-3, true);
+    free_all((float *[]){E, x, g, dy, gu, df}, 6);
 }
 
 static void check_attention(struct world *w)
@@ -542,6 +549,8 @@ static void check_head(struct world *w)
         snprintf(name, sizeof name, "%s head_loss, job %d (%.4f)", w->s.name, j, loss[0][j]);
         report(name, fabs(loss[1][j] - loss[0][j]) / (loss[0][j] > 0 ? loss[0][j] : 1), 1e-5);
     }
+    free(W);
+    free(x);
 }
 
 static void check_optim(void)
@@ -584,6 +593,7 @@ static void check_optim(void)
             float *untouched = get_f32(s, o[1].w, n);
             report("optim, a job with a NaN loss is left alone",
                    memcmp(untouched, w0, n * 4) != 0 || out[i][1].applied != 0 || out[i][0].applied != 1, 0);
+            free(untouched);
         }
         for (size_t i = 0; i < n; i++) { /* compare the updates, not the weights */
             got[0][i] -= w0[i];
@@ -591,7 +601,9 @@ static void check_optim(void)
         }
         report("optim, update", rel_error(got[0], got[1], 1, n, NULL), 1e-3);
         report("optim, norm", fabs(out[0][0].norm - out[1][0].norm) / out[0][0].norm, 1e-6);
+        free_all(got, 2);
     }
+    free_all((float *[]){w0, g0, m0, v0}, 4);
 }
 
 /* Decode: rows of several sequences over a cache; the same through both devices, and 1 row = among 5 to the
@@ -642,7 +654,7 @@ static void check_decode(struct world *w)
                        put_act(s, add + (size_t)first * LD, (size_t)n * LD), d_y, h);
         o[run] = get_act(s, d_o, (size_t)n * Q);
         y[run] = get_act(s, d_y, (size_t)n * LD);
-        s->ops->pack_release(s->dev, &p);
+        pack_free(&p, &b);
     }
     char name[96];
     snprintf(name, sizeof name, "%s attention_cached", w->s.name);
@@ -652,6 +664,10 @@ static void check_decode(struct world *w)
     snprintf(name, sizeof name, "%s decode: 1 row = among 5, bits", w->s.name);
     report(name, (memcmp(o[1] + 4 * Q, o[2], Q * 4) != 0) + 2 * (memcmp(y[1] + 4 * LD, y[2], LD * 4) != 0),
            0);
+    free_all((float *[]){qkv, x, W, add}, 4);
+    free_all(caches, 5);
+    free_all(o, 3);
+    free_all(y, 3);
 }
 
 /* A whole decode layer: on the GPU at once, on the CPU by its operations.  Twice, so that the second step
@@ -769,7 +785,7 @@ static void check_decode_layer(struct world *w)
             else
                 primitives(&r, H, F);
             out[run][step] = get_act(s, r.l.x_out, R * (size_t)H);
-            s->ops->pack_release(s->dev, &r.p);
+            pack_free(&r.p, &b);
         }
     }
     char name[96];
@@ -779,6 +795,10 @@ static void check_decode_layer(struct world *w)
         snprintf(name, sizeof name, "%s decode_layer, step %d: 1 row, bits", w->s.name, step);
         report(name, memcmp(out[1][step] + 4 * (size_t)H, out[2][step], (size_t)H * sizeof(float)) != 0, 0);
     }
+    free(x);
+    free_all(weights, 6);
+    free_all(cache, N);
+    free_all(out[0], 3 * STEPS);
 }
 
 /* ---- what was read back ---- */

@@ -194,7 +194,18 @@ static void dr_ops(struct dr_run *r, struct op_pack *p)
     o->rmsnorm(d, p, r->d.x_last, r->d.norm, r->d.hidden, r->d.eps, r->d.xn, NULL);
     o->logits(d, r->d.xn, rows, r->n, r->d.head, r->d.vocab, r->d.hidden, r->d.logits);
     o->choose(d, r->d.logits, r->n, r->d.vocab, r->choice, r->d.tokens);
-    o->pack_release(d, p);
+    struct dtx_base b = {.ops = o, .dev = d};
+    pack_free(p, &b);
+}
+
+/* Until the next is loaded, a pack is the device's. */
+static void dr_loaded(const struct dr_run *r, const struct op_pack *p)
+{
+    static struct op_pack last[2];
+    struct op_pack *mine = &last[r->s == &gpu];
+    struct dtx_base b = {.ops = r->s->ops, .dev = r->s->dev};
+    pack_free(mine, &b);
+    *mine = *p;
 }
 
 static void dr_steps(struct dr_run *r, int steps, enum dr_way way, struct dr_result *out)
@@ -212,6 +223,7 @@ static void dr_steps(struct dr_run *r, int steps, enum dr_way way, struct dr_res
         } else {
             if (step == 0 || way == DR_SINGLE) {
                 rc |= o->decode_load(r->s->dev, &p, &r->d);
+                dr_loaded(r, &p);
                 queued = step;
             }
             while (queued < steps && queued <= step + (way == DR_QUEUED)) {
@@ -291,6 +303,19 @@ static struct dr_model dr_model_new(const struct world *w, int rows)
     return m;
 }
 
+static void dr_model_free(struct dr_model *m)
+{
+    free_all((float *[]){m->qkv, m->out, m->gate_up, m->down, m->norm, m->rope, m->embed, m->head, m->bias},
+             9);
+    free_all(m->cache, (int)(sizeof m->cache / sizeof m->cache[0]));
+}
+
+static void dr_result_free(struct dr_result *r)
+{
+    free(r->logits);
+    free(r->cache);
+}
+
 static void check_decode_run(struct world *w)
 {
     size_t V = (size_t)w->s.vocab;
@@ -307,6 +332,10 @@ static void check_decode_run(struct world *w)
     dr_equal(w, "decode steps queued = op by op", &ops, &queued, 0, DR_ROWS);
     dr_equal(w, "decode steps loaded each time", &ops, &single, 0, DR_ROWS);
     dr_equal(w, "decode steps, 1 row = among 5", &queued, &alone, 4, 1);
+    struct dr_result *all[] = {&want, &one, &ops, &queued, &single, &alone};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        dr_result_free(all[i]);
+    dr_model_free(&m);
 }
 
 /* Any number of rows: each as if it were alone. */
@@ -323,7 +352,10 @@ static void check_decode_rows(struct world *w)
         char name[48];
         snprintf(name, sizeof name, "decode steps, %d rows = among %d", n, DR_MOST);
         dr_equal(w, name, &all, &some, first, n);
+        dr_result_free(&some);
     }
+    dr_result_free(&all);
+    dr_model_free(&m);
 }
 
 /* Widths of real models. */
