@@ -28,11 +28,11 @@ long_runs() { make -j2 all units >/dev/null && FULL=1 TEST_TIMEOUT=3600 tests/ru
 kernels() { # every world, copies and warps in another order each time, another shape of tiles; the paths of older GPUs
     make -j2 soft >/dev/null || return 1
     local rc=0 seed
-    for seed in 1 2 3; do
-        DTX_SOFT_SEED=$seed DTX_CUDA_TILES=$((seed * 2)) build/soft/gpu_parity "$seed" >build/soft/parity.log 2>&1 ||
+    for seed in 1 2; do
+        DTX_SOFT_SEED=$seed DTX_CUDA_TILES=$((seed * 2 - 2)) build/soft/gpu_parity "$seed" >build/soft/parity.log 2>&1 ||
             { grep -v ' ok$' build/soft/parity.log; rc=1; }
     done
-    DTX_CUDA_NO_HOPPER=1 build/soft/gpu_parity 4 >build/soft/parity.log 2>&1 ||
+    DTX_CUDA_NO_HOPPER=1 build/soft/gpu_parity 3 >build/soft/parity.log 2>&1 ||
         { grep -v ' ok$' build/soft/parity.log; rc=1; }
     return $rc
 }
