@@ -21,6 +21,7 @@ extern "C" {
 }
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/ptx/launch.cuh"
+#include "kernels/cuda/ptx/warp.cuh"
 
 typedef __nv_bfloat16 bf16;
 
@@ -196,6 +197,13 @@ void lora_back_setup(op_dev *d);
 size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr);
 void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh);
 void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
+
+/* The first thing in a kernel of a chain that has nothing to do before its predecessor ends. */
+__device__ __forceinline__ void chain_begin()
+{
+    chain_next();
+    chain_wait();
+}
 
 /* Launches a kernel that begins with chain_wait() and so may start while its predecessor still runs. */
 template <typename... P, typename... A>

@@ -145,8 +145,9 @@ __device__ __forceinline__ bf16 rotated(bf16 first, bf16 second, float c, float 
 
 /* grid (row, head, slice of DECODE_SLICE positions).  This row's own key and value come from qkv, the others from the
  * cache, so that no block waits for another's store.  Those are older than the step, which begins after all of the one
- * before (embed waits for it), so they come to registers before the wait: of keys 8 lanes have one, each lane a run of
- * 8 elements every 64; of values warp w has w, w + 4, ..., a lane pairs of columns. */
+ * before (embed waits for it), so before the wait keys come to registers, 8 lanes a key, each lane a run of 8 elements
+ * every 64, and values to the second level of the cache; those go to registers while keys are multiplied, w, w + 4, ...
+ * to warp w, a lane pairs of columns. */
 __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a)
 {
     static_assert(MAX_HEAD <= ATTEND_THREADS, "a thread rotates one element");
@@ -162,11 +163,13 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a
     bf16 *v = k + (size_t)s.kv_cap * kv_dim;
     const float *cs = a.table + (size_t)s.pos0 * dim;
     const bf16 *qkv = a.qkv + (size_t)row * (a.heads + 2 * a.kv_heads) * dim;
+    auto key_of = [&](int round) { return (round * ATTEND_WARPS + warp) * 4 + lane / 8; };
+    auto value_of = [&](int round) { return round * ATTEND_WARPS + warp; };
     uint4 key_r[KEY_ROUNDS][MAX_HEAD / 64];
     uint32_t value_r[WARP_KEYS][MAX_HEAD / 64];
 #pragma unroll
     for (int round = 0; round < KEY_ROUNDS; round++) {
-        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
+        int key = key_of(round);
 #pragma unroll
         for (int c = 0; c < MAX_HEAD / 64; c++) {
             int i = c * 64 + lane % 8 * 8;
@@ -202,7 +205,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a
     float top = -CUDART_INF_F, dot[KEY_ROUNDS] = {};
 #pragma unroll
     for (int round = 0; round < KEY_ROUNDS; round++) {
-        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
+        int key = key_of(round);
 #pragma unroll
         for (int c = 0; c < MAX_HEAD / 64; c++) {
             int i = c * 64 + lane % 8 * 8;
@@ -215,7 +218,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a
     }
 #pragma unroll
     for (int round = 0; round < WARP_KEYS; round++) {
-        int key = round * ATTEND_WARPS + warp;
+        int key = value_of(round);
 #pragma unroll
         for (int c = 0; c < MAX_HEAD / 64; c++) {
             int i = c * 64 + lane * 2;
@@ -231,7 +234,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a
             dot[round] += __shfl_xor_sync(~0u, dot[round], m);
 #pragma unroll
     for (int round = 0; round < KEY_ROUNDS; round++) {
-        int key = (round * ATTEND_WARPS + warp) * 4 + lane / 8;
+        int key = key_of(round);
         if (key < n) {
             top = fmaxf(top, dot[round]);
             if (lane % 8 == 0)
@@ -252,7 +255,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 4) attend_kernel(attend_args a
     float acc[MAX_HEAD / 32] = {}, sum = 0.f;
 #pragma unroll
     for (int round = 0; round < WARP_KEYS; round++) {
-        int key = round * ATTEND_WARPS + warp;
+        int key = value_of(round);
         if (key < n) {
             float p = score[key];
             sum += p;

@@ -3,7 +3,6 @@
  * that row alone; float32 inside.  Vectors of 8 (16 bytes) where the width allows, single elements elsewhere.
  */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/ptx/warp.cuh"
 #include "kernels/cuda/vec.cuh"
 
 static inline int row_threads(int n)

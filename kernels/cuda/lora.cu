@@ -308,8 +308,7 @@ __global__ void __launch_bounds__(THREADS) lora_up_kernel(lora_args a, const bf1
     __shared__ __align__(16) bf16 smem[short_shape<KC>::ALL];
     const lora_tile t = a.tiles[blockIdx.y * (UP_ROWS / LORA_ROWS)];
     int part = 0, tile = blockIdx.x;
-    while (tile >= (a.n[part] + UP_COLS - 1) / UP_COLS)
-        tile -= (a.n[part++] + UP_COLS - 1) / UP_COLS;
+    to_part(a, UP_COLS, &part, &tile);
     int c0 = tile * UP_COLS, cols = min(a.n[part] - c0, (int)UP_COLS);
     float acc[UP_COLS / 8][4] = {};
     if (t.adapter >= 0) {

@@ -50,6 +50,19 @@ static inline lora_args make_args(const op_pack *p, const op_linear *l)
     return a;
 }
 
+/* dB of all parts [column, hr] and dA of each [hr, in], as many columns of hr, are a slice's partial sums. */
+__host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
+{
+    return (size_t)a.out + (size_t)a.n_parts * a.in;
+}
+
+/* Of a tile's number among those of all parts, `columns` wide: its part (0 at first) and its number there. */
+__device__ __forceinline__ void to_part(const lora_args &a, int columns, int *part, int *tile)
+{
+    while (*tile >= (a.n[*part] + columns - 1) / columns)
+        *tile -= (a.n[(*part)++] + columns - 1) / columns;
+}
+
 /* ops.h, lora_offset, for the device. */
 __device__ __forceinline__ size_t adapter_offset(const lora_dims &d, uint32_t targets, int rank, int layer, int target)
 {

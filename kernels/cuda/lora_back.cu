@@ -25,11 +25,6 @@ enum {
     SMALL_SHARED = 99 << 10, /* of a block on sm_86, sm_89 */
 };
 
-__host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
-{
-    return (size_t)a.out + (size_t)a.n_parts * a.in;
-}
-
 /* Columns of a block of lora_dy: narrower where there would be too few blocks.  By shape and device alone. */
 static int dy_columns(const op_dev *d, int out)
 {
@@ -64,8 +59,7 @@ __global__ void __launch_bounds__(THREADS, BN == 32 && COLS == 256 ? 1 : 2)
     const grad_slice sl = a.slices[blockIdx.y];
     const op_seg seg = a.segs[sl.seg];
     int part = 0, tile = blockIdx.x, r0 = blockIdx.z * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    while (tile >= (a.n[part] + COLS - 1) / COLS)
-        tile -= (a.n[part++] + COLS - 1) / COLS;
+    to_part(a, COLS, &part, &tile);
     if (seg.adapter < 0)
         return;
     const dev_adapter ad = a.adapters[seg.adapter];

@@ -107,8 +107,7 @@ __global__ void __launch_bounds__(THREADS, dy_ring<BN, COLS>::BLOCKS)
     unsigned char *b = raw + ((1024 - (smem_addr(raw) & 1023)) & 1023), *slots = b + G::B_BYTES;
     uint32_t full = smem_addr(slots) + G::SLOTS * G::SLOT, empty = full + G::SLOTS * 8;
     int part = 0, tile = blockIdx.y, r0 = blockIdx.x * BN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    while (tile >= (a.n[part] + COLS - 1) / COLS)
-        tile -= (a.n[part++] + COLS - 1) / COLS;
+    to_part(a, COLS, &part, &tile);
     if (threadIdx.x == COMPUTING) {
         tma_prefetch(&d.dy[part]);
         tma_prefetch(&d.h);
@@ -206,11 +205,8 @@ __global__ void __launch_bounds__(THREADS, dy_ring<BN, COLS>::BLOCKS)
         for (int m = 0; m < COLS / 64; m++)
             settled<BN / 8>(acc[m]);
         if (sl.slot >= 0)
-            store_db<BN, COLS>(
-                acc,
-                d.partial + ((size_t)sl.slot * ((size_t)a.out + (size_t)a.n_parts * a.in) + a.out0[part] + c0) * a.hr +
-                    r0,
-                a.hr, cols, ad.rank - r0, false);
+            store_db<BN, COLS>(acc, d.partial + ((size_t)sl.slot * grad_columns(a) + a.out0[part] + c0) * a.hr + r0,
+                               a.hr, cols, ad.rank - r0, false);
         else
             store_db<BN, COLS>(acc, ad.g + b_at, ad.rank, cols, ad.rank - r0, true);
     }

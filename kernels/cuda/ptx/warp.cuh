@@ -146,13 +146,6 @@ __device__ __forceinline__ void chain_next()
 #endif
 }
 
-/* The first thing in a kernel of a chain that has nothing to do before its predecessor ends. */
-__device__ __forceinline__ void chain_begin()
-{
-    chain_next();
-    chain_wait();
-}
-
 /* 2 or 16 bytes as they are now: for a loop that waits until other blocks have written them.  Those blocks must have
  * started: they have lower indexes. */
 __device__ __forceinline__ uint16_t poll2(const void *p)

@@ -7,7 +7,7 @@
 #ifndef DTX_CUDA_PTX_WGMMA_CUH
 #define DTX_CUDA_PTX_WGMMA_CUH
 
-#include "kernels/cuda/ptx/warp.cuh"
+#include "kernels/cuda/descriptors.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DTX_WGMMA 1
@@ -31,35 +31,6 @@ template <int N> __device__ __forceinline__ void wg_wait()
 __device__ __forceinline__ void shared_for_matrix_unit()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/* Descriptors: address / 16; bits 16: leading offset / 16; 32: stride offset / 16; 62: 1, 2, 3 = swizzle of 128, 64,
- * 32 bytes. */
-
-/* Operand with k along the rows of 128 bytes; groups of 8 rows are 1024 bytes apart. */
-__device__ __forceinline__ uint64_t k_major(const void *p)
-{
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
-}
-
-/* Operand b with k down the rows, n along them; `tile` bytes from one 64 columns of n to the next.  Operand a likewise,
- * with its 64 rows along those of the tile. */
-__device__ __forceinline__ uint64_t n_major(const void *p, uint32_t tile)
-{
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)(tile >> 4) << 16 | (uint64_t)64 << 32 |
-           (uint64_t)1 << 62;
-}
-
-/* The same of a tile of N = 16, 32 or 64 columns, in rows of 32, 64 or 128 bytes: their 16-byte pieces p lie at
- * p ^ address / 128 % (N / 8). */
-template <int N> __device__ __forceinline__ uint64_t n_major_narrow(const void *p)
-{
-    static_assert(N == 16 || N == 32 || N == 64, "as the swizzle allows");
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)N << 32 |
-           (uint64_t)(N == 64   ? 1
-                      : N == 32 ? 2
-                                : 3)
-               << 62;
 }
 
 /* keep 0: c is overwritten.  b: k-major or N_MAJOR (0 or 1). */

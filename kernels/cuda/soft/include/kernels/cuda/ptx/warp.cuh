@@ -139,12 +139,6 @@ static inline void chain_next()
 {
 }
 
-static inline void chain_begin()
-{
-    chain_next();
-    chain_wait();
-}
-
 template <int ID, int N> static inline void named_barrier()
 {
     soft_barrier(ID, N);

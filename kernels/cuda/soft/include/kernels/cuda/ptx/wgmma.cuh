@@ -2,8 +2,8 @@
 #ifndef DTX_CUDA_PTX_WGMMA_CUH
 #define DTX_CUDA_PTX_WGMMA_CUH
 
+#include "kernels/cuda/descriptors.cuh"
 #include "kernels/cuda/mma.cuh"
-#include "kernels/cuda/ptx/warp.cuh"
 
 #define DTX_WGMMA 1
 
@@ -23,27 +23,6 @@ template <int N> static inline void wg_wait()
 
 static inline void shared_for_matrix_unit()
 {
-}
-
-static inline uint64_t k_major(const void *p)
-{
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
-}
-
-static inline uint64_t n_major(const void *p, uint32_t tile)
-{
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)(tile >> 4) << 16 | (uint64_t)64 << 32 |
-           (uint64_t)1 << 62;
-}
-
-template <int N> static inline uint64_t n_major_narrow(const void *p)
-{
-    static_assert(N == 16 || N == 32 || N == 64, "as the swizzle allows");
-    return (uint64_t)(smem_addr(p) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)N << 32 |
-           (uint64_t)(N == 64   ? 1
-                      : N == 32 ? 2
-                                : 3)
-               << 62;
 }
 
 template <int N, int N_MAJOR, int M_MAJOR = 0>
