@@ -182,6 +182,8 @@ void gemm_free_plans(op_dev *d);
  * else it is there. */
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32);
+/* h = x A^T of a decode pack's rows, by itself. */
+void decode_h(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 
 /* lora.cu */
 void lora_setup(op_dev *d);
@@ -196,7 +198,6 @@ void lora_round(op_dev *d, const float *w, bf16 *shadow, size_t n); /* float32 -
 void lora_back_setup(op_dev *d);
 size_t lora_back_scratch(size_t R, size_t slots, int in, int n_parts, const int *n, int hr);
 void lora_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *dy, const bf16 *x, const bf16 *h, bf16 *dh);
-void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h);
 
 /* The first thing in a kernel of a chain that has nothing to do before its predecessor ends. */
 __device__ __forceinline__ void chain_begin()

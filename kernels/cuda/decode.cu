@@ -335,8 +335,8 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
         ((bf16 *)y)[(size_t)row * N + col] = __float2bfloat16(sum);
 }
 
-/* For widths whose rows are not 16-byte aligned (small test models): h by a kernel of its own, then one warp an output.
- */
+/* h by itself: for decode_h, and for widths whose rows are not 16-byte aligned (small test models), where a warp then
+ * makes an output. */
 __global__ void __launch_bounds__(WARPS * 32) h_kernel(const __grid_constant__ gemv_lora a, int M, const bf16 *x)
 {
     chain_next();
@@ -387,35 +387,46 @@ static void launch_gemv(op_dev *d, gemv_lora a, int M, int N, int K, const bf16 
     DEV_LAUNCHED(d, "gemv");
 }
 
+/* rows: of h to be made, 0: none */
+static gemv_lora lora_of(const op_pack *p, const op_linear *l, bf16 *h, int rows)
+{
+    gemv_lora a = {};
+    a.h = h;
+    a.row_adapters = pack_dev(p)->row_adapters;
+    a.rows = p->rows;
+    a.hr = h_columns(p);
+    a.layer = l->layer;
+    a.in = l->in;
+    a.n_parts = l->n_parts;
+    for (int i = 0; i < l->n_parts; i++) {
+        a.target[i] = l->part[i].target;
+        a.out0[i] = l->part[i].out0;
+    }
+    a.makers = div_up(a.n_parts * a.hr * (rows < ROWS ? rows : ROWS), WARPS);
+    a.makers = a.makers < MOST_MAKERS ? a.makers : MOST_MAKERS;
+    return a;
+}
+
+void decode_h(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
+{
+    TRACE(d, "decode_h %d -> %d R %d", l->in, l->out, p->rows);
+    gemv_lora a = lora_of(p, l, h, p->rows);
+    chain_launch(d, h_kernel, dim3(div_up(p->rows, ROWS), a.makers), WARPS * 32, 0, a, p->rows, x);
+    DEV_LAUNCHED(d, "decode_h");
+}
+
 void gemv(op_dev *d, const op_pack *p, const op_linear *l, int M, int N, int K, const bf16 *x, const bf16 *W,
           const bf16 *bias, const bf16 *add, bf16 *h, bool make_h, void *y, bool out_f32)
 {
     TRACE(d, "gemv N %d K %d M %d lora %d", N, K, M, h != NULL);
-    gemv_lora a = {};
+    gemv_lora a = h ? lora_of(p, l, h, make_h ? M : 0) : gemv_lora();
     a.near = 2 * d->sms;
-    if (h) {
-        const cuda_pack *c = pack_dev(p);
-        a.h = h;
-        a.row_adapters = c->row_adapters;
-        a.rows = p->rows;
-        a.hr = h_columns(p);
-        a.layer = l->layer;
-        a.in = l->in;
-        a.n_parts = l->n_parts;
-        if (make_h) {
-            a.makers = div_up(a.n_parts * a.hr * (M < ROWS ? M : ROWS), WARPS);
-            a.makers = a.makers < MOST_MAKERS ? a.makers : MOST_MAKERS;
-        }
-        for (int i = 0; i < l->n_parts; i++) {
-            a.target[i] = l->part[i].target;
-            a.out0[i] = l->part[i].out0;
-        }
+    if (h)
         launch_gemv<true, false>(d, a, M, N, K, x, W, bias, add, y);
-    } else if (out_f32) {
+    else if (out_f32)
         launch_gemv<false, true>(d, a, M, N, K, x, W, bias, add, y);
-    } else {
+    else
         launch_gemv<false, false>(d, a, M, N, K, x, W, bias, add, y);
-    }
 }
 
 /* ---- the cache: [layers][2][cap][kv_dim] per sequence ---- */

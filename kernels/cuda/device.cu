@@ -417,7 +417,7 @@ static void cu_linear(op_dev *d, const op_pack *p, const op_linear *l, const voi
 
     if (p->decode) {
         if (lora)
-            lora_decode_down(d, p, l, xb, (bf16 *)h);
+            decode_h(d, p, l, xb, (bf16 *)h);
         gemv(d, p, l, p->rows, l->out, l->in, xb, W, bias, addb, lora ? (bf16 *)h : NULL, false, y, false);
         return;
     }

@@ -163,7 +163,7 @@ template <bool BACK>
 __global__ void __launch_bounds__(JOIN_GROUP *JOIN_SHARES)
     lora_join_kernel(lora_args a, int3 n, const float *sums, bf16 *out)
 {
-    __shared__ float4 others[JOIN_SHARES - 1][JOIN_GROUP];
+    __shared__ floats<4> others[JOIN_SHARES - 1][JOIN_GROUP];
     const lora_tile t = a.tiles[blockIdx.x];
     int part = blockIdx.y, quads = a.hr / 4, count = part == 0 ? n.x : part == 1 ? n.y : n.z;
     chain_begin();
@@ -180,28 +180,18 @@ __global__ void __launch_bounds__(JOIN_GROUP *JOIN_SHARES)
     const float *from = sums + ((part > 0 ? n.x : 0) + (part > 1 ? n.y : 0)) * block + (size_t)t.row0 * a.hr;
     for (int i = lane; i < LORA_ROWS * quads; i += JOIN_GROUP) { /* the same rounds for every thread */
         int row = i / quads, c = i % quads * 4;
-        const float *p = from + (size_t)row * a.hr + c;
-        float4 s = {};
-        for (int k = begin; k < end && row < t.rows; k += JOIN_AHEAD) {
-            float4 v[JOIN_AHEAD];
-#pragma unroll
-            for (int j = 0; j < JOIN_AHEAD; j++)
-                v[j] = k + j < end ? *(const float4 *)(p + (k + j) * block) : make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-            for (int j = 0; j < JOIN_AHEAD; j++)
-                s = make_float4(s.x + v[j].x, s.y + v[j].y, s.z + v[j].z, s.w + v[j].w);
-        }
+        floats<4> s = {};
+        if (row < t.rows)
+            s = sum_of<4, JOIN_AHEAD>(from + begin * block + (size_t)row * a.hr + c, end - begin, block);
         if (share)
             others[share - 1][lane] = s;
         __syncthreads();
         if (share == 0) {
 #pragma unroll
-            for (int k = 0; k < JOIN_SHARES - 1; k++) {
-                float4 v = others[k][lane];
-                s = make_float4(s.x + v.x, s.y + v.y, s.z + v.z, s.w + v.w);
-            }
+            for (int k = 0; k < JOIN_SHARES - 1; k++)
+                add(s, others[k][lane]);
             *(uint2 *)(out + ((size_t)part * a.rows + t.row0 + row) * a.hr + c) =
-                make_uint2(pack(factor * s.x, factor * s.y), pack(factor * s.z, factor * s.w));
+                make_uint2(pack(factor * s.f[0], factor * s.f[1]), pack(factor * s.f[2], factor * s.f[3]));
         }
         __syncthreads();
     }
@@ -627,51 +617,4 @@ void lora_up_back(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *d
     else
         launch(d->stream, lora_up_back_kernel<64, false>, grid, THREADS, bytes, a, dh, nullptr, dx);
     DEV_LAUNCHED(d, "lora_up_back");
-}
-
-/* ---- decode: one row = one segment; h = x A^T, one warp a rank column ---- */
-
-__global__ void lora_decode_down_kernel(lora_args a, const bf16 *x, bf16 *h)
-{
-    int row = blockIdx.x, part = blockIdx.y, lane = threadIdx.x % 32;
-    int j = blockIdx.z * (blockDim.x / 32) + threadIdx.x / 32;
-    const op_seg seg = a.segs[a.seqs[a.seq_of_row[row]].seg];
-    if (seg.adapter < 0 || j >= a.hr)
-        return;
-    const dev_adapter ad = a.adapters[seg.adapter];
-    int target = a.target[part];
-    if (!(ad.targets >> target & 1))
-        return;
-    float sum = 0.f;
-    if (j < ad.rank) {
-        const bf16 *A = ad.shadow + adapter_offset(a.dims, ad.targets, ad.rank, a.layer, target) + (size_t)j * a.in;
-        const bf16 *xr = x + (size_t)row * a.in;
-        if (a.in % 8 == 0 && ((uintptr_t)A & 15) == 0) {
-            for (int i = lane * 8; i < a.in; i += 256) {
-                uint4 va = *(const uint4 *)(A + i), vx = *(const uint4 *)(xr + i);
-                const __nv_bfloat162 *pa = (const __nv_bfloat162 *)&va, *px = (const __nv_bfloat162 *)&vx;
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float2 fa = __bfloat1622float2(pa[e]), fx = __bfloat1622float2(px[e]);
-                    sum += fa.x * fx.x;
-                    sum += fa.y * fx.y;
-                }
-            }
-        } else {
-            for (int i = lane; i < a.in; i += 32)
-                sum += __bfloat162float(A[i]) * __bfloat162float(xr[i]);
-        }
-        for (int m = 16; m; m /= 2)
-            sum += __shfl_xor_sync(~0u, sum, m);
-    }
-    if (lane == 0)
-        h[((size_t)part * a.rows + row) * a.hr + j] = __float2bfloat16(sum);
-}
-
-void lora_decode_down(op_dev *d, const op_pack *p, const op_linear *l, const bf16 *x, bf16 *h)
-{
-    TRACE(d, "lora_decode_down %d -> %d R %d", l->in, l->out, p->rows);
-    lora_args a = make_args(p, l);
-    launch(d->stream, lora_decode_down_kernel, dim3(p->rows, a.n_parts, div_up(a.hr, 4)), 128, 0, a, x, h);
-    DEV_LAUNCHED(d, "lora_decode_down");
 }

@@ -50,6 +50,33 @@ static inline lora_args make_args(const op_pack *p, const op_linear *l)
     return a;
 }
 
+template <int V> struct alignas(4 * V) floats {
+    float f[V];
+};
+
+template <int V> __device__ __forceinline__ void add(floats<V> &sum, const floats<V> &v)
+{
+#pragma unroll
+    for (int e = 0; e < V; e++)
+        sum.f[e] += v.f[e];
+}
+
+/* The sum of n times V elements, `stride` apart, in order, AHEAD read at a time. */
+template <int V, int AHEAD> __device__ __forceinline__ floats<V> sum_of(const float *p, int n, size_t stride)
+{
+    floats<V> sum = {};
+    for (int k = 0; k < n; k += AHEAD) {
+        floats<V> v[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            v[j] = k + j < n ? *(const floats<V> *)(p + (k + j) * stride) : floats<V>();
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            add(sum, v[j]);
+    }
+    return sum;
+}
+
 /* dB of all parts [column, hr] and dA of each [hr, in], as many columns of hr, are a slice's partial sums. */
 __host__ __device__ __forceinline__ size_t grad_columns(const lora_args &a)
 {

@@ -289,43 +289,6 @@ __global__ void __launch_bounds__(DA_THREADS, 3)
     }
 }
 
-/* V elements next to each other of a gradient g and a part's sums p, n of them `stride` apart. */
-template <int V> __device__ __forceinline__ void add_slices(float *g, const float *p, int n, size_t stride)
-{
-    float sum[V] = {};
-    for (int k = 0; k < n; k += 4) {
-        float v[4][V];
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < V; e++)
-                v[j][e] = k + j < n ? p[(size_t)(k + j) * stride + e] : 0.f;
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < V; e++)
-                sum[e] += v[j][e];
-    }
-#pragma unroll
-    for (int e = 0; e < V; e++)
-        g[e] += sum[e];
-}
-
-template <> __device__ __forceinline__ void add_slices<4>(float *g, const float *p, int n, size_t stride)
-{
-    float4 sum = {}, old = *(const float4 *)g;
-    for (int k = 0; k < n; k += 4) {
-        float4 v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            v[j] = k + j < n ? *(const float4 *)(p + (size_t)(k + j) * stride) : make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            sum = make_float4(sum.x + v[j].x, sum.y + v[j].y, sum.z + v[j].z, sum.w + v[j].w);
-    }
-    *(float4 *)g = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
-}
-
 /* grid (elements of the largest gradient / V / THREADS, dB and dA of each part, segments): adds a segment's slices in
  * order. */
 template <int V> __global__ void __launch_bounds__(THREADS) grad_join_kernel(lora_args a, const float *partial)
@@ -353,7 +316,9 @@ template <int V> __global__ void __launch_bounds__(THREADS) grad_join_kernel(lor
         at = (size_t)a.out0[part] * a.hr + i;
         g += (size_t)ad.rank * a.in + (size_t)column * ad.rank + r;
     }
-    add_slices<V>(g, partial + first.slot * slice + at, (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS, slice);
+    floats<V> sum = *(floats<V> *)g;
+    add(sum, sum_of<V, 4>(partial + first.slot * slice + at, (seg.rows + GRAD_ROWS - 1) / GRAD_ROWS, slice));
+    *(floats<V> *)g = sum;
 }
 
 /* ---- launches: with `a` NULL, what the device needs to know of a kernel, once, when it opens ---- */
