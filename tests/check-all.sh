@@ -25,15 +25,13 @@ sanitized() {
 with_clang() { make -j2 CC=clang all units >/dev/null && BUILD=build-clang tests/run.sh; }
 formatted() { git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' | xargs clang-format --dry-run --Werror; }
 long_runs() { make -j2 all units >/dev/null && FULL=1 TEST_TIMEOUT=3600 tests/run.sh; }
+soft_parity() { build/soft/gpu_parity "$@" >build/soft/parity.log 2>&1 || { grep -v ' ok$' build/soft/parity.log; return 1; }; }
 kernels() { # every world, copies and warps in another order each time, another shape of tiles; the paths of older GPUs
     make -j2 soft >/dev/null || return 1
-    local rc=0 seed
-    for seed in 1 2; do
-        DTX_SOFT_SEED=$seed DTX_CUDA_TILES=$((seed * 2 - 2)) build/soft/gpu_parity "$seed" >build/soft/parity.log 2>&1 ||
-            { grep -v ' ok$' build/soft/parity.log; rc=1; }
-    done
-    DTX_CUDA_NO_HOPPER=1 build/soft/gpu_parity 3 >build/soft/parity.log 2>&1 ||
-        { grep -v ' ok$' build/soft/parity.log; rc=1; }
+    local rc=0
+    DTX_SOFT_SEED=1 DTX_CUDA_TILES=0 soft_parity 1 || rc=1
+    DTX_SOFT_SEED=2 DTX_CUDA_TILES=2 soft_parity 2 || rc=1
+    DTX_CUDA_NO_HOPPER=1 soft_parity 3 || rc=1
     return $rc
 }
 fuzz() {

@@ -26,11 +26,10 @@ for shape in $SHAPES; do
     fi
     # shellcheck disable=SC2086
     "$BUILD/engine_bench" "$model" cuda:0 $cases >"$OUT/dtx-$shape.jsonl" || bad=1
-    python3 tests/bench/sustained.py "$model/config.json" >"$OUT/sustained-$shape.jsonl" || bad=1
+    python3 tests/bench/sustained.py "$model/config.json" >"$OUT/peer-$shape.jsonl" || bad=1
     if [ -n "$PEER_CASES" ]; then
-        python3 "$PEER" --model "$shape" --cases "$PEER_CASES" >"$OUT/peer-$shape.jsonl" 2>"$OUT/peer-$shape.log" || bad=1
+        python3 "$PEER" --model "$shape" --cases "$PEER_CASES" >>"$OUT/peer-$shape.jsonl" 2>"$OUT/peer-$shape.log" || bad=1
     fi
-    cat "$OUT/sustained-$shape.jsonl" >>"$OUT/peer-$shape.jsonl"
     python3 tests/bench/table.py "$shape" "$model/config.json" "$OUT/dtx-$shape.jsonl" "$OUT/peer-$shape.jsonl" |
         tee "$OUT/table-$shape.md"
     if [ "${SCALING:-0}" = 1 ]; then

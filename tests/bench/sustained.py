@@ -2,7 +2,7 @@
 """What the library's products reach when they do not stop: a GPU slows down under its own power, and a training step
 is seconds of products, where the ceiling that the peer measures is 40 ms of them.
 
-  sustained.py CONFIG_JSON [TOKENS [SECONDS]]      default: 4096 tokens, 3 s
+  sustained.py CONFIG_JSON [TOKENS [SECONDS]]
 
 x W^T and dy W for the four matrices of a layer, random bf16, one after another through PyTorch (cuBLAS).  Prints one
 JSON object: the rate in the last half of the time, and the power and clock seen then.
@@ -11,9 +11,8 @@ import json, subprocess, sys, time
 import torch
 
 
-def main():
-    c = json.load(open(sys.argv[1]))
-    tokens, seconds = int((sys.argv + [0, 0])[2] or 4096), float((sys.argv + [0, 0])[3] or 3)
+def main(config, tokens=4096, seconds=3):
+    c, tokens, seconds = json.load(open(config)), int(tokens), float(seconds)
     h, f, q = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
     head = c.get("head_dim") or h // q
     kv = c.get("num_key_value_heads", q) * head
@@ -42,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
